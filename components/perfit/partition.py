@@ -1,0 +1,242 @@
+"""A data set into clients: independent and identically distributed, by category, or by Dirichlet proportions.
+
+Each scheme returns one sorted int64 index array a client. The arrays are disjoint and together hold every
+record; the same arguments give the same arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from perfit.data import held_out_indices
+from perfit.errors import PerfitError
+from perfit.records import Record
+
+_CLIENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_LONGEST_ID = 63
+
+
+def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
+    """Deal n shuffled records out to the clients, in numbers that differ by at most one.
+
+    Raises:
+        PerfitError: Fewer records than clients.
+    """
+    _check_clients(n, clients)
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(part) for part in np.array_split(order, clients)]
+
+
+def by_category(
+    labels: Sequence[str], clients: int, seed: int, categories_per_client: int = 1
+) -> list[np.ndarray]:
+    """Give each client the records of a few categories alone.
+
+    The C categories, sorted, form a ring. Client i of N holds m = `categories_per_client` neighbours on it,
+    from position floor(i*C/N) on. With m = C/N each category has one holder, who gets it whole. With a
+    larger m neighbouring clients overlap (N = C, m = 2: every category is shared by two clients), and the
+    holders of a shared category get disjoint random parts of it, in numbers that differ by at most one.
+
+    Args:
+        labels: The category of each record.
+        clients: N.
+        seed: Seed of the parts of shared categories.
+        categories_per_client: m, from ceil(C/N) to C.
+
+    Raises:
+        PerfitError: A record has no category; a category would have no holder, or fewer records than holders;
+            or a client would need more categories than there are.
+    """
+    _check_clients(len(labels), clients)
+    categories, category_of = _categories(labels)
+    count = len(categories)
+    fewest = -(-count // clients)
+    if not fewest <= categories_per_client <= count:
+        raise PerfitError(
+            f"{categories_per_client} categories a client: {clients} clients cannot cover {count} so",
+            f"give each client {fewest} to {count} categories",
+        )
+    held = [(i * count // clients + np.arange(categories_per_client)) % count for i in range(clients)]
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for category, name in enumerate(categories):
+        holders = [client for client in range(clients) if category in held[client]]
+        records = rng.permutation(np.flatnonzero(category_of == category))
+        if len(records) < len(holders):
+            raise PerfitError(
+                f"category {str(name)!r}: {len(records)} record(s) for {len(holders)} clients that share it",
+                "ask for fewer clients or fewer categories a client, or merge small categories",
+            )
+        for client, share in zip(holders, np.array_split(records, len(holders)), strict=True):
+            parts[client].append(share)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def dirichlet(
+    labels: Sequence[str], clients: int, alpha: float, seed: int, minimum: int = 1
+) -> list[np.ndarray]:
+    """Divide each category among the clients in proportions drawn from Dir(alpha), one draw a category.
+
+    The scheme is that of Yurochkin et al. 2019 (arXiv 1905.12022). Hsu, Qi and Brown 2019 (arXiv
+    1909.06335) draw, for each client, the proportions of the categories instead. In both, a smaller alpha
+    makes clients less alike.
+
+    A client left with fewer than `minimum` records takes, one at a time, the last record of the client that
+    then has most of them (the first such client on a tie): proportions alone may leave a client empty.
+
+    Args:
+        labels: The category of each record.
+        clients: Number of clients.
+        alpha: Concentration, above 0: near 0 a category falls to one client, large values give equal shares.
+        seed: Seed of the order of the records and of the proportions.
+        minimum: Fewest records of a client.
+
+    Raises:
+        PerfitError: A record has no category, alpha is not a positive number, or there are too few records
+            for the minimum.
+    """
+    _check_clients(len(labels), clients, minimum)
+    if not 0 < alpha < np.inf:
+        raise PerfitError(f"alpha {alpha}: not a positive number", "give a concentration such as 0.5")
+    categories, category_of = _categories(labels)
+    rng = np.random.default_rng(seed)
+    parts: list[list[int]] = [[] for _ in range(clients)]
+    for category in range(len(categories)):
+        records = rng.permutation(np.flatnonzero(category_of == category))
+        proportions = rng.dirichlet(np.full(clients, alpha))
+        cuts = np.rint(np.cumsum(proportions)[:-1] * len(records)).astype(int)
+        for part, share in zip(parts, np.split(records, cuts), strict=True):
+            part.extend(share)
+    for part in parts:
+        while len(part) < minimum:
+            part.append(max(parts, key=len).pop())
+    return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
+
+
+def _categories(labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The categories, sorted, and for each record the index of its own."""
+    missing = [i for i, label in enumerate(labels, start=1) if label is None or label == ""]
+    if missing:
+        raise PerfitError(
+            f"record {missing[0]}: no category (missing in {len(missing)} of {len(labels)} records)",
+            "give each record a category, or leave those records out",
+        )
+    return np.unique(np.array([str(label) for label in labels]), return_inverse=True)
+
+
+def _check_clients(n: int, clients: int, minimum: int = 1) -> None:
+    if clients < 1 or minimum < 1:
+        raise PerfitError(f"{clients} clients of at least {minimum} record(s)", "give numbers from 1 on")
+    if n < clients * minimum:
+        raise PerfitError(
+            f"{n} records: too few for {clients} clients of at least {minimum} record(s)",
+            f"ask for at most {n // minimum} clients, or give more records",
+        )
+
+
+def write_partition(
+    records: Sequence[Record],
+    parts: Sequence[np.ndarray],
+    names: Sequence[str],
+    directory: str | Path,
+    held_out_fraction: float,
+    seed: int,
+    *,
+    overwrite: bool = False,
+) -> list[dict[str, str]]:
+    """Write each client's records, with their original fields, as JSON lines.
+
+    All files are written aside and then moved into place, so that a failure leaves none half-written.
+
+    Args:
+        records: The data set.
+        parts: Indices into the records, one array a client.
+        names: Client ids, one a part.
+        directory: Where `<client>.train.jsonl` and `<client>.held-out.jsonl` go; made where missing.
+        held_out_fraction: Share of each client's records to hold out.
+        seed: Seed of the draw; client i uses (seed, i).
+        overwrite: Whether to replace files that are there.
+
+    Returns:
+        The `clients` section of a federation file: `{"id", "data", "held_out"}` each, with the files' paths.
+
+    Raises:
+        PerfitError: A bad or repeated client id, a client with fewer than 2 records, files that are there
+            already, or a record that JSON cannot hold. Nothing is written.
+    """
+    _check_names(names)
+    directory = Path(directory)
+    contents: dict[Path, bytes] = {}
+    clients = []
+    for i, (name, part) in enumerate(zip(names, parts, strict=True)):
+        train, held_out = _split_client(name, part, held_out_fraction, [seed, i])
+        files = [directory / f"{name}.{kind}.jsonl" for kind in ("train", "held-out")]
+        contents |= {
+            file: _lines(records, chosen) for file, chosen in zip(files, (train, held_out), strict=True)
+        }
+        clients.append({"id": name, "data": str(files[0]), "held_out": str(files[1])})
+    there = [file.name for file in contents if file.exists()]
+    if there and not overwrite:
+        raise PerfitError(
+            f"{directory}: already holds {', '.join(there)}", "choose another directory, or overwrite"
+        )
+    _write_all(contents, directory)
+    return clients
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if len(name) > _LONGEST_ID or not _CLIENT_ID.fullmatch(name):
+            raise PerfitError(
+                f"client id {name!r}: not a safe name",
+                f"use at most {_LONGEST_ID} of a-z, 0-9 and -, with a letter or digit first and last",
+            )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise PerfitError(f"client id {repeated[0]!r}: given more than once", "give each client its own id")
+
+
+def _split_client(
+    name: str, part: np.ndarray, fraction: float, seed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        train, held_out = held_out_indices(len(part), fraction, seed)
+    except PerfitError as error:
+        raise PerfitError(f"client {name}: {error.problem}", error.fix) from error
+    return part[train], part[held_out]
+
+
+def _lines(records: Sequence[Record], indices: np.ndarray) -> bytes:
+    return b"".join(_line(records[i]) for i in indices)
+
+
+def _line(record: Record) -> bytes:
+    try:
+        if record.problem:
+            raise ValueError(record.problem)
+        return json.dumps(record.fields, ensure_ascii=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise PerfitError(
+            f"line {record.line}: cannot be written as JSON: {error}", "repair the record, or leave it out"
+        ) from error
+
+
+def _write_all(contents: Mapping[Path, bytes], directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".partition-") as aside:
+            for file, content in contents.items():
+                (Path(aside) / file.name).write_bytes(content)
+            for file in contents:
+                os.replace(Path(aside) / file.name, file)
+    except OSError as error:
+        raise PerfitError(
+            f"{directory}: cannot be written: {error}", "check the directory and its free space"
+        ) from error

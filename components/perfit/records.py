@@ -1,0 +1,295 @@
+"""Instruction records: reading them from a file or the hub, and checking them against three schemas.
+
+A record is Alpaca (`instruction`, `input`, `output`), Dolly (`instruction`, `context`, `response`,
+`category`) or chat (`messages`). One that cannot be used is refused or skipped, as the user chose, and
+named by its line.
+
+Records are private: they are streamed, never cached on disk, and the reason for a refusal quotes keys and
+roles, no content.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from perfit.errors import PerfitError
+
+BadRecords = Literal["refuse", "skip"]
+Message = dict[str, str]
+T = TypeVar("T")
+
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SOURCES = "give a .jsonl or .parquet file, or a hub data set as owner/name or owner/name:split"
+_SCHEMAS = (
+    "use the keys of Alpaca (instruction, input, output), Dolly (instruction, context, response) or messages"
+)
+_NAMED_RECORDS = 5  # how many bad records an error message lists
+
+
+class BadRecord(ValueError):
+    """Why one record cannot be used: a short reason without the record's content."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a source.
+
+    Args:
+        line: Its line in the file, or its row, from 1.
+        fields: What it holds; empty where it cannot be parsed.
+        problem: Why it cannot be parsed, otherwise None.
+    """
+
+    line: int
+    fields: dict[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class RecordReport:
+    """The records of one source, sorted into usable ones and others.
+
+    Args:
+        source: Where the records come from.
+        usable: The records that `to_messages` accepts, in the order of the source.
+        skipped: (line, reason) of each other record.
+    """
+
+    source: str
+    usable: tuple[Record, ...]
+    skipped: tuple[tuple[int, str], ...]
+
+
+def read_records(source: str) -> list[Record]:
+    """Read every record of a source; blank lines are passed over.
+
+    Args:
+        source: Path of a JSON lines (.jsonl, .json) or Parquet (.parquet) file, or a hub data set as
+            `owner/name[:split]` (split `train` if not named).
+
+    Returns:
+        The records in order. A line that is not a JSON object is a record with a `problem`.
+
+    Raises:
+        PerfitError: The source cannot be read, is of an unknown kind, or holds no record.
+    """
+    read, fix = _reader(source)
+    try:
+        # Even where it only streams, the library keeps lock files in its cache: this one vanishes with them.
+        with tempfile.TemporaryDirectory() as cache:
+            records = list(read(cache))
+    except PerfitError:
+        raise
+    except (OSError, ValueError) as error:
+        raise PerfitError(f"{source}: cannot be read: {error}", fix) from error
+    if not records:
+        raise PerfitError(f"{source}: there is no record in it", "give a client at least 2 records")
+    return records
+
+
+def _reader(source: str) -> tuple[Callable[[str], Iterator[Record]], str]:
+    """Find how to read a source, given a directory for the cache, and what to do where reading fails."""
+    path = Path(source)
+    if source.startswith("s3://"):
+        raise PerfitError(
+            f"{source}: an object is no local file", "let the pipeline fetch it, or download it first"
+        )
+    if path.is_dir():
+        raise PerfitError(f"{source}: is a directory", _SOURCES)
+    if path.suffix in _SUFFIXES:
+        if not path.exists():
+            raise PerfitError(f"{source}: no such file", "check the path")
+        read_file = _read_parquet if path.suffix == ".parquet" else _read_lines
+        return lambda cache: read_file(path, cache), "check that the file is whole and may be read"
+    if path.exists():
+        raise PerfitError(f"{source}: a file of unknown kind {path.suffix!r}", _SOURCES)
+    if hub := _HUB_ID.fullmatch(source):
+        fix = "check the name, the split, the network and, if it is private, HF_TOKEN; or give a file"
+        return lambda cache: _read_hub(hub["name"], hub["split"] or "train", cache), fix
+    raise PerfitError(f"{source}: neither a file nor a hub data set", _SOURCES)
+
+
+def _read_lines(path: Path, cache: str) -> Iterator[Record]:
+    from datasets import IterableDataset
+
+    rows = IterableDataset.from_text(
+        glob.escape(str(path.resolve())),
+        cache_dir=cache,
+        encoding="utf-8-sig",
+        # Other bytes become \xNN, which JSON refuses: one line is named, and not the whole file lost.
+        encoding_errors="backslashreplace",
+    )
+    for line, row in enumerate(rows, start=1):
+        text = row["text"]
+        if line == 1 and text.startswith("["):
+            fix = f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl"
+            raise PerfitError(f"{path}: is a JSON array, not one JSON object a line", fix)
+        if text.strip():
+            yield _parse(line, text)
+
+
+def _parse(line: int, text: str) -> Record:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        undecoded = re.compile(r"\\x[0-9a-f]{2}").match(text, error.pos)
+        reason = "not UTF-8" if undecoded else error.msg
+        return Record(line, {}, f"not valid JSON (column {error.colno}: {reason})")
+    except (ValueError, RecursionError):
+        return Record(line, {}, "not valid JSON (a number too long, or values nested too deep)")
+    return Record(line, fields) if isinstance(fields, dict) else Record(line, {}, "not a JSON object")
+
+
+def _read_parquet(path: Path, cache: str) -> Iterator[Record]:
+    from datasets import IterableDataset
+
+    # Without a batch size the library takes that of the first row group, and fails where it is 0.
+    rows = IterableDataset.from_parquet(glob.escape(str(path.resolve())), cache_dir=cache, batch_size=1000)
+    return _number(rows)
+
+
+def _read_hub(name: str, split: str, cache: str) -> Iterator[Record]:
+    from datasets import load_dataset
+
+    return _number(load_dataset(name, split=split, streaming=True, cache_dir=cache))
+
+
+def _number(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    return (Record(line, dict(row)) for line, row in enumerate(rows, start=1))
+
+
+def to_messages(fields: Mapping[str, Any]) -> list[Message]:
+    """Turn a record of any of the three schemas into chat messages; a null field counts as absent.
+
+    Args:
+        fields: The record. Its keys decide the schema.
+
+    Returns:
+        Messages `{"role", "content"}`: an optional system message, then user and assistant turns, the last
+        one the assistant's. Instruction and context form one user message, with a blank line between them.
+
+    Raises:
+        BadRecord: The record fits no schema or lacks what its schema needs.
+    """
+    present = {key: value for key, value in fields.items() if value is not None}
+    if "messages" in present:
+        return _chat(present["messages"])
+    if "instruction" in present:
+        return _single_turn(present)
+    keys = ", ".join(key[:20] for key in list(fields)[:8])
+    raise BadRecord(f"unknown schema (keys: {keys or 'none'})")
+
+
+def _single_turn(fields: Mapping[str, Any]) -> list[Message]:
+    answers = [key for key in ("response", "output") if key in fields]
+    if len(answers) != 1:
+        raise BadRecord("both response and output" if answers else "no response")
+    contexts = [_text(fields[key], key) for key in ("context", "input") if key in fields]
+    question = [_filled(fields["instruction"], "instruction"), *filter(str.strip, contexts)]
+    return [
+        {"role": "user", "content": "\n\n".join(question)},
+        {"role": "assistant", "content": _filled(fields[answers[0]], "response")},
+    ]
+
+
+def _chat(messages: Any) -> list[Message]:
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise BadRecord("messages is not a list of objects with role and content")
+    roles = [message.get("role") for message in messages]
+    _check_roles(roles)
+    names = ["response" if role == "assistant" else f"{role} message" for role in roles]
+    contents = [_filled(message.get("content"), name) for message, name in zip(messages, names, strict=True)]
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+
+
+def _check_roles(roles: Sequence[Any]) -> None:
+    for position, role in enumerate(roles, start=1):
+        if role not in ("system", "user", "assistant"):
+            raise BadRecord(f"unknown role {str(role)[:20]!r} in message {position}")
+    if "assistant" not in roles:
+        raise BadRecord("no response")
+    if roles[-1] != "assistant":
+        raise BadRecord("chat does not end with the assistant")
+    turns = roles[1:] if roles[0] == "system" else roles
+    if "system" in turns:
+        raise BadRecord("system message is not the first")
+    if turns[0] != "user":
+        raise BadRecord("chat does not begin with the user")
+
+
+def _filled(value: Any, name: str) -> str:
+    text = _text(value, name)
+    if not text.strip():
+        raise BadRecord(f"empty {name}")
+    return text
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRecord(f"{name} is not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRecord(f"{name} holds half of a surrogate pair") from None
+    return value
+
+
+def check_records(source: str, bad_records: BadRecords = "refuse") -> RecordReport:
+    """Read a source and check every record against the schemas, without a tokenizer.
+
+    Args:
+        source: As in `read_records`.
+        bad_records: Raise on any bad record, or name it in the report.
+
+    Raises:
+        PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
+    """
+    kept, skipped = screen_records(source, bad_records, to_messages)
+    return RecordReport(source, tuple(record for record, _ in kept), skipped)
+
+
+def screen_records(
+    source: str, bad_records: BadRecords, convert: Callable[[dict[str, Any]], T]
+) -> tuple[list[tuple[Record, T]], tuple[tuple[int, str], ...]]:
+    """Read a source and convert every record that can be.
+
+    Args:
+        source: As in `read_records`.
+        bad_records: Raise on any bad record, or list it.
+        convert: From a record's fields to what is wanted; raises `BadRecord`.
+
+    Returns:
+        (record, what it became) for each usable record, and (line, reason) for each other one.
+
+    Raises:
+        PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
+    """
+    kept, skipped = [], []
+    for record in read_records(source):
+        try:
+            if record.problem:
+                raise BadRecord(record.problem)
+            kept.append((record, convert(record.fields)))
+        except BadRecord as reason:
+            skipped.append((record.line, str(reason)))
+    if not kept:
+        raise PerfitError(f"{source}: no usable record: {_listed(skipped)}", _SCHEMAS)
+    if skipped and bad_records == "refuse":
+        bad, total = len(skipped), len(skipped) + len(kept)
+        problem = f"{source}: {bad} of {total} records cannot be used: {_listed(skipped)}"
+        raise PerfitError(problem, "repair them, or set data.bad_records: skip to leave them out")
+    return kept, tuple(skipped)
+
+
+def _listed(skipped: Sequence[tuple[int, str]]) -> str:
+    named = [f"line {line}: {reason}" for line, reason in skipped[:_NAMED_RECORDS]]
+    more = len(skipped) - len(named)
+    return "; ".join([*named, f"and {more} more"] if more else named)

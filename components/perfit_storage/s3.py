@@ -1,0 +1,294 @@
+"""Objects in an S3 bucket (MinIO, AWS, SeaweedFS, any compatible server), through the MinIO client.
+
+Settings come from the environment, under the names that AWS's own tools use::
+
+    AWS_ENDPOINT_URL        http(s)://host:port; without it AWS itself
+    AWS_ACCESS_KEY_ID       required
+    AWS_SECRET_ACCESS_KEY   required
+    AWS_SESSION_TOKEN       for temporary credentials
+    AWS_REGION              us-east-1 by default
+    AWS_CA_BUNDLE           PEM file of the authorities to trust; by default those of certifi
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
+
+from perfit_storage.errors import AccessDenied, ObjectNotFound, StoreError, StoreUnreachable
+from perfit_storage.objects import StoredObject, check_key, check_prefix
+
+_AWS_ENDPOINT = "https://s3.amazonaws.com"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_TYPE = "application/octet-stream"
+_GET_ATTEMPTS = 3
+_CONFLICT_PAUSES_S = (0.1, 0.4, 1.6)
+_SINGLE_REQUEST_MIN_PART = 5 * 1024**2
+
+# An unreachable server costs four connection attempts and 1.8 s of pauses, about 10 s at the very most.
+# A store's own Retry-After (MinIO asks for two minutes) would break that bound.
+_TIMEOUT = urllib3.Timeout(connect=2.0, read=30.0)
+_RETRIES = urllib3.Retry(
+    total=3,
+    read=2,
+    backoff_factor=0.3,
+    status_forcelist=(500, 502, 503, 504),
+    raise_on_status=False,
+    respect_retry_after_header=False,
+)
+
+_DENIED_FIXES = {
+    "AccessDenied": "let this access key do so in the store's policy, and check the AWS_* credentials",
+    "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL if the key is another store's",
+    "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "renew the temporary credentials: AWS_SESSION_TOKEN has expired",
+    "InvalidToken": "correct AWS_SESSION_TOKEN, or unset it if the credentials are not temporary",
+}
+_OTHER_FIXES = {
+    "NoSuchBucket": "create the bucket, or correct the bucket in the store URI",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "AuthorizationHeaderMalformed": "set AWS_REGION to the bucket's region",
+    "PermanentRedirect": "set AWS_REGION to the bucket's region",
+    "NotImplemented": "use an S3 server that has conditional writes (If-None-Match and If-Match)",
+}
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How to reach an S3 server. TLS follows the endpoint's scheme."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    region: str = "us-east-1"
+    ca_bundle: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> S3Settings:
+        """Reads the AWS_* variables; an empty one counts as missing. Raises ``StoreError``."""
+        # Secrets made from files often end in a newline, which no HTTP header may hold.
+        values = {name: value.strip() for name, value in environment.items() if name.startswith("AWS_")}
+        needed = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        missing = [name for name in needed if not values.get(name)]
+        if missing:
+            raise StoreError(
+                f"no credentials for the S3 store: {' and '.join(missing)} not set",
+                f"set {' and '.join(missing)} in the environment (on Kubernetes: from a Secret)",
+            )
+        return cls(
+            endpoint=_checked_endpoint(values.get("AWS_ENDPOINT_URL") or _AWS_ENDPOINT),
+            access_key=values["AWS_ACCESS_KEY_ID"],
+            secret_key=values["AWS_SECRET_ACCESS_KEY"],
+            session_token=values.get("AWS_SESSION_TOKEN") or None,
+            region=values.get("AWS_REGION") or "us-east-1",
+            ca_bundle=_checked_bundle(values.get("AWS_CA_BUNDLE") or None),
+        )
+
+    def connect(self, retries: urllib3.Retry | bool = _RETRIES) -> Minio:
+        """Returns a client; nothing is sent yet."""
+        parts = urlsplit(self.endpoint)
+        return Minio(
+            endpoint=parts.netloc,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            session_token=self.session_token,
+            secure=parts.scheme == "https",
+            region=self.region,
+            http_client=urllib3.PoolManager(
+                maxsize=32,
+                timeout=_TIMEOUT,
+                retries=retries,
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=self.ca_bundle or certifi.where(),
+            ),
+        )
+
+
+class S3Store:
+    """An ``ObjectStore`` under a prefix of an S3 bucket.
+
+    Args:
+        settings: Where the server is, and the credentials.
+        bucket: A bucket that exists.
+        prefix: What every key begins with, without slashes at its ends; may be empty.
+    """
+
+    def __init__(self, settings: S3Settings, bucket: str, prefix: str = ""):
+        if not _BUCKET.fullmatch(bucket):
+            raise StoreError(
+                f"{bucket!r} cannot be the name of a bucket",
+                "use 3 to 63 lower-case letters, digits, dots and hyphens",
+            )
+        self._root = f"{check_key(prefix)}/" if prefix else ""
+        self._bucket = bucket
+        self._endpoint = settings.endpoint
+        self._client = settings.connect()
+
+    @property
+    def uri(self) -> str:
+        """The bucket and prefix as an S3 URI."""
+        return f"s3://{self._bucket}/{self._root}".rstrip("/")
+
+    def get(self, key: str) -> StoredObject:
+        """See ``ObjectStore.get``."""
+        path = self._path(key)
+        with self._errors("read", key):
+            for _ in range(_GET_ATTEMPTS - 1):
+                # The pool repeats requests that get no answer, not answers that break off.
+                with suppress(ProtocolError):
+                    return self._read(path)
+            return self._read(path)
+
+    def put(self, key: str, data: bytes) -> None:
+        """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
+        path = self._path(key)
+        with self._errors("write", key):
+            self._client.put_object(
+                bucket_name=self._bucket,
+                object_name=path,
+                data=io.BytesIO(data),
+                length=len(data),
+                content_type=_TYPE,
+                part_size=max(len(data), _SINGLE_REQUEST_MIN_PART),
+            )
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See ``ObjectStore.create``."""
+        return self._put_if("create", key, data, {"If-None-Match": "*"})
+
+    def replace(self, key: str, data: bytes, version: str) -> bool:
+        """See ``ObjectStore.replace``."""
+        return self._put_if("replace", key, data, {"If-Match": version})
+
+    def exists(self, key: str) -> bool:
+        """See ``ObjectStore.exists``. S3's answer does not tell a missing bucket from a missing object."""
+        try:
+            self.size(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def size(self, key: str) -> int:
+        """See ``ObjectStore.size``."""
+        path = self._path(key)
+        with self._errors("look up", key):
+            return self._client.stat_object(bucket_name=self._bucket, object_name=path).size
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See ``ObjectStore.list``."""
+        path = self._root + check_prefix(prefix)
+        with self._errors("list", prefix):
+            found = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
+            keys = [item.object_name.removeprefix(self._root) for item in found if not item.is_dir]
+        # Not every server lists in the order of the keys.
+        return iter(sorted(keys))
+
+    def delete(self, key: str) -> None:
+        """See ``ObjectStore.delete``."""
+        path = self._path(key)
+        with self._errors("delete", key):
+            self._client.remove_object(bucket_name=self._bucket, object_name=path)
+
+    def _path(self, key: str) -> str:
+        return self._root + check_key(key)
+
+    def _read(self, path: str) -> StoredObject:
+        response = self._client.get_object(bucket_name=self._bucket, object_name=path)
+        try:
+            return StoredObject(response.read(), response.headers["ETag"])
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _put_if(self, action: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        """Writes under a condition; True if the key holds these bytes afterwards.
+
+        The client's public ``put_object`` takes no such header. A presigned URL would, but urllib3 logs the
+        URLs of the requests it repeats, and a presigned one carries the session token and a signature.
+        """
+        path = self._path(key)
+        headers = {"Content-Type": _TYPE, **condition}
+        with self._errors(action, key):
+            for pause in (*_CONFLICT_PAUSES_S, None):
+                try:
+                    self._client._put_object(self._bucket, path, data, dict(headers))
+                    return True
+                except S3Error as error:
+                    if error.code in {"PreconditionFailed", "NoSuchKey"}:
+                        break
+                    # AWS asks to repeat a write that met another one in flight.
+                    if error.code != "ConditionalRequestConflict" or pause is None:
+                        raise
+                    time.sleep(pause)
+        try:
+            return self.get(key).data == data
+        except ObjectNotFound:
+            return False
+
+    @contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[None]:
+        problem = f"cannot {action} {self.uri}/{key} at {self._endpoint}"
+        try:
+            yield
+        except S3Error as error:
+            raise _store_error(problem, error) from error
+        except InvalidResponseError as error:
+            raise StoreUnreachable(
+                f"{problem}: {str(error).partition(', Body')[0]}",
+                "set AWS_ENDPOINT_URL to the store's S3 API, not its web console; check proxies on the way",
+            ) from error
+        except (MinioException, HTTPError) as error:
+            raise _unreachable(problem, error) from error
+
+
+def _store_error(problem: str, error: S3Error) -> StoreError:
+    problem = f"{problem}: {error.message or error.code} ({error.code})"
+    if error.code == "NoSuchKey":
+        return ObjectNotFound(problem, "check the store URI")
+    if error.code in _DENIED_FIXES:
+        return AccessDenied(problem, _DENIED_FIXES[error.code])
+    if error.code in _OTHER_FIXES:
+        return StoreError(problem, _OTHER_FIXES[error.code])
+    if error.response.status >= 500:
+        return StoreUnreachable(problem, "try again when the store is less busy, or look into its log")
+    return StoreError(problem, "look the error's code up in the documentation of the store's S3 API")
+
+
+def _unreachable(problem: str, error: Exception) -> StoreUnreachable:
+    reason = error.reason if isinstance(error, MaxRetryError) else error
+    fix = "check AWS_ENDPOINT_URL, and that the store runs and can be reached from here"
+    if isinstance(reason, SSLError):
+        fix = "set AWS_CA_BUNDLE to the authority that signed the store's certificate"
+    return StoreUnreachable(f"{problem}: {reason}", fix)
+
+
+def _checked_endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    fits = parts.scheme in {"http", "https"} and parts.hostname and not parts.path.strip("/")
+    if not fits or parts.query or parts.fragment or "@" in parts.netloc:
+        # The value is not shown: a URL of another form may hold a password.
+        raise StoreError(
+            "AWS_ENDPOINT_URL is not the URL of a server", "set it to http://host:port or https://host:port"
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _checked_bundle(path: str | None) -> str | None:
+    if path is not None and not Path(path).is_file():
+        raise StoreError(
+            f"AWS_CA_BUNDLE: there is no file {path}", "name a PEM file, or unset it to trust certifi's"
+        )
+    return path

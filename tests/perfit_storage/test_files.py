@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perfit_storage import StoreError, open_store
+
+INCREMENT = """
+import os, sys
+from perfit_storage.files import FileStore
+from pathlib import Path
+store = FileStore(Path(sys.argv[1]))
+for turn in range(20):
+    while True:
+        found = store.get("counter")
+        count = int(found.data.split()[0]) + 1
+        if store.replace("counter", f"{count} {os.getpid()}".encode(), found.version):
+            break
+"""
+
+
+def test_racing_processes_lose_no_update(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    store.put("counter", b"0")
+    children = [subprocess.Popen([sys.executable, "-c", INCREMENT, tmp_path]) for _ in range(3)]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    assert store.get("counter").data.split()[0] == b"60"
+
+
+def test_only_objects_are_left_and_listed(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    store.put("a/b", b"1")
+    assert not store.create("a/b", b"2")
+    assert not store.replace("a/b", b"3", "another version")
+    assert list(store.list("")) == ["a/b"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_an_object_where_a_directory_should_be(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    store.put("a", b"")
+    with pytest.raises(StoreError, match="cannot write"):
+        store.put("a/b", b"")
+    store.put("c/d", b"")
+    with pytest.raises(StoreError, match="cannot write"):
+        store.put("c", b"")
+
+
+def test_nothing_is_written_by_opening(tmp_path: Path):
+    store = open_store((tmp_path / "new").as_uri())
+    assert list(store.list("")) == []
+    store.delete("a")
+    assert not (tmp_path / "new").exists()

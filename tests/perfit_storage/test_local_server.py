@@ -1,0 +1,137 @@
+"""The local S3 server, against the real one: what users of a machine do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perfit_storage import AccessDenied, StoreError, open_store
+from perfit_storage.local_server import LocalS3Server, User, find_weed
+
+USE = """
+import sys
+from pathlib import Path
+from perfit_storage import open_store
+from perfit_storage.local_server import LocalS3Server
+with LocalS3Server(Path(sys.argv[1])) as server:
+    store = open_store(server.store_uri, server.environment)
+    store.put(f"from-{sys.argv[2]}", b"x")
+    print(server.environment["AWS_ENDPOINT_URL"], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _needs_seaweedfs() -> None:
+    try:
+        find_weed()
+    except StoreError as error:
+        pytest.skip(str(error))
+
+
+def use(directory: Path, name: str) -> subprocess.Popen[str]:
+    """A command that starts or joins the directory's server, says where it is, and waits for its input's end."""
+    command = [sys.executable, "-c", USE, str(directory), name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def server_pid(directory: Path) -> int:
+    return json.loads((directory / "state.json").read_text())["pid"]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the server still runs"
+        time.sleep(0.02)
+
+
+def test_two_commands_share_a_server_and_a_restart_keeps_the_data(tmp_path: Path):
+    commands = [use(tmp_path, name) for name in ("first", "second")]
+    endpoints = {command.stdout.readline() for command in commands}
+    pid = server_pid(tmp_path)
+    assert len(endpoints) == 1, "commands that start at once share one server"
+    assert is_running(pid)
+    commands[0].communicate(), commands[1].communicate()
+    assert [command.returncode for command in commands] == [0, 0]
+    assert not is_running(pid)
+
+    users = [User("anna", "anna-id", "anna-secret", ("Read:perfit/anna/*", "Write:perfit/anna/*"))]
+    with LocalS3Server(tmp_path, users) as server:
+        store = open_store(server.store_uri, server.environment)
+        assert list(store.list("")) == ["from-first", "from-second"]
+        assert {server.environment["AWS_ENDPOINT_URL"]} == {line.strip() for line in endpoints}
+        check_joining(tmp_path, server)
+        check_users(server)
+        pid = server_pid(tmp_path)
+    assert not is_running(pid)
+
+
+def check_joining(directory: Path, server: LocalS3Server) -> None:
+    with LocalS3Server(directory) as joined:
+        assert joined.environment == server.environment
+    open_store(server.store_uri, server.environment).put("after", b"the joined command ended")
+
+
+def check_users(server: LocalS3Server) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "anna-id", "AWS_SECRET_ACCESS_KEY": "anna-secret"}
+    anna = open_store(server.store_uri, server.environment | keys)
+    assert anna.create("anna/a", b"1")
+    assert anna.get("anna/a").data == b"1"
+    with pytest.raises(AccessDenied, match="cannot write s3://perfit/anna-b/a"):
+        anna.put("anna-b/a", b"")
+    with pytest.raises(AccessDenied, match="cannot read s3://perfit/from-first") as caught:
+        anna.get("from-first")
+    assert "anna-secret" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at the parent's death is Linux's")
+def test_the_server_ends_with_a_killed_command(tmp_path: Path):
+    command = use(tmp_path, "killed")
+    command.stdout.readline()
+    pid = server_pid(tmp_path)
+    command.send_signal(signal.SIGKILL)
+    command.communicate()
+    wait_for_end(pid)
+    with LocalS3Server(tmp_path) as server:
+        assert open_store(server.store_uri, server.environment).get("from-killed").data == b"x"
+
+
+def test_keys_are_private(tmp_path: Path):
+    with LocalS3Server(tmp_path / "new") as server:
+        log = (tmp_path / "new" / "server.log").read_text()
+        assert server.environment["AWS_SECRET_ACCESS_KEY"] not in log
+    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(tmp_path / "new" / "users.json").st_mode) == 0o600
+
+
+def test_a_server_that_dies_at_the_start_shows_its_log(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "filerldb2").write_text("a file where SeaweedFS wants a directory")
+    with (
+        pytest.raises(StoreError, match=r"ended with code \d+; its log ends with\n.*filerldb2"),
+        LocalS3Server(tmp_path),
+    ):
+        pass
+
+
+def test_seaweedfs_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StoreError, match=r"perfit-kubeflow\[local\]"), LocalS3Server(tmp_path):
+        pass

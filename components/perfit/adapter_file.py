@@ -37,8 +37,8 @@ class AdapterHeader:
         base_model: The frozen model that the adapter belongs to.
         rank: The client's own rank, or the expanded rank for the global adapter.
         expansion: Expanded rank over the federation's rank.
-        budget: Number of positions held.
-        mask_sha256: Hash of the mask that the values stand on.
+        budget: Number of positions held; filled in when the file is written.
+        mask_sha256: Hash of the mask that the values stand on; filled in likewise.
         format_version: Of this file format.
     """
 
@@ -48,8 +48,8 @@ class AdapterHeader:
     base_model: str
     rank: int
     expansion: int
-    budget: int
-    mask_sha256: str
+    budget: int = 0
+    mask_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from perfit_storage import ObjectStore, open_store
 
 

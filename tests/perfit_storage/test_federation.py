@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import pytest
-
 from perfit_storage import (
     CorruptObject,
     FederationStore,

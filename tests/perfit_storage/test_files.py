@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from perfit_storage import StoreError, open_store
 
 INCREMENT = """

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from perfit_storage import AccessDenied, StoreError, open_store
 from perfit_storage.local_server import LocalS3Server, User, find_weed
 

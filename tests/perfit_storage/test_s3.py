@@ -17,7 +17,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-
 from perfit_storage import AccessDenied, StoreError, StoreUnreachable, open_store
 from perfit_storage.s3 import S3Settings
 

@@ -1,0 +1,96 @@
+"""Write a federation's file and its initial adapter, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfit.adapter import SparseAdapter
+from perfit.adapter_file import AdapterHeader, dump_values
+from perfit.errors import PerfitError
+from perfit.federation_file import parse_federation
+from perfit.spec import Federation
+from perfit_components.steps.opening import model_cache
+from perfit_storage import FederationStore, Head, ObjectNotFound
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where the federation is, and the round that comes next."""
+
+    uri: str
+    next_round: int
+
+
+def prepare(federation_file: str, store_uri: str) -> Prepared:
+    """Found a federation, or find it again.
+
+    Everything is checked before anything is written. A federation that exists may change its rounds, participation, tiers
+    and clients; see :meth:`perfit.spec.Federation.difference`.
+
+    Args:
+        federation_file: The text of the federation file.
+        store_uri: Where federations are kept.
+
+    Raises:
+        PerfitError: The file is wrong, or its name is in use by another federation.
+        StoreError: The store cannot be reached or written.
+    """
+    spec = parse_federation(federation_file)
+    store = FederationStore.open(store_uri, spec.name)
+    head = _head(store)
+    data = _initial_adapter(spec) if head is None else None
+    _write_spec(store, spec)
+    if data is not None:
+        store.create_head(store.put_global(0, data))
+        head = store.read_head()
+    return Prepared(store.uri, head.round + 1)
+
+
+def _head(store: FederationStore) -> Head | None:
+    try:
+        return store.read_head()
+    except ObjectNotFound:
+        return None
+
+
+def _initial_adapter(spec: Federation) -> bytes:
+    from perfit.client import read_space
+
+    space = read_space(spec, model_cache())
+    adapter = SparseAdapter(space, np.ones(space.size, dtype=bool), space.initial_values(spec.training.seed))
+    return dump_values(global_header(spec, 0), adapter)
+
+
+def global_header(spec: Federation, round: int) -> AdapterHeader:
+    """Return the header of the global adapter of a round; budget and mask are filled in when it is written."""
+    return AdapterHeader(
+        federation=spec.name,
+        round=round,
+        client=None,
+        base_model=spec.model,
+        rank=spec.expanded_rank,
+        expansion=spec.expansion,
+    )
+
+
+def _write_spec(store: FederationStore, spec: Federation) -> None:
+    text = spec.to_yaml().encode()
+    try:
+        stored = store.read_spec()
+    except ObjectNotFound:
+        stored = None
+    if stored == text:
+        return
+    if stored is not None:
+        difference = spec.difference(parse_federation(stored.decode(), f"{store.uri}/spec.yaml"))
+        if difference:
+            raise PerfitError(
+                f"the name {spec.name!r} is already used by another federation at {store.uri}: {difference}",
+                "choose another name, or go on with the file that the federation was founded with",
+            )
+    if not store.write_spec(text, stored):
+        raise PerfitError(
+            f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again"
+        )

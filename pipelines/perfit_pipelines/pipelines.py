@@ -1,0 +1,197 @@
+"""The two pipelines of a federation, built from its federation file.
+
+What KFP needs to know at compile time is unrolled here: the rounds, and one loop a tier, whose pods have that tier's
+resources. Everything else is read at run time from the federation's own files.
+"""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from dataclasses import dataclass
+
+from kfp import dsl, kubernetes
+from kfp.dsl.base_component import BaseComponent
+
+from perfit.errors import PerfitError
+from perfit.spec import Federation, Tier
+from perfit_components.aggregate_round import aggregate_round
+from perfit_components.close_search import close_search
+from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
+from perfit_components.merge_statuses import merge_statuses
+from perfit_components.plan_round import plan_round
+from perfit_components.prepare_federation import prepare_federation
+from perfit_components.report_round import report_round
+from perfit_components.search_client import search_client
+from perfit_components.steps.plan import SEARCH_ROUND
+from perfit_components.train_client import train_client
+
+SERVER_SECRET = "perfit-server"
+DATA_MOUNT = "/data"
+_STORE_KEYS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that clients' and server's tasks run in."""
+
+    client: str = CLIENT_IMAGE
+    server: str = SERVER_IMAGE
+
+
+def federated_tuning(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:  # noqa: B008
+    """Build the pipeline that searches every client's architecture, then runs all rounds of the federation file.
+
+    Run again, it goes on where an earlier run stopped: what is done is found in the store.
+
+    Args:
+        spec: Gives rounds and tiers, and is the default of the parameter ``federation_file``.
+        store: Default of the parameter ``store``.
+        images: Where tasks run.
+
+    Raises:
+        PerfitError: Some, but not all clients of a tier have a volume.
+    """
+    search, rounds = _search_stage(spec, images), _round_stage(spec, images, searching=False)
+
+    @dsl.pipeline(name="federated-tuning", description=_describe(spec, f"{spec.rounds} rounds"))
+    def pipeline(federation_file: str = spec.to_yaml(), store: str = store):
+        prepared = _on_server(prepare_federation(federation_file=federation_file, store=store), images.client)
+        federation = search(federation=prepared.outputs["federation"]).output
+        for number in range(1, spec.rounds + 1):
+            stage = rounds(federation=federation, round=number)
+            federation = stage.set_display_name(f"Round {number} of {spec.rounds}").output
+
+    return pipeline
+
+
+def federated_round(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:  # noqa: B008
+    """Build the pipeline of one round from wherever the head is: the unit of scheduled tuning.
+
+    Clients that have no architecture yet search it first.
+
+    Args:
+        spec: Gives the tiers, and is the default of the parameter ``federation_file``.
+        store: Default of the parameter ``store``.
+        images: Where tasks run.
+
+    Raises:
+        PerfitError: Some, but not all clients of a tier have a volume.
+    """
+    stage = _round_stage(spec, images, searching=True)
+
+    @dsl.pipeline(name="federated-round", description=_describe(spec, "one round from the head"))
+    def pipeline(federation_file: str = spec.to_yaml(), store: str = store):
+        prepared = _on_server(prepare_federation(federation_file=federation_file, store=store), images.client)
+        stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"])
+
+    return pipeline
+
+
+def _search_stage(spec: Federation, images: Images) -> BaseComponent:
+    tiers = {tier: _tier_clients(spec, tier, images, searching=True, tuning=False) for tier in spec.tiers_in_use()}
+
+    @dsl.pipeline(name="search")
+    def search(federation: str) -> str:
+        statuses = _all_tiers(tiers, federation, SEARCH_ROUND, images)
+        done = close_search(federation=federation, statuses=statuses)
+        return _on_server(done, images.server).set_display_name("Count architectures").output
+
+    return search
+
+
+def _round_stage(spec: Federation, images: Images, *, searching: bool) -> BaseComponent:
+    tiers = {tier: _tier_clients(spec, tier, images, searching=searching) for tier in spec.tiers_in_use()}
+
+    @dsl.pipeline(name="round")
+    def round_stage(federation: str, round: int) -> str:
+        statuses = _all_tiers(tiers, federation, round, images)
+        committed = aggregate_round(federation=federation, round=round, statuses=statuses)
+        _on_server(committed, images.server).set_display_name("Aggregate")
+        drawn = report_round(federation=committed.output, round=round)
+        _on_server(drawn, images.server).set_display_name("Report")
+        return committed.output
+
+    return round_stage
+
+
+def _tier_clients(
+    spec: Federation, tier: str, images: Images, *, searching: bool, tuning: bool = True
+) -> BaseComponent:
+    """The clients of one tier, side by side. A pipeline of its own: the fields of a loop's items reach a task's platform
+    settings (secret, volume) only where the list is an input of the pipeline that loops.
+    """
+
+    @dsl.pipeline(name=f"clients-{tier}")
+    def clients_of_tier(federation: str, round: int, clients: list[dict[str, str]]) -> list[dict[str, str]]:
+        with dsl.ParallelFor(clients, parallelism=spec.tiers[tier].parallelism or None) as client:
+            tasks = []
+            if searching:
+                tasks.append(search_client(federation=federation, client=client.id))
+            if tuning:
+                tasks.append(train_client(federation=federation, round=round, client=client.id))
+            for task in tasks:
+                _on_client(task, client, spec, tier, images)
+            if searching and tuning:
+                tasks[1].after(tasks[0])
+        return dsl.Collected(tasks[-1].output)
+
+    return clients_of_tier
+
+
+def _all_tiers(tiers: dict[str, BaseComponent], federation, round, images: Images):
+    """Plan and run the clients of every tier; return their statuses as one list."""
+    merged = None
+    for tier, clients_of_tier in tiers.items():
+        planned = plan_round(federation=federation, round=round, tier=tier)
+        _on_server(planned, images.server).set_display_name(f"Plan {tier}")
+        clients = clients_of_tier(federation=federation, round=round, clients=planned.output)
+        statuses = clients.set_display_name(f"Clients: {tier}").output
+        if merged is not None:
+            statuses = _on_server(merge_statuses(first=merged, second=statuses), images.server).output
+        merged = statuses
+    return merged
+
+
+def _on_server(task: dsl.PipelineTask, image: str) -> dsl.PipelineTask:
+    """Settings of every task that reads and writes the whole federation."""
+    return _with_store(task, SERVER_SECRET).set_container_image(image)
+
+
+def _on_client(task: dsl.PipelineTask, item, spec: Federation, tier_name: str, images: Images) -> dsl.PipelineTask:
+    """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
+    tier = spec.tiers[tier_name]
+    _with_store(task, item.secret).set_container_image(images.client)
+    task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
+    _place(task, tier)
+    if _has_volumes(spec, tier_name):
+        kubernetes.mount_pvc(task, pvc_name=item.volume, mount_path=DATA_MOUNT)
+    return task
+
+
+def _with_store(task: dsl.PipelineTask, secret) -> dsl.PipelineTask:
+    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in _STORE_KEYS})
+    # The store is the state: KFP must not answer from its cache what another run may have changed.
+    return task.set_caching_options(False)
+
+
+def _place(task: dsl.PipelineTask, tier: Tier) -> None:
+    if tier.accelerator:
+        task.set_accelerator_type(tier.accelerator.type).set_accelerator_limit(tier.accelerator.count)
+    for key, value in tier.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in tier.tolerations:
+        kubernetes.add_toleration(task, **toleration)
+
+
+def _has_volumes(spec: Federation, tier: str) -> bool:
+    clients = [client for client in spec.clients if client.tier == tier]
+    without = [client.id for client in clients if not client.volume]
+    if 0 < len(without) < len(clients):
+        raise PerfitError(
+            f"tier {tier!r}: these clients have no volume, though others of the tier have one: {', '.join(without)}",
+            "give each of them a volume, or put them in a tier of their own: a tier's pods are all alike",
+        )
+    return not without
+
+
+def _describe(spec: Federation, extent: str) -> str:
+    clients = f"{len(spec.clients)} clients"
+    return f"{spec.method.name} federation {spec.name!r}: {clients}, {extent}, base model {spec.model}."

@@ -1,9 +1,19 @@
-"""A tokenizer small enough to be made in memory by every test that wants one."""
+"""Models, tokenizers and federations small enough to be made by every test that wants one."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from perfit.client import ClientData, ExpandedModel, load_client_data, load_expanded
+from perfit.data import Example
+from perfit.spec import Federation
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SENTENCES = [
     "Name the capital of France. The capital of France is Paris.",
@@ -41,3 +51,99 @@ def tiny_tokenizer(chat_template: bool = True) -> PreTrainedTokenizerFast:
         additional_special_tokens=["<|im_start|>"],
         chat_template=CHATML if chat_template else None,
     )
+
+
+def save_llama(directory: Path) -> str:
+    """Save a random Llama of two layers (hidden size 32, grouped keys and values) and its tokenizer."""
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    return _save(LlamaForCausalLM, config, directory)
+
+
+def save_gpt2(directory: Path) -> str:
+    """Save a random GPT-2 of two layers, with dropout, and its tokenizer."""
+    config = GPT2Config(
+        vocab_size=320,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    return _save(GPT2LMHeadModel, config, directory)
+
+
+def _save(factory, config, directory: Path) -> str:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        factory(config).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+def write_records(path: Path, topic: str, count: int) -> None:
+    """Write ``count`` records of a few words that a topic's name alone decides."""
+    words = "Paris sea blue two five line short wide capital France".split()
+    with path.open("w") as file:
+        for i in range(count):
+            answer = " ".join(
+                words[(i * len(topic) + ord(topic[0]) + j) % len(words)] for j in range(1 + i % 3)
+            )
+            record = {"instruction": f"What is {topic} {words[i % len(words)]}?", "output": f"{answer}."}
+            file.write(json.dumps(record) + "\n")
+
+
+def federation(model: str, data: Path, **sections: Any) -> Federation:
+    """Make a federation of two clients, the second of half the rank; sections given by keyword are merged in."""
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "model": model,
+        "method": {"search_steps": 3, "warmup_steps": 1, "pruning_iterations": 2},
+        "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"], "expansion": 2},
+        "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "sequence_length": 64},
+        "rounds": 1,
+        "clients": [
+            {"id": "ann", "data": str(data / "ann.jsonl")},
+            {"id": "bob", "data": str(data / "bob.jsonl"), "rank": 1},
+        ],
+    }
+    for key, value in sections.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+    return Federation.model_validate(tree)
+
+
+def loaded(federation: Federation) -> tuple[ExpandedModel, dict[str, ClientData]]:
+    """Load a federation's model and every client's data."""
+    model = load_expanded(federation, Path("no-cache-needed"))
+    return model, {c.id: load_client_data(federation, c, model.tokenizer) for c in federation.clients}
+
+
+def base_hash(model: torch.nn.Module) -> str:
+    """Hash every parameter and buffer of a PEFT model that is not part of its LoRA, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        if "lora_" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def logits(model: torch.nn.Module, examples: Sequence[Example]) -> list[torch.Tensor]:
+    """Return a model's logits on each example alone, without dropout."""
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([example.input_ids])).logits for example in examples]

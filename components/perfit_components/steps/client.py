@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from perfit.client import ClientData, ExpandedModel
 
 _BASELINE = "baseline.json"
-_ADAPTER = "adapter"
+ADAPTER_DIRECTORY = "adapter"
+"""Where a client keeps its personal adapter, below its own part of the store."""
 
 
 def search(uri: str, client_id: str) -> dict:
@@ -188,7 +189,7 @@ def _write_personal_adapter(opened: OpenFederation, client_id: str, adapter: Spa
     from perfit.export import peft_files
 
     for name, content in peft_files(opened.spec, adapter).items():
-        opened.store.put_client_file(client_id, f"{_ADAPTER}/{name}", content)
+        opened.store.put_client_file(client_id, f"{ADAPTER_DIRECTORY}/{name}", content)
 
 
 def _header(spec: Federation, client: Client, round: int) -> AdapterHeader:

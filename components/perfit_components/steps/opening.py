@@ -72,14 +72,23 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def open_federation(uri: str) -> OpenFederation:
-    """Open a federation at ``<store URI>/federations/<name>``, with credentials from the environment.
+    """Open a federation at ``<store URI>/federations/<name>``, with credentials from the process's environment.
 
     Raises:
         StoreError: The store cannot be reached, or holds no such federation.
         PerfitError: The URI or the stored file is wrong.
     """
-    store = FederationStore.open(*split_uri(uri))
-    return OpenFederation(store, parse_federation(store.read_spec().decode(), f"{uri}/spec.yaml"))
+    return read_federation(FederationStore.open(*split_uri(uri)))
+
+
+def read_federation(store: FederationStore) -> OpenFederation:
+    """Read the federation file of an opened store.
+
+    Raises:
+        StoreError: The store cannot be reached, or holds no such federation.
+        PerfitError: The stored file is wrong.
+    """
+    return OpenFederation(store, parse_federation(store.read_spec().decode(), f"{store.uri}/spec.yaml"))
 
 
 def model_cache() -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from perfit.adapter_file import load_header, load_mask
+from perfit.errors import PerfitError
 from perfit.report import last_tunings, render_report, scalar_metrics
 from perfit.space import LoraSpace
 from perfit_components.steps.opening import OpenFederation, open_federation
@@ -22,21 +23,33 @@ class RoundReport:
     metrics: dict[str, float]
 
 
-def report(uri: str, round: int | None = None) -> RoundReport:
-    """Draw the report of all rounds up to ``round`` (the last if None) and keep it in the store.
+def report(uri: str, round: int) -> RoundReport:
+    """Draw the report of all rounds up to ``round`` and keep it in the store.
+
+    Raises:
+        StoreError: The store cannot be reached or written.
+        PerfitError: No round is committed.
+    """
+    opened = open_federation(uri)
+    drawn = draw_report(opened, round)
+    opened.store.put_report(round, drawn.html.encode())
+    return drawn
+
+
+def draw_report(opened: OpenFederation, last: int) -> RoundReport:
+    """Draw the report of all rounds up to ``last``.
 
     Masks are drawn for the first 100 clients, so that memory does not grow with the federation.
 
     Raises:
-        StoreError: The store cannot be reached, or the round is not committed.
+        StoreError: The store cannot be reached.
+        PerfitError: No round is committed.
     """
-    opened = open_federation(uri)
-    last = opened.store.read_head().round if round is None else round
     summaries = [summary for summary in opened.store.summaries() if summary["round"] <= last]
+    if not summaries:
+        raise PerfitError(f"federation {opened.spec.name!r} has no committed round yet", "run a round first")
     space, masks = _masks(opened, summaries)
-    html = render_report(opened.spec, summaries, space, masks)
-    opened.store.put_report(last, html.encode())
-    return RoundReport(html, scalar_metrics(summaries[-1]) if summaries else {})
+    return RoundReport(render_report(opened.spec, summaries, space, masks), scalar_metrics(summaries[-1]))
 
 
 def _masks(opened: OpenFederation, summaries: list[dict]) -> tuple[LoraSpace, dict[str, np.ndarray]]:

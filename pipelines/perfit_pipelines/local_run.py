@@ -1,0 +1,99 @@
+"""A compiled pipeline on this machine, through KFP's own local runner."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+from perfit.errors import PerfitError
+from perfit.spec import Federation
+from perfit_pipelines.progress import OutputLog
+
+_ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
+
+
+def run_locally(
+    spec: Federation,
+    store: str,
+    environment: Mapping[str, str],
+    directory: Path,
+    on_line: Callable[[str], None],
+) -> None:
+    """Run a federation's tuning pipeline to its end: each task in a process of its own, with this interpreter.
+
+    Args:
+        spec: The federation.
+        store: URI of the store.
+        environment: Added to the tasks' environment: the keys to the store.
+        directory: For KFP's artifacts and the log, ``run.log``.
+        on_line: Called with every line that the tasks print.
+
+    Raises:
+        PerfitError: A task failed; with the task's own error where it is one of ours.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    # The index of the file's own lines is enough to explain a failure.
+    errors = _ErrorFinder()
+
+    def listen(line: str) -> None:
+        errors.read(line)
+        on_line(line)
+
+    log = directory / "run.log"
+    with open(log, "w", encoding="utf-8") as file, _settings(environment), redirect_stdout(OutputLog(file, listen)):
+        try:
+            _call_pipeline(spec, store, directory / "kfp")
+        except RuntimeError as error:
+            # KFP's message names the failed task in colours; ours says why it failed.
+            message = errors.last or f"a task failed: {re.sub(r'.\[[0-9;]*m', '', str(error))}"
+            problem, _, fix = message.partition("\n  fix: ")
+            raise PerfitError(problem, fix or f"look at the end of {log}") from error
+
+
+def _call_pipeline(spec: Federation, store: str, root: Path) -> None:
+    from kfp import local
+
+    from perfit_pipelines.pipelines import federated_tuning
+
+    with warnings.catch_warnings():
+        # KFP warns of images without "python" in their name; a local run uses no image.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+        federated_tuning(spec, store)()
+
+
+@contextmanager
+def _settings(environment: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for child processes, and undo what the runner leaves changed in this process."""
+    before, own_print = dict(os.environ), builtins.print
+    # `python3` of the tasks is this interpreter; HF's progress bars would drown the log.
+    os.environ.update(environment, HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        builtins.print = own_print
+
+
+class _ErrorFinder:
+    """Keeps the last of our own errors that a task's traceback ended with."""
+
+    def __init__(self):
+        self.last = ""
+        self._reading = False
+
+    def read(self, line: str) -> None:
+        if _ERROR.match(line):
+            self.last, self._reading = _ERROR.sub("", line), True
+        elif self._reading and line.strip() and not re.match(r"\d\d:\d\d:\d\d", line.strip()):
+            self.last += "\n" + line.removeprefix("    ")
+        else:
+            self._reading = False

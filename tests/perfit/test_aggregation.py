@@ -1,0 +1,157 @@
+"""Parameter-wise aggregation, by hand."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import permutations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from perfit.adapter import SparseAdapter
+from perfit.aggregation import Contribution, aggregate
+from perfit.space import LoraSpace
+
+PREVIOUS = np.array([10, 20, 30, 40, 50, 60], dtype=np.float32)
+
+
+def space_of(size: int) -> LoraSpace:
+    return LoraSpace.from_shapes({"q.lora_A.weight": (1, size - 1), "q.lora_B.weight": (1, 1)})
+
+
+def client(samples: int, values: list[float | None]) -> Contribution:
+    """A client that holds the positions where there is a value."""
+    mask = np.array([value is not None for value in values])
+    held = np.array([value for value in values if value is not None], dtype=np.float32)
+    return Contribution(SparseAdapter(space_of(len(values)), mask, held), samples)
+
+
+def same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.dtype == expected.dtype == np.float32
+    assert_array_equal(actual.view(np.uint32), expected.view(np.uint32))
+
+
+def test_unequal_weights_and_a_position_nobody_holds():
+    values = aggregate(
+        PREVIOUS,
+        [
+            client(1, [1.0, None, 4.0, None, 0.0, -1.0]),
+            client(3, [5.0, 2.0, None, None, 8.0, -1.0]),
+        ],
+    )
+    #   (1 + 3*5)/4, 2 alone, 4 alone, nobody, (0 + 3*8)/4, both -1
+    assert_array_equal(values, [4.0, 2.0, 4.0, 40.0, 6.0, -1.0])
+    assert values.dtype == np.float32
+
+
+def test_disjoint_masks_keep_every_clients_values():
+    values = aggregate(
+        PREVIOUS, [client(7, [1, 2, None, None, None, None]), client(2, [None, None, None, 3, 4, 5])]
+    )
+    assert_array_equal(values, [1, 2, 30, 3, 4, 5])
+
+
+def test_unequal_budgets_need_no_padding():
+    values = aggregate(
+        PREVIOUS,
+        [
+            client(2, [1, 2, 3, 4, 5, 6]),
+            client(2, [3, None, 5, None, None, None]),
+            client(4, [None, None, 8, None, None, None]),
+        ],
+    )
+    #   (2*1 + 2*3)/4, 2, (2*3 + 2*5 + 4*8)/8, 4, 5, 6
+    assert_array_equal(values, [2, 2, 6, 4, 5, 6])
+
+
+def test_equal_masks_give_the_weighted_mean_of_fedit():
+    values = aggregate(np.zeros(2, np.float32), [client(1, [0, 3]), client(2, [3, 0]), client(3, [1, 1])])
+    assert_array_equal(values, [(0 + 6 + 3) / 6, (3 + 0 + 3) / 6])
+
+
+def awkward_values() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    floats = rng.integers(0, 2**32, size=2000, dtype=np.uint32).view(np.float32)
+    named = np.array([0.1, 1 / 3, np.pi, 1e-45, 1.1754944e-38, 3.4028235e38, 16777215, 0.0, -0.0], np.float32)
+    return np.concatenate([named, floats[np.isfinite(floats)]])
+
+
+@pytest.mark.parametrize("samples", [1, 3, 7, 1_000_003])
+def test_a_client_alone_keeps_its_bits(samples):
+    values = awkward_values()
+    mask = np.ones(values.size, dtype=bool)
+    alone = Contribution(SparseAdapter(space_of(values.size), mask, values), samples)
+    same_bits(aggregate(np.ones_like(values), [alone]), values)
+
+
+def test_clients_that_agree_keep_their_bits():
+    values = awkward_values()
+    mask = np.ones(values.size, dtype=bool)
+    adapter = SparseAdapter(space_of(values.size), mask, values)
+    same_bits(aggregate(np.ones_like(values), [Contribution(adapter, 3), Contribution(adapter, 7)]), values)
+
+
+def test_positions_without_holder_keep_their_bits():
+    values = awkward_values()
+    same_bits(aggregate(values, []), values)
+
+
+def test_a_sum_in_float32_would_be_wrong():
+    # 2**24 + 1 has no float32: there the middle client would vanish, and the mean be 0.
+    clients = [client(1, [2.0**24, 2.0**24]), client(1, [1, 1]), client(1, [-(2.0**24), -(2.0**24)])]
+    assert np.float32(2**24) + np.float32(1) - np.float32(2**24) == 0
+    assert_array_equal(aggregate(np.zeros(2, np.float32), clients), np.array([1 / 3, 1 / 3], np.float32))
+
+
+def test_a_product_in_float32_would_lose_a_clients_bits():
+    lost = np.float32(0.7) * np.float32(3) / np.float32(3)
+    assert lost != np.float32(0.7)
+    assert aggregate(np.zeros(2, np.float32), [client(3, [0.7, 0.7])])[0] == np.float32(0.7)
+
+
+def test_the_order_of_clients_does_not_matter():
+    clients = [
+        client(1, [0.5, None, 2.0**24]),
+        client(2, [0.25, 3.0, 1.0]),
+        client(3, [None, -1.0, -(2.0**23)]),
+    ]
+    results = [aggregate(np.zeros(3, np.float32), order) for order in permutations(clients)]
+    assert_array_equal(results, [results[0]] * 6)
+    assert_array_equal(results[0], np.array([1 / 3, 3 / 5, (2**24 + 2 - 3 * 2**23) / 6], np.float32))
+
+
+def random_clients(rng: np.random.Generator, size: int, count: int) -> list[Contribution]:
+    clients = []
+    for _ in range(count):
+        mask = rng.random(size) < 0.4
+        values = rng.normal(0, 0.02, np.count_nonzero(mask)).astype(np.float32)
+        clients.append(Contribution(SparseAdapter(space_of(size), mask, values), int(rng.integers(1, 5000))))
+    return clients
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_is_the_exact_mean_rounded_once(seed):
+    rng = np.random.default_rng(seed)
+    previous = rng.normal(0, 0.02, 60).astype(np.float32)
+    clients = random_clients(rng, 60, 12)
+    expected = previous.copy()
+    for position in range(60):
+        holders = [c for c in clients if c.adapter.mask[position]]
+        if weight := sum(c.samples for c in holders):
+            terms = [c.samples * Fraction(float(c.adapter.dense()[position])) for c in holders]
+            expected[position] = np.float32(float(sum(terms) / weight))
+    same_bits(aggregate(previous, iter(clients)), expected)
+    same_bits(aggregate(previous, iter(clients[::-1])), expected)
+
+
+def test_what_it_was_given_stays():
+    previous, one = PREVIOUS.copy(), client(3, [1, 2, 3, None, None, None])
+    aggregate(previous, [one])
+    assert_array_equal(previous, PREVIOUS)
+    assert_array_equal(one.adapter.values, [1, 2, 3])
+
+
+@pytest.mark.parametrize("bad", [client(0, [1.0] * 6), client(-1, [1.0] * 6), client(1, [1.0] * 5)])
+def test_what_cannot_be_averaged(bad):
+    with pytest.raises(ValueError, match="cannot average"):
+        aggregate(PREVIOUS, [client(1, [1.0] * 6), bad])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perfit.errors import PerfitError
 from perfit.spec import Federation
-from perfit_pipelines.progress import OutputLog
+from perfit_pipelines.progress import OutputLog, plain
 
 _ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
 
@@ -38,7 +38,6 @@ def run_locally(
         PerfitError: A task failed; with the task's own error where it is one of ours.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # The index of the file's own lines is enough to explain a failure.
     errors = _ErrorFinder()
 
     def listen(line: str) -> None:
@@ -50,8 +49,8 @@ def run_locally(
         try:
             _call_pipeline(spec, store, directory / "kfp")
         except RuntimeError as error:
-            # KFP's message names the failed task in colours; ours says why it failed.
-            message = errors.last or f"a task failed: {re.sub(r'.\[[0-9;]*m', '', str(error))}"
+            # KFP's message names the failed task; ours says why it failed.
+            message = errors.last or f"a task failed: {plain(str(error))}"
             problem, _, fix = message.partition("\n  fix: ")
             raise PerfitError(problem, fix or f"look at the end of {log}") from error
 
@@ -62,8 +61,9 @@ def _call_pipeline(spec: Federation, store: str, root: Path) -> None:
     from perfit_pipelines.pipelines import federated_tuning
 
     with warnings.catch_warnings():
-        # KFP warns of images without "python" in their name; a local run uses no image.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
+        # KFP warns that a local run uses no image, no resource limit and no display name.
+        for category in (RuntimeWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category, module="kfp")
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
         federated_tuning(spec, store)()
 

@@ -10,7 +10,7 @@ from typing import IO
 
 _STEP = re.compile(r"\[perfit\] round=(\d+) client=(\S+) step=(\d+)/(\d+) loss=(\S+)")
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,13 @@ def parse_step(line: str) -> Step | None:
 
 def parse_task(line: str) -> str | None:
     """Return the name of the task that a line of KFP's local runner announces, if it does."""
-    found = _TASK.search(_ANSI.sub("", line))
+    found = _TASK.search(plain(line))
     return found[1] if found else None
+
+
+def plain(text: str) -> str:
+    """Return text without a terminal's colours."""
+    return _COLOUR.sub("", text)
 
 
 class OutputLog:
@@ -57,7 +62,7 @@ class OutputLog:
         *lines, self._pending.text = (getattr(self._pending, "text", "") + text).split("\n")
         with self._lock:
             for line in lines:
-                self._file.write(_ANSI.sub("", line) + "\n")
+                self._file.write(plain(line) + "\n")
                 self._on_line(line)
         return len(text)
 

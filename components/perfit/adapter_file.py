@@ -1,8 +1,8 @@
 """The sparse adapter on the wire: safetensors, byte for byte reproducible, read without torch.
 
-A file holds, for each LoRA matrix, its bit-packed mask (``mask/<name>``), the values at the set bits (``values/<name>``), or
-both, and a header in the safetensors metadata. A personal architecture is sent once, as a file of masks; updates then hold
-values alone and name the mask by its hash.
+A file holds, for each LoRA matrix, its bit-packed mask (``mask/<name>``), the values at the set bits
+(``values/<name>``), or both, and a header in the safetensors metadata. A personal architecture is sent once, as a
+file of masks; updates then hold values alone and name the mask by its hash.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Personalised parameter-wise aggregation (PerFIT, arXiv 2402.16919, section 3).
 
-The new global value of a position is the mean over the clients that hold it, weighted by their sample counts; a position
-that no client held keeps its value. With masks that are all the same this is the weighted mean of FedIT (arXiv 2305.05644).
+The new global value of a position is the mean over the clients that hold it, weighted by their sample counts; a
+position that no client held keeps its value. With masks that are all the same this is the weighted mean of FedIT
+(arXiv 2305.05644).
 """
 
 from __future__ import annotations

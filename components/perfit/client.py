@@ -164,7 +164,9 @@ def tune(
     return Tuning(adapter, losses, before, after)
 
 
-def evaluate(model: ExpandedModel, federation: Federation, client: Client, data: ClientData, values: np.ndarray) -> float:
+def evaluate(
+    model: ExpandedModel, federation: Federation, client: Client, data: ClientData, values: np.ndarray
+) -> float:
     """Return a client's held-out perplexity under dense values (float32, shape (N,))."""
     _use_threads(federation, client)
     set_dense(model.peft, model.space, values)

@@ -8,8 +8,8 @@ from perfit.errors import PerfitError
 def step_size_limit(smoothness: float, local_steps: int) -> float:
     """Return the largest step size that Theorem 1 covers: 1 / (16 L N).
 
-    It is a check, not a cap: the theorem is about plain gradient steps, training here uses AdamW, and larger rates often
-    work.
+    It is a check, not a cap: the theorem is about plain gradient steps, training here uses AdamW, and larger rates
+    often work.
 
     Args:
         smoothness: L, the Lipschitz constant of the gradient of the loss.

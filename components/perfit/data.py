@@ -116,9 +116,7 @@ def load_examples(
     return ExampleSet(source, examples, tuple(record.line for record, _ in kept), skipped)
 
 
-def tokenize(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, sequence_length: int
-) -> Example:
+def tokenize(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Example:
     """Turn messages into tokens, by the tokenizer's chat template or else by `PLAIN_TEMPLATE`.
 
     Prompts and responses are tokenised apart, so that a token ends where generation begins. Every assistant

@@ -1,8 +1,8 @@
 """The expanded LoRA on a model, through PEFT, and its compact form of surviving values alone.
 
 While a client searches, A and B are PEFT's dense parameters. While it tunes, the trainable tensor of each matrix is the
-vector of its surviving values, scattered into the dense matrix in the forward pass: gradients and optimizer state have the
-size of the budget, and what is off the mask is zero by construction.
+vector of its surviving values, scattered into the dense matrix in the forward pass: gradients and optimizer state
+have the size of the budget, and what is off the mask is zero by construction.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ def locate(model: str) -> str:
     """Return the directory, GGUF file or hub id that ``model`` names.
 
     Args:
-        model: A hub id (``owner/name``), a directory, a ``.gguf`` file, or ``package:NAME/FILE`` for a file or directory
-            inside an installed Python package, which is not imported.
+        model: A hub id (``owner/name``), a directory, a ``.gguf`` file, or ``package:NAME/FILE`` for a file or
+            directory inside an installed Python package, which is not imported.
 
     Raises:
         PerfitError: The package or the path does not exist.
@@ -90,7 +90,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(source: str, precision: str) -> PreTrainedModel:
-    """Load a prepared model with frozen parameters of ``precision`` (float32 or bfloat16), ready to train on its device.
+    """Load a prepared model with frozen parameters of ``precision`` (float32 or bfloat16), ready to train on its
+    device.
 
     Raises:
         PerfitError: The source holds no causal language model.

@@ -13,8 +13,8 @@ from perfit.spec import Client, Federation
 def draw_participants(federation: Federation, round: int) -> list[Client]:
     """Draw the round's clients without replacement, the same fraction of every tier, at least one of each.
 
-    Drawing by tier keeps every tier of pods in use and the mix of strong and weak clients steady. As many clients as the
-    quorum needs are drawn at least, the further ones from the whole federation.
+    Drawing by tier keeps every tier of pods in use and the mix of strong and weak clients steady. As many clients as
+    the quorum needs are drawn at least, the further ones from the whole federation.
 
     Returns:
         Clients in the order of the federation file.

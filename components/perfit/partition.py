@@ -34,9 +34,7 @@ def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
     return [np.sort(part) for part in np.array_split(order, clients)]
 
 
-def by_category(
-    labels: Sequence[str], clients: int, seed: int, categories_per_client: int = 1
-) -> list[np.ndarray]:
+def by_category(labels: Sequence[str], clients: int, seed: int, categories_per_client: int = 1) -> list[np.ndarray]:
     """Give each client the records of a few categories alone.
 
     The C categories, sorted, form a ring. Client i of N holds m = `categories_per_client` neighbours on it,
@@ -79,9 +77,7 @@ def by_category(
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def dirichlet(
-    labels: Sequence[str], clients: int, alpha: float, seed: int, minimum: int = 1
-) -> list[np.ndarray]:
+def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int, minimum: int = 1) -> list[np.ndarray]:
     """Divide each category among the clients in proportions drawn from Dir(alpha), one draw a category.
 
     The scheme is that of Yurochkin et al. 2019 (arXiv 1905.12022). Hsu, Qi and Brown 2019 (arXiv
@@ -178,15 +174,11 @@ def write_partition(
     for i, (name, part) in enumerate(zip(names, parts, strict=True)):
         train, held_out = _split_client(name, part, held_out_fraction, [seed, i])
         files = [directory / f"{name}.{kind}.jsonl" for kind in ("train", "held-out")]
-        contents |= {
-            file: _lines(records, chosen) for file, chosen in zip(files, (train, held_out), strict=True)
-        }
+        contents |= {file: _lines(records, chosen) for file, chosen in zip(files, (train, held_out), strict=True)}
         clients.append({"id": name, "data": str(files[0]), "held_out": str(files[1])})
     there = [file.name for file in contents if file.exists()]
     if there and not overwrite:
-        raise PerfitError(
-            f"{directory}: already holds {', '.join(there)}", "choose another directory, or overwrite"
-        )
+        raise PerfitError(f"{directory}: already holds {', '.join(there)}", "choose another directory, or overwrite")
     _write_all(contents, directory)
     return clients
 
@@ -203,9 +195,7 @@ def _check_names(names: Sequence[str]) -> None:
         raise PerfitError(f"client id {repeated[0]!r}: given more than once", "give each client its own id")
 
 
-def _split_client(
-    name: str, part: np.ndarray, fraction: float, seed: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _split_client(name: str, part: np.ndarray, fraction: float, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     try:
         train, held_out = held_out_indices(len(part), fraction, seed)
     except PerfitError as error:

@@ -1,7 +1,7 @@
 """How many positions survive, and which: exact budgets and the cubic schedule of the search.
 
-The schedule is that of Zhu & Gupta (2017, arXiv 1710.01878): pruning is fast while many positions are redundant and slows
-down towards the budget.
+The schedule is that of Zhu & Gupta (2017, arXiv 1710.01878): pruning is fast while many positions are redundant and
+slows down towards the budget.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def cubic_schedule(search_steps: int, warmup_steps: int, iterations: int) -> dic
             f"method.pruning_iterations is {iterations}, but {room} of {search_steps} search steps follow the warm-up",
             f"use 1 to {max(room, 1)} pruning iterations, or more method.search_steps",
         )
-    return {
-        warmup_steps + -(-room * i // iterations): (1 - i / iterations) ** 3 for i in range(1, iterations + 1)
-    }
+    return {warmup_steps + -(-room * i // iterations): (1 - i / iterations) ** 3 for i in range(1, iterations + 1)}
 
 
 def groups(space: LoraSpace, scope: Scope) -> list[slice]:

@@ -28,9 +28,7 @@ T = TypeVar("T")
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 _SOURCES = "give a .jsonl or .parquet file, or a hub data set as owner/name or owner/name:split"
-_SCHEMAS = (
-    "use the keys of Alpaca (instruction, input, output), Dolly (instruction, context, response) or messages"
-)
+_SCHEMAS = "use the keys of Alpaca (instruction, input, output), Dolly (instruction, context, response) or messages"
 _NAMED_RECORDS = 5  # how many bad records an error message lists
 
 
@@ -99,9 +97,7 @@ def _reader(source: str) -> tuple[Callable[[str], Iterator[Record]], str]:
     """Find how to read a source, given a directory for the cache, and what to do where reading fails."""
     path = Path(source)
     if source.startswith("s3://"):
-        raise PerfitError(
-            f"{source}: an object is no local file", "let the pipeline fetch it, or download it first"
-        )
+        raise PerfitError(f"{source}: an object is no local file", "let the pipeline fetch it, or download it first")
     if path.is_dir():
         raise PerfitError(f"{source}: is a directory", _SOURCES)
     if path.suffix in _SUFFIXES:

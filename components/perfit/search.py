@@ -1,8 +1,8 @@
 """The search for a personal architecture: iterative pruning of the expanded LoRA (PerFIT, arXiv 2402.16919, section 3).
 
-The expanded LoRA trains on the client's data while it is pruned, step by step, until exactly the budget is left. B starts at
-zero, and with it the gradient of A, so scores are gathered over warm-up steps before the first pruning. Values found on the
-way are dropped: the mask is the result, and tuning starts from the global values.
+The expanded LoRA trains on the client's data while it is pruned, step by step, until exactly the budget is left. B
+starts at zero, and with it the gradient of A, so scores are gathered over warm-up steps before the first pruning.
+Values found on the way are dropped: the mask is the result, and tuning starts from the global values.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class LoraSpace:
     def initial_values(self, seed: int) -> np.ndarray:
         """Return the values that all clients start from, float32, shape (N,).
 
-        B is zero and A uniform in +-1/sqrt(in features), as PEFT initialises LoRA (Kaiming with a = sqrt(5)). Row i of A
-        is the same whatever the rank, so that a federation of another expansion starts from the same values.
+        B is zero and A uniform in +-1/sqrt(in features), as PEFT initialises LoRA (Kaiming with a = sqrt(5)). Row i
+        of A is the same whatever the rank, so that a federation of another expansion starts from the same values.
         """
         values = np.zeros(self.size, dtype=np.float32)
         for matrix in self.matrices:

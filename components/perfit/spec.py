@@ -77,7 +77,7 @@ class Method(_Section):
 
 
 class Lora(_Section):
-    """The LoRA that is adapted: ``rank`` is that of the largest client, ``expansion`` widens the space of the search."""
+    """The LoRA: ``rank`` is that of the largest client, ``expansion`` widens the space of the search."""
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16, gt=0)
@@ -240,9 +240,9 @@ class Federation(_Section):
     def difference(self, other: Federation) -> str | None:
         """Name the first key in which two files describe different federations, or None.
 
-        Rounds, participation, tiers, the store, the set of clients and where their data lie may change during the life of a
-        federation. What the values in the store depend on may not: name, model, method, LoRA, training, data, the type on
-        the wire, and the rank of a client.
+        Rounds, participation, tiers, the store, the set of clients and where their data lie may change during the
+        life of a federation. What the values in the store depend on may not: name, model, method, LoRA, training,
+        data, the type on the wire, and the rank of a client.
         """
         mutable = {"rounds", "participation", "tiers", "store", "clients"}
         mine, theirs = _flatten(self.model_dump(exclude=mutable)), _flatten(other.model_dump(exclude=mutable))

@@ -8,9 +8,9 @@ from perfit_components.images import CLIENT_IMAGE
 
 
 @dsl.component(base_image=CLIENT_IMAGE, install_kfp_package=False)
-def prepare_federation(
-    federation_file: str, store: str
-) -> NamedTuple("Prepared", [("federation", str), ("next_round", int)]):  # type: ignore[valid-type]
+def prepare_federation(federation_file: str, store: str) -> NamedTuple(
+    "Prepared", [("federation", str), ("next_round", int)]
+):  # type: ignore[valid-type]
     """Write the federation file and the initial adapter to the store, once.
 
     Args:
@@ -25,5 +25,5 @@ def prepare_federation(
     from perfit_components.steps.prepare import prepare
 
     prepared = prepare(federation_file, store)
-    outputs = NamedTuple("Prepared", [("federation", str), ("next_round", int)])
+    outputs = NamedTuple("Prepared", [("federation", str), ("next_round", int)])  # noqa: UP014 (as KFP writes it)
     return outputs(prepared.uri, prepared.next_round)

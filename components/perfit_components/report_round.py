@@ -6,9 +6,7 @@ from perfit_components.images import SERVER_IMAGE
 
 
 @dsl.component(base_image=SERVER_IMAGE, install_kfp_package=False)
-def report_round(
-    federation: str, round: int, page: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics]
-) -> None:
+def report_round(federation: str, round: int, page: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics]) -> None:
     """Draw the report of all rounds up to this one, and log its scalar metrics.
 
     Args:

@@ -198,7 +198,9 @@ def export(
 
     with use_store(store) as opened:
         export_adapter(opened.federation(federation), client, directory)
-    out.print(f"wrote {directory}; load it with PeftModel.from_pretrained(base_model, {str(directory)!r})", markup=False)
+    out.print(
+        f"wrote {directory}; load it with PeftModel.from_pretrained(base_model, {str(directory)!r})", markup=False
+    )
 
 
 @data_app.command()

@@ -20,7 +20,8 @@ class RunDisplay:
 
     Args:
         spec: The federation.
-        console: Where to draw. It keeps the stream that it had when it was made, while the run's own output is redirected.
+        console: Where to draw. It keeps the stream that it had when it was made, while the run's own output is
+            redirected.
     """
 
     def __init__(self, spec: Federation, console: Console):

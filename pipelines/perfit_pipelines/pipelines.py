@@ -36,7 +36,7 @@ class Images:
     server: str = SERVER_IMAGE
 
 
-def federated_tuning(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:  # noqa: B008
+def federated_tuning(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:
     """Build the pipeline that searches every client's architecture, then runs all rounds of the federation file.
 
     Run again, it goes on where an earlier run stopped: what is done is found in the store.
@@ -62,7 +62,7 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
     return pipeline
 
 
-def federated_round(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:  # noqa: B008
+def federated_round(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:
     """Build the pipeline of one round from wherever the head is: the unit of scheduled tuning.
 
     Clients that have no architecture yet search it first.
@@ -115,8 +115,8 @@ def _round_stage(spec: Federation, images: Images, *, searching: bool) -> BaseCo
 def _tier_clients(
     spec: Federation, tier: str, images: Images, *, searching: bool, tuning: bool = True
 ) -> BaseComponent:
-    """The clients of one tier, side by side. A pipeline of its own: the fields of a loop's items reach a task's platform
-    settings (secret, volume) only where the list is an input of the pipeline that loops.
+    """The clients of one tier, side by side. A pipeline of its own: the fields of a loop's items reach a task's
+    platform settings (secret, volume) only where the list is an input of the pipeline that loops.
     """
 
     @dsl.pipeline(name=f"clients-{tier}")

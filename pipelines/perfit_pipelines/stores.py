@@ -45,8 +45,8 @@ class Store:
 def use_store(uri: str | None, state: Path = STATE) -> Iterator[Store]:
     """Open the store of a command: the one given, or this machine's own.
 
-    The machine's own is an S3 server that runs while the command does and keeps its data under ``.perfit/s3``; without the
-    ``local`` extra it is the directory ``.perfit/store``.
+    The machine's own is an S3 server that runs while the command does and keeps its data under ``.perfit/s3``;
+    without the ``local`` extra it is the directory ``.perfit/store``.
     """
     if uri:
         yield Store(uri, dict(os.environ))

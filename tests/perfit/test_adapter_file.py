@@ -30,7 +30,7 @@ from safetensors.numpy import load, save
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 SPACE = LoraSpace.from_shapes({A: (2, 3), B: (5, 2)})
-MASK = np.array([1, 0, 1, 0, 0, 1] + [0, 1, 0, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
+MASK = np.array([1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
 VALUES = np.array([0.1, -2.5, 1e-7, 3.0, 1 / 3, 65504.0], dtype=np.float32)
 ADAPTER = SparseAdapter(SPACE, MASK, VALUES)
 HEADER = AdapterHeader("f", 2, "ann", "some/model", rank=1, expansion=2, budget=0, mask_sha256="")
@@ -115,10 +115,7 @@ def test_the_header_is_read_alone():
 
 
 def test_the_same_bytes_in_every_process():
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_adapter_file as t;"
-        "print(t.everything().hex())"
-    )
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_adapter_file as t;print(t.everything().hex())"
     here = os.path.dirname(__file__)
     outputs = {
         subprocess.run(
@@ -175,9 +172,7 @@ def flips(data: bytes):
 def test_a_flipped_bit_in_the_packed_mask():
     data = bytearray(dump_mask(HEADER, SPACE, MASK))
     data[-1] ^= 0b0100_0000  # the last position, the second bit of the last byte
-    with pytest.raises(
-        AdapterFileError, match="the bits do not have the budget and hash that the header names"
-    ):
+    with pytest.raises(AdapterFileError, match="the bits do not have the budget and hash that the header names"):
         load_mask(bytes(data))
 
 
@@ -195,9 +190,7 @@ def test_mask_bits_of_another_shape_or_type(packed):
         load_mask(rewrite(dump_mask(HEADER, SPACE, MASK), {f"mask/{A}": packed}))
 
 
-@pytest.mark.parametrize(
-    "other", [np.roll(MASK, 1), np.ones(16, bool), MASK[:15]], ids=["other", "all", "short"]
-)
+@pytest.mark.parametrize("other", [np.roll(MASK, 1), np.ones(16, bool), MASK[:15]], ids=["other", "all", "short"])
 def test_values_on_another_mask(other):
     named = mask_hash(SPACE, MASK)[:12]
     with pytest.raises(AdapterFileError, match=f"the values stand on mask {named}, not on the one given"):
@@ -212,6 +205,12 @@ def test_values_on_another_mask(other):
 def test_values_of_another_count_or_type(part):
     with pytest.raises(AdapterFileError, match=f"no 3 values for {A}"):
         load_values(rewrite(dump_values(HEADER, ADAPTER), {f"values/{A}": part}), MASK)
+
+
+def test_a_space_far_beyond_the_bytes():
+    huge = rewrite(dump_mask(HEADER, SPACE, MASK), matrices=[[A, 10**9, 10**9], [B, 10**9, 10**9]])
+    with pytest.raises(AdapterFileError, match="no mask of 1000000000000000000 bits"):
+        load_mask(huge)
 
 
 def test_a_kind_of_file_in_place_of_the_other():

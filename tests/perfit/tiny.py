@@ -97,18 +97,16 @@ def _save(factory, config, directory: Path) -> str:
 
 def write_records(path: Path, topic: str, count: int) -> None:
     """Write ``count`` records of a few words that a topic's name alone decides."""
-    words = "Paris sea blue two five line short wide capital France".split()
+    words = ["Paris", "sea", "blue", "two", "five", "line", "short", "wide", "capital", "France"]
     with path.open("w") as file:
         for i in range(count):
-            answer = " ".join(
-                words[(i * len(topic) + ord(topic[0]) + j) % len(words)] for j in range(1 + i % 3)
-            )
+            answer = " ".join(words[(i * len(topic) + ord(topic[0]) + j) % len(words)] for j in range(1 + i % 3))
             record = {"instruction": f"What is {topic} {words[i % len(words)]}?", "output": f"{answer}."}
             file.write(json.dumps(record) + "\n")
 
 
 def federation(model: str, data: Path, **sections: Any) -> Federation:
-    """Make a federation of two clients, the second of half the rank; sections given by keyword are merged in."""
+    """Make a federation of two clients, the second of half the rank; sections by keyword are merged in."""
     tree: dict[str, Any] = {
         "name": "tiny",
         "model": model,

@@ -156,13 +156,11 @@ def _check_quorum(plan: dict, tally: _Tally) -> None:
         for outcome in tally.outcomes
         if outcome["status"] != TRAINED
     ]
+    head = (
+        f"round {plan['round']} is not committed: {tally.delivered} of {len(tally.outcomes)} clients delivered, "
+        f"participation.minimum_clients is {minimum}. The head stays where it was. Without an update:"
+    )
     raise PerfitError(
-        "\n".join(
-            [
-                f"round {plan['round']} is not committed: {tally.delivered} of {len(tally.outcomes)} clients delivered, "
-                f"participation.minimum_clients is {minimum}. The head stays where it was. Without an update:",
-                *lost,
-            ]
-        ),
+        "\n".join([head, *lost]),
         "repair these clients and run again (who delivered does not train again), or lower minimum_clients",
     )

@@ -30,8 +30,8 @@ def softly(client_id: str, action: Callable[[], dict]) -> dict:
 
 
 _OUT_OF_MEMORY = (
-    "out of memory\n  fix: lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
-    "training.gradient_checkpointing, or give the client's tier more memory"
+    "out of memory\n  fix: lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, "
+    "set training.gradient_checkpointing, or give the client's tier more memory"
 )
 
 

@@ -26,8 +26,8 @@ class Prepared:
 def prepare(federation_file: str, store_uri: str) -> Prepared:
     """Found a federation, or find it again.
 
-    Everything is checked before anything is written. A federation that exists may change its rounds, participation, tiers
-    and clients; see :meth:`perfit.spec.Federation.difference`.
+    Everything is checked before anything is written. A federation that exists may change its rounds, participation,
+    tiers and clients; see :meth:`perfit.spec.Federation.difference`.
 
     Args:
         federation_file: The text of the federation file.
@@ -91,6 +91,4 @@ def _write_spec(store: FederationStore, spec: Federation) -> None:
                 "choose another name, or go on with the file that the federation was founded with",
             )
     if not store.write_spec(text, stored):
-        raise PerfitError(
-            f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again"
-        )
+        raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")

@@ -1,0 +1,286 @@
+"""Federation files, right ones and wrong ones: every error names line, key and fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from perfit.errors import PerfitError
+from perfit.federation_file import is_local, load_federation, parse_federation
+
+MINIMAL = """\
+name: notes
+model: some/model
+clients:
+  - id: ann
+    data: ann.jsonl
+  - id: bob
+    data: bob.jsonl
+"""
+PERFIT_INIT = "`perfit init FILE` writes a commented federation file"
+SEGMENT = "is not a safe name: use lower-case letters, digits and inner hyphens, 63 characters at most"
+QUANTITY = "is not a Kubernetes quantity such as 2, 500m or 16Gi"
+
+
+def message_of(text: str) -> str:
+    with pytest.raises(PerfitError) as caught:
+        parse_federation(text, "f.yaml")
+    return str(caught.value)
+
+
+def test_a_minimal_file():
+    federation = parse_federation(MINIMAL)
+    assert [client.id for client in federation.clients] == ["ann", "bob"]
+    assert (federation.method.name, federation.lora.rank, federation.rounds) == ("perfit", 8, 3)
+
+
+# Each pair: lines added to the minimal file (their first is line 8) that are right, and wrong with the message.
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        (
+            "training: {steps: 5}",
+            "training:\n  batch_size: 2\n  stpes: 5",
+            "f.yaml:10: training.stpes: unknown key; did you mean 'steps'?",
+        ),
+        ("rounds: 2", "round: 2", "f.yaml:8: round: unknown key; did you mean 'rounds'?"),
+        (
+            "store: file:///tmp",
+            "colour: blue",
+            "f.yaml:8: colour: unknown key; known keys: name, model, method, lora, training, data, rounds, "
+            "participation, wire_dtype, tiers, clients, store",
+        ),
+        (
+            "tiers: {default: {accelerator: {count: 1}}}",
+            "tiers:\n  default:\n    accelerator: {cuont: 1}",
+            "f.yaml:10: tiers.default.accelerator.cuont: unknown key; did you mean 'count'?",
+        ),
+        (
+            "tiers: {default: {}, cpu: {memory: 2Gi}}",
+            "tiers:\n  default: {}\n  cpu: {memroy: 2Gi}",
+            "f.yaml:10: tiers.cpu.memroy: unknown key; did you mean 'memory'?",
+        ),
+        (
+            "rounds: 3",
+            "rounds: three",
+            "f.yaml:8: rounds: Input should be a valid integer, unable to parse string as an integer, "
+            "but it is 'three'",
+        ),
+        ("rounds: 1", "rounds: 0", "f.yaml:8: rounds: Input should be greater than or equal to 1, but it is 0"),
+        (
+            "method: {name: fedit}",
+            "method:\n  name: fedavg",
+            "f.yaml:9: method.name: Input should be 'perfit', 'fedit' or 'local', but it is 'fedavg'",
+        ),
+        (
+            "training: {learning_rate: 1e-3}",
+            "training:\n  learning_rate: -1",
+            "f.yaml:9: training.learning_rate: Input should be greater than 0, but it is -1",
+        ),
+        (
+            "lora: {target_modules: [q_proj]}",
+            "lora:\n  target_modules: []",
+            "f.yaml:9: lora.target_modules: name at least one module, each once, or all-linear",
+        ),
+        (
+            "lora: {target_modules: all-linear}",
+            "lora:\n  target_modules: [q_proj, q_proj]",
+            "f.yaml:9: lora.target_modules: name at least one module, each once, or all-linear",
+        ),
+        (
+            "participation: {minimum_clients: 2}",
+            "participation:\n  minimum_clients: 3",
+            "f.yaml:9: participation.minimum_clients: 3 is more than the 2 clients; lower it or add clients",
+        ),
+        (
+            "method: {search_steps: 20, warmup_steps: 5, pruning_iterations: 15}",
+            "method: {search_steps: 20, warmup_steps: 5, pruning_iterations: 16}",
+            "f.yaml:8: method: 16 pruning iterations do not fit in the 15 of 20 search steps that follow the "
+            "warm-up: raise search_steps or lower pruning_iterations or warmup_steps",
+        ),
+        (
+            "tiers: {default: {cpu: 500m, memory: 1.5Gi}}",
+            "tiers:\n  default:\n    memory: 4 GB",
+            f"f.yaml:10: tiers.default.memory: '4 GB' {QUANTITY}",
+        ),
+        (
+            "tiers: {default: {}, gpu-1: {}}",
+            "tiers:\n  default: {}\n  GPU 1: {}",
+            f"f.yaml:10: tiers.GPU 1: 'GPU 1' {SEGMENT}",
+        ),
+        (
+            "rounds: 2",
+            "rounds: 2\nrounds: 3",
+            "f.yaml:9: rounds stands twice (first in line 8)",
+        ),
+        (
+            "lora: {rank: 2}",
+            "lora:\n  rank: 2\n  alpha: 4\n  rank: 3",
+            "f.yaml:11: lora.rank stands twice (first in line 9)",
+        ),
+    ],
+)
+def test_settings_right_and_wrong(right, wrong, problem):
+    parse_federation(MINIMAL + right)
+    fix = "remove one of the two" if "twice" in problem else "correct this key"
+    assert message_of(MINIMAL + wrong) == f"{problem}\n  fix: {fix}"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        (
+            "id: eve",
+            "id: bob",
+            "f.yaml:8: clients.2.id: 'bob' is used twice; give every client an id of its own",
+        ),
+        ("id: eve-2", "id: ../eve", f"f.yaml:8: clients.2.id: '../eve' {SEGMENT}"),
+        ("id: e", "id: Eve", f"f.yaml:8: clients.2.id: 'Eve' {SEGMENT}"),
+        (f"id: {'e' * 63}", f"id: {'e' * 64}", f"f.yaml:8: clients.2.id: '{'e' * 64}' {SEGMENT}"),
+        ("id: '7'", "id: 7", "f.yaml:8: clients.2.id: Input should be a valid string, but it is 7"),
+        (
+            "id: eve\n    tier: default",
+            "id: eve\n    teir: x",
+            "f.yaml:9: clients.2.teir: unknown key; did you mean 'tier'?",
+        ),
+        (
+            "id: eve\n    tier: default",
+            "id: eve\n    tier: big",
+            "f.yaml:9: clients.2.tier: there is no tier 'big'; use one of default, or add it under tiers",
+        ),
+        (
+            "id: eve\n    rank: 8",
+            "id: eve\n    rank: 9",
+            "f.yaml:9: clients.2.rank: 9 is above lora.rank 8, the rank of the largest client, whose expanded space "
+            "of rank 16 all share; raise lora.rank or lower this",
+        ),
+        ("id: eve", "tier: default", "f.yaml:8: clients.2: the key 'id' is missing"),
+        ("id: eve", "id: eve\n    id: eva", "f.yaml:9: clients.2.id stands twice (first in line 8)"),
+    ],
+)
+def test_clients_right_and_wrong(right, wrong, problem):
+    rest = "\n    data: eve.jsonl\n"
+    parse_federation(f"{MINIMAL}  - {right}{rest}")
+    fix = "remove one of the two" if "twice (" in problem else "correct this key"
+    assert message_of(f"{MINIMAL}  - {wrong}{rest}") == f"{problem}\n  fix: {fix}"
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "a_b", "-a", "a-", "a b", "ä", "a\\n", "a.b"])
+def test_ids_that_are_not_safe_path_segments(id):
+    assert SEGMENT in message_of(f'name: n\nmodel: m\nclients:\n  - id: "{id}"\n    data: d\n')
+
+
+def test_all_problems_are_named_at_once():
+    text = MINIMAL.replace("name: notes", "name: Notes") + "rouns: 3\ntraining:\n  steps: many\n"
+    assert message_of(text) == (
+        f"f.yaml:1: name: 'Notes' {SEGMENT}\n"
+        "f.yaml:10: training.steps: Input should be a valid integer, unable to parse string as an integer, "
+        "but it is 'many'\n"
+        "f.yaml:8: rouns: unknown key; did you mean 'rounds'?\n"
+        "  fix: correct these keys"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", f"f.yaml holds no keys\n  fix: {PERFIT_INIT}"),
+        ("# nothing\n", f"f.yaml holds no keys\n  fix: {PERFIT_INIT}"),
+        ("- name\n- model\n", f"f.yaml holds no keys\n  fix: {PERFIT_INIT}"),
+        (
+            "name: n\nmodel: m\n",
+            "f.yaml: the key 'clients' is missing\n  fix: correct this key",
+        ),
+        (
+            "name: n\nclients: []\n",
+            "f.yaml: the key 'model' is missing\n  fix: correct this key",
+        ),
+    ],
+)
+def test_files_without_the_keys(text, message):
+    assert message_of(text) == message
+
+
+def test_a_federation_without_clients_names_them():
+    assert "clients" in message_of("name: n\nmodel: m\nclients: []\n").split("clients;")[0].split(":", 1)[1][:40]
+
+
+def test_what_is_not_yaml():
+    message = message_of("name: notes\nmodel: a: b\n")
+    assert message.startswith("f.yaml is not YAML: mapping values are not allowed here\n")
+    assert "line 2, column 9" in message
+    assert message.endswith("\n  fix: repair the syntax at the line named")
+
+
+@pytest.mark.parametrize(
+    "text", ["[a, b]: 1\n", "x: &x\n  y: *x\n", "1: 2\n"], ids=["list as key", "loop", "number as key"]
+)
+def test_yaml_that_is_no_federation(text):
+    message_of(MINIMAL + text)
+
+
+@pytest.mark.parametrize(
+    "setting", ["lora: {alpha: .inf}", "training: {learning_rate: .inf}", "training: {learning_rate: .nan}"]
+)
+def test_numbers_that_are_not_finite(setting):
+    assert "finite" in message_of(MINIMAL + setting) or "nan" in message_of(MINIMAL + setting)
+
+
+@pytest.mark.parametrize("setting", ["rounds: yes", "lora: {rank: true}", "training: {seed: false}"])
+def test_a_truth_value_is_no_number(setting):
+    assert "f.yaml:8: " in message_of(MINIMAL + setting)
+
+
+def test_a_missing_file(tmp_path):
+    path = tmp_path / "none.yaml"
+    with pytest.raises(PerfitError) as caught:
+        load_federation(path)
+    assert str(caught.value) == (
+        f"{path} cannot be read: [Errno 2] No such file or directory: '{path}'\n"
+        "  fix: give a federation file; `perfit init FILE` writes a commented one"
+    )
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
+    for path in (tmp_path, tmp_path / "latin.yaml"):
+        with pytest.raises(PerfitError, match="cannot be read"):
+            load_federation(path)
+
+
+def test_an_error_names_the_file(tmp_path):
+    path = tmp_path / "f.yaml"
+    path.write_text(MINIMAL + "rouns: 2\n")
+    with pytest.raises(PerfitError) as caught:
+        load_federation(path)
+    assert caught.value.problem == f"{path}:8: rouns: unknown key; did you mean 'rounds'?"
+
+
+def test_relative_data_is_taken_from_the_files_directory(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/f.yaml").write_text(
+        "name: n\nmodel: m\nclients:\n"
+        "  - {id: a, data: data/a.jsonl, held_out: ../h.parquet}\n"
+        "  - {id: b, data: /data/b.json}\n"
+        "  - {id: c, data: owner/name}\n"
+        "  - {id: d, data: 's3://bucket/d.jsonl', held_out: owner/name:test}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    clients = load_federation(Path("sub/f.yaml")).clients
+    assert [Path(clients[0].data), Path(clients[0].held_out)] == [
+        tmp_path / "sub/data/a.jsonl",
+        tmp_path / "sub/../h.parquet",
+    ]
+    assert [(c.data, c.held_out) for c in clients[1:]] == [
+        ("/data/b.json", None),
+        ("owner/name", None),
+        ("s3://bucket/d.jsonl", "owner/name:test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "local"),
+    [("a.jsonl", True), ("/x/a.parquet", True), ("owner/name:train", False), ("s3://b/a.jsonl", False)],
+)
+def test_local_data(uri, local):
+    assert is_local(uri) == local

@@ -1,0 +1,20 @@
+"""The planner's and the aggregator's image has no torch: what they import must not need it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "kfp", "minio", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["spec", "federation_file", "seeds", "space", "adapter", "adapter_file", "aggregation", "participation", "pruning"],
+)
+def test_a_light_module_imports_nothing_heavy(module):
+    code = f"import sys, perfit.{module}; print(*sorted({HEAVY} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []

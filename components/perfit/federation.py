@@ -80,7 +80,7 @@ def next_round(
 
 
 def start_values(federation: Federation, client: Client, model: ExpandedModel, state: State) -> SparseAdapter:
-    """Return what a client starts the next round from: global values at its positions, or its own if none are shared."""
+    """Return what a client starts a round from: global values at its positions, or its own if none are shared."""
     last = state.tunings.get(client.id)
     if last and not federation.method.exchanges:
         return on_the_wire(last.adapter, federation)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
-from perfit.mask_statistics import chance_overlap, densities, jaccard
+from perfit import report_sections as sections
+from perfit.report_figures import SMOOTHING
+from perfit.report_style import FAINT_LINES, byte_unit
 from perfit.space import LoraSpace
-from perfit.spec import Client, Federation
+from perfit.spec import Federation
 
-NAMED_CLIENTS = 8
-"""Up to here each client has a line of its own in the figures; more are drawn as median and quartiles."""
+LIMITS = {"open": 30, "first": 20, "most": 1000}
+"""A table of more rows than ``open`` shows the ``first`` and folds the rest, ``most`` at most; so do lists of names."""
 
-HEATMAP_CLIENTS = 100
-"""Up to here mask overlaps are a heat map, beyond a histogram."""
-
-OVERLAP_CLIENTS = 200
-"""The histogram is over at most this many clients, evenly spaced in the order of the federation file."""
-
-OPEN_ROWS, FIRST_ROWS, MOST_ROWS = 30, 20, 1000
-"""Tables of more rows than the first are folded below a part of as many as the second; none has more than the third."""
-
-_BARS = 40
 _REASON_CHARACTERS = 300
-_RANKS_TOLD_APART = 3
 _FLOAT32_BYTES = 4
 
 
@@ -38,11 +27,7 @@ def last_tunings(summaries: Sequence[dict]) -> dict[str, dict]:
     Args:
         summaries: One a committed round, in order.
     """
-    return {
-        record["client"]: record | {"round": summary["round"]}
-        for summary in summaries
-        for record in _trained(summary)
-    }
+    return {client: found[max(found)] for client, found in _delivered(summaries).items()}
 
 
 def scalar_metrics(summary: dict) -> dict[str, float]:
@@ -79,78 +64,94 @@ def render_report(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"perplexity": _perplexity, "percent": _percent, "bytes": _bytes}
+    environment.filters |= {
+        "bytes": _bytes,
+        "count": "{:,.0f}".format,
+        "cut": _cut,
+        "percent": _percent,
+        "perplexity": _perplexity,
+    }
     template = files("perfit").joinpath("report.html.j2").read_text(encoding="utf-8")
-    rows = _client_rows(federation, summaries, space)
-    names = [row["client"] for row in rows]
+    clients = _clients(federation, summaries, space)
     traffic = [_traffic(summary, space) for summary in summaries]
-    failures = list(_failures(summaries))
     return environment.from_string(template).render(
         federation=federation,
-        space=space,
         summaries=summaries,
-        metrics=scalar_metrics(summaries[-1]) if summaries else None,
-        rows=rows,
-        named=len(rows) <= NAMED_CLIENTS,
+        metrics=scalar_metrics(summaries[-1]) if summaries else {},
+        clients=clients,
+        least_improved=sorted((c for c in clients if c["latest"]), key=lambda c: -c["change"]),
         traffic=traffic,
-        failures=failures,
-        failure_counts=_count_failures(summaries),
-        history=_history_figures(names, summaries),
-        overlap=_overlap(names, federation, space, masks),
-        density=_density(names, federation, space, masks),
-        bytes_figure=_bytes_figure(traffic),
-        open_rows=OPEN_ROWS,
-        first_rows=FIRST_ROWS,
-        most_rows=MOST_ROWS,
-        bars=_BARS,
+        total={key: sum(row[key] for row in traffic) for key in ("delivered", "up", "down", "dense")},
+        failures=_failures(summaries),
+        figures=_figures([c["client"] for c in clients], federation, summaries, space, masks, traffic),
+        limits=LIMITS | {"bars": sections.BARS, "smoothing": SMOOTHING, "faint": FAINT_LINES},
+        named=len(clients) <= sections.NAMED_CLIENTS,
+        modules=len(space.layers()),
     )
 
 
-# --- tables
+def _figures(
+    names: Sequence[str],
+    federation: Federation,
+    summaries: Sequence[dict],
+    space: LoraSpace,
+    masks: Mapping[str, np.ndarray],
+    traffic: Sequence[dict],
+) -> dict[str, Any]:
+    found = _delivered(summaries)
+    delivered = {name: found.get(name, {}) for name in names}
+    # Without a search a client holds the first rows and columns of its rank: there is nothing to see in its mask.
+    architectures = masks if federation.method.searches else {}
+    return {
+        "perplexity": sections.perplexity_section(delivered, [summary["round"] for summary in summaries]),
+        "loss": sections.loss_section(delivered),
+        "overlap": sections.overlap_section(names, architectures, space),
+        "density": sections.density_section(names, architectures, space),
+        "bytes": sections.bytes_section(traffic),
+    }
 
 
 def _trained(summary: dict) -> list[dict]:
     return [record for record in summary["clients"] if record["status"] == "trained"]
 
 
-def _client_rows(federation: Federation, summaries: Sequence[dict], space: LoraSpace) -> list[dict[str, Any]]:
-    """Describe each client of the federation file, then those that took part and have since left it."""
-    records: dict[str, list[dict]] = {client.id: [] for client in federation.clients}
+def _delivered(summaries: Sequence[dict]) -> dict[str, dict[int, dict]]:
+    """What each client delivered, by client and round."""
+    found: dict[str, dict[int, dict]] = {}
+    for summary in summaries:
+        for record in _trained(summary):
+            found.setdefault(record["client"], {})[summary["round"]] = record | {"round": summary["round"]}
+    return found
+
+
+def _clients(federation: Federation, summaries: Sequence[dict], space: LoraSpace) -> list[dict[str, Any]]:
+    """Describe the clients of the federation file, then those that took part and have left it since."""
+    known = {c.id: {"client": c.id, "tier": c.tier, "rank": federation.rank_of(c)} for c in federation.clients}
     for summary in summaries:
         for record in summary["clients"]:
-            records.setdefault(record["client"], []).append(record | {"round": summary["round"]})
-    last_round = summaries[-1]["round"] if summaries else 0
-    known = {client.id: client for client in federation.clients}
+            known[record["client"]] = {key: record[key] for key in ("client", "tier", "rank")}
+    now = {record["client"]: record for record in summaries[-1]["clients"]} if summaries else {}
+    delivered = _delivered(summaries)
     return [
-        _client_row(name, known.get(name), found, federation, space, last_round) for name, found in records.items()
+        _client(client, delivered.get(name, {}), now.get(name), space) | {"number": number}
+        for number, (name, client) in enumerate(known.items(), 1)
     ]
 
 
-def _client_row(
-    name: str, client: Client | None, records: list[dict], federation: Federation, space: LoraSpace, last_round: int
-) -> dict[str, Any]:
-    trained = [record for record in records if record["status"] == "trained"]
-    latest = trained[-1] if trained else None
-    if records:
-        tier, rank = records[-1]["tier"], records[-1]["rank"]
-    else:
-        tier, rank = client.tier, federation.rank_of(client)
-    current = records[-1] if records and records[-1]["round"] == last_round else None
-    return {
-        "client": name,
-        "tier": tier,
-        "rank": rank,
-        "budget": space.budget(rank),
+def _client(client: dict, delivered: Mapping[int, dict], now: dict | None, space: LoraSpace) -> dict[str, Any]:
+    latest = delivered[max(delivered)] if delivered else None
+    return client | {
+        "budget": space.budget(client["rank"]),
         "latest": latest,
         "change": latest["perplexity"]["after"] / latest["perplexity"]["round_0"] - 1 if latest else None,
-        "bytes_up": sum(record["bytes_up"] for record in trained),
-        "bytes_down": sum(record["bytes_down"] for record in trained),
-        "status": current["status"] if current else "not drawn",
-        "reason": _cut(current["reason"]) if current else None,
+        "up": sum(record["bytes_up"] for record in delivered.values()),
+        "down": sum(record["bytes_down"] for record in delivered.values()),
+        "status": now["status"] if now else "not drawn",
+        "reason": now["reason"] if now else None,
     }
 
 
-def _traffic(summary: dict, space: LoraSpace) -> dict[str, Any]:
+def _traffic(summary: dict, space: LoraSpace) -> dict[str, int]:
     trained = _trained(summary)
     return {
         "round": summary["round"],
@@ -161,13 +162,34 @@ def _traffic(summary: dict, space: LoraSpace) -> dict[str, Any]:
     }
 
 
-def _failures(summaries: Sequence[dict]) -> Iterator[dict]:
+def _failures(summaries: Sequence[dict]) -> list[dict[str, Any]]:
+    """Group failures by round, the last first, status and reason."""
+    groups: dict[tuple, list[str]] = {}
+    participants = {summary["round"]: len(summary["clients"]) for summary in summaries}
     for summary in reversed(summaries):
         for record in summary["clients"]:
             if record["status"] != "trained":
-                yield record | {"round": summary["round"], "reason": _cut(record["reason"])}
+                key = (summary["round"], record["status"], _cut(record["reason"] or ""))
+                groups.setdefault(key, []).append(record["client"])
+    return [
+        {"round": number, "status": status, "reason": reason, "clients": names, "of": participants[number]}
+        for (number, status, reason), names in groups.items()
+    ]
 
 
-def _count_failures(summaries: Sequence[dict]) -> list[tuple[int, dict[str, int]]]:
-    counts = [(s["round"], Counter(r["status"] for r in s["clients"] if r["status"] != "trained")) for s in summaries]
-    return [(number, dict(sorted(count.items()))) for number, count in counts if count]
+def _perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _percent(fraction: float) -> str:
+    """A signed change, with a true minus."""
+    return f"{100 * fraction:+.1f}\u202f%".replace("-", "\u2212")
+
+
+def _bytes(count: int) -> str:
+    size, unit = byte_unit(count)
+    return f"{count / size:.{1 if size > 1 and count < 100 * size else 0}f}\u202f{unit}"
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= _REASON_CHARACTERS else f"{reason[:_REASON_CHARACTERS]}…"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perfit.figure_style import (
+from perfit.report_style import (
     COLOURS,
     INK,
     MUTED,
@@ -44,14 +44,15 @@ _LOSS_POINTS = 400
 
 
 @drawn
-def perplexity_figure(values: np.ndarray, series: Sequence[Series]) -> Figure:
+def perplexity_figure(values: np.ndarray, numbers: Sequence[int], series: Sequence[Series]) -> Figure:
     """Draw perplexities by round: each tuning as a solid line, what lies between two tunings dotted.
 
     Args:
         values: float, shape (clients, 1 + 2 * rounds): round 0, then before and after each round; NaN where not delivered.
+        numbers: Of the rounds.
         series: What to draw.
     """
-    rounds = values.shape[1] // 2
+    rounds = len(numbers)
     x = np.array([0.0, *(n + side for n in range(1, rounds + 1) for side in (-0.3, 0.3))])
     figure, axes = panel(380)
     axes.set_yscale("log")
@@ -64,8 +65,8 @@ def perplexity_figure(values: np.ndarray, series: Sequence[Series]) -> Figure:
         else:
             _tuning_lines(axes, x, values[one.rows[0]], one.colour, markers=rounds <= 12)
     axes.set_xlim(-0.2, rounds + 0.45)
-    numbers = range(rounds + 1)[every(rounds + 1, 25)]
-    axes.set_xticks(numbers, ["round 0", *map(str, numbers[1:])])
+    labels = ["round 0", *map(str, numbers)]
+    axes.set_xticks(range(rounds + 1)[every(rounds + 1, 25)], labels[every(rounds + 1, 25)])
     log_ticks(axes)
     axes.grid(axis="x", visible=False)
     titles(axes, "round, from before (left edge) to after its tuning (right edge)", "held-out perplexity (log scale)")
@@ -122,7 +123,7 @@ def overlap_figure(
     side = min(560, max(240, 90 * n))
     figure, axes = panel(side + 110, left=170, right=WIDTH - 170 - side, top=6, bottom=104)
     image = axes.imshow(
-        np.where(off, observed, np.nan), "cividis", vmin=low, vmax=max(high, low + 0.05), interpolation="none"
+        np.where(off, observed, np.nan), "viridis", vmin=low, vmax=max(high, low + 0.05), interpolation="none"
     )
     if n <= 30:
         _cell_numbers(axes, image, observed, expected if n <= 6 else None)
@@ -133,7 +134,7 @@ def overlap_figure(
     axes.tick_params(length=0, labelcolor=INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    _colour_scale(figure, image, axes.bbox.x1 + 50, chances)
+    _colour_scale(figure, image, axes.bbox.x1 + 76, chances)
     return figure
 
 
@@ -169,9 +170,7 @@ def overlap_histogram(values: np.ndarray, chances: Mapping[str, float]) -> Figur
 
 
 @drawn
-def density_figure(
-    values: np.ndarray, kinds: Sequence[str], parts: Sequence[str], series: Sequence[Series]
-) -> Figure:
+def density_figure(values: np.ndarray, kinds: Sequence[str], parts: Sequence[str], series: Sequence[Series]) -> Figure:
     """Draw the fraction of positions held: a row of panels for each kind of module, a column for each part.
 
     Args:
@@ -188,17 +187,19 @@ def density_figure(
     figure.subplots_adjust(
         110 / WIDTH, bottom / total, 1 - 150 / WIDTH, 1 - top / total, wspace=0.07, hspace=gap / height
     )
+    last_panels = []
     for row, kind in zip(grid, rows, strict=True):
         members = [i for i, other in enumerate(kinds) if other == kind]
         for axes, part in zip(row, range(len(parts)), strict=True):
-            _density_panel(axes, values[:, members, part], series)
+            x, binned = _bins(values[:, members, part])
+            _density_lines(axes, x - 1, binned, series)
+        last_panels.append((row[-1], x - 1, binned))
         row[0].annotate(kind, (0, 0.5), (-104, 0), xycoords="axes fraction", textcoords="offset points", va="center")
     for axes, part in zip(grid[0], parts, strict=True):
         axes.set_title(part, loc="left", fontsize=12.5)
     _density_axes(grid, values)
-    for row, kind in zip(grid, rows, strict=True):
-        last = values[:, [i for i, other in enumerate(kinds) if other == kind], -1]
-        label_ends(row[-1], np.arange(last.shape[1]), last, series, gap=15)
+    for axes, x, binned in last_panels:
+        label_ends(axes, x, binned, series, gap=15)
     return figure
 
 
@@ -221,7 +222,9 @@ def bytes_figure(rounds: Sequence[int], sent: Mapping[str, Sequence[int]], dense
         if len(rounds) <= 8:
             for place, value, line_at in zip(at, values, dense, strict=True):
                 top = max(value, line_at) / scale
-                axes.annotate(f"{name} {value / scale:.3g}", (place, top), (0, 5), textcoords="offset points", ha="center")
+                axes.annotate(
+                    f"{name} {value / scale:.3g}", (place, top), (0, 5), textcoords="offset points", ha="center"
+                )
     chosen = every(len(rounds), 25)
     axes.set_xticks(x[chosen], rounds[chosen])
     axes.margins(x=0.02, y=0.15)
@@ -292,7 +295,9 @@ def _cell_numbers(axes: Axes, image: AxesImage, observed: np.ndarray, expected: 
         luminance = np.dot(image.to_rgba(observed[i, j])[:3], (0.2126, 0.7152, 0.0722))
         colour = "#ffffff" if luminance < 0.45 else "#000001"
         number = f"{observed[i, j]:.2f}" if len(observed) <= 10 else f"{observed[i, j]:.2f}".removeprefix("0")
-        axes.text(j, i - (0.08 if expected is not None else 0), number, color=colour, ha="center", va="center", fontsize=size)
+        axes.text(
+            j, i - (0.08 if expected is not None else 0), number, color=colour, ha="center", va="center", fontsize=size
+        )
         if expected is not None:
             chance = f"chance {expected[i, j]:.2f}"
             axes.text(j, i + 0.2, chance, color=colour, ha="center", va="center", fontsize=10)
@@ -302,20 +307,20 @@ def _colour_scale(figure: Figure, image: AxesImage, left: float, chances: Mappin
     box = image.axes.get_position()
     scale = figure.add_axes((left / WIDTH, box.y0, 18 / WIDTH, box.height))
     figure.colorbar(image, cax=scale).outline.set_visible(False)
+    scale.yaxis.tick_left()
     scale.tick_params(length=0)
     scale.grid(visible=False)
     heights = [scale.transData.transform((0, chance))[1] for chance in chances.values()]
     for (name, chance), height in zip(chances.items(), spread(heights, 18), strict=True):
         scale.axhline(chance, color="#ffffff", linewidth=2)
         scale.annotate(
-            f"{chance:.2f} by chance, {name}", (1, chance), (left + 74, height), xycoords=("axes fraction", "data"),
+            f"{chance:.2f} by chance, {name}", (1, chance), (left + 40, height), xycoords=("axes fraction", "data"),
             textcoords="figure pixels", va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "shrinkA": 3, "shrinkB": 0},
         )  # fmt: skip
 
 
-def _density_panel(axes: Axes, values: np.ndarray, series: Sequence[Series]) -> None:
-    x = np.arange(values.shape[1])
+def _density_lines(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[Series]) -> None:
     marker = "o" if len(x) <= 40 else ""
     for one in series:
         rows = values[list(one.rows)]

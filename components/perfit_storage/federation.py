@@ -260,9 +260,7 @@ class FederationStore:
         try:
             return Head(**self._parse("head.json", found)), found.version
         except TypeError as error:
-            raise CorruptObject(
-                f"{self.uri}/head.json is not a head: {error}", "restore it from a backup"
-            ) from error
+            raise CorruptObject(f"{self.uri}/head.json is not a head: {error}", "restore it from a backup") from error
 
     def _find(self, path: str) -> StoredObject | None:
         try:
@@ -290,9 +288,7 @@ class FederationStore:
         try:
             value = json.loads(found.data)
         except ValueError as error:
-            raise CorruptObject(
-                f"{self.uri}/{path} is not JSON: {error}", "restore it from a backup"
-            ) from error
+            raise CorruptObject(f"{self.uri}/{path} is not JSON: {error}", "restore it from a backup") from error
         if not isinstance(value, dict):
             raise CorruptObject(f"{self.uri}/{path} is not a JSON object", "restore it from a backup")
         return value

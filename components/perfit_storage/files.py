@@ -127,9 +127,7 @@ class FileStore:
         except absent as error:
             raise ObjectNotFound(f"{problem}: there is no such object", "check the store URI") from error
         except PermissionError as error:
-            raise AccessDenied(
-                f"{problem}: {error.strerror}", "let this user read and write the directory"
-            ) from error
+            raise AccessDenied(f"{problem}: {error.strerror}", "let this user read and write the directory") from error
         except OSError as error:
             raise StoreError(
                 f"{problem}: {error.strerror}", "check the directory, its volume and the space left there"

@@ -85,8 +85,7 @@ class ObjectStore(Protocol):
 def check_key(key: str) -> str:
     """Returns the key if it is a relative POSIX path in normal form; raises ``StoreError`` if not."""
     segments_fit = all(
-        segment not in {"", ".", ".."} and not segment.startswith(RESERVED_PREFIX)
-        for segment in key.split("/")
+        segment not in {"", ".", ".."} and not segment.startswith(RESERVED_PREFIX) for segment in key.split("/")
     )
     if not segments_fit or "\\" in key or not key.isprintable():
         raise StoreError(
@@ -116,9 +115,7 @@ def open_store(uri: str, environment: Mapping[str, str] | None = None) -> Object
     """
     parts = urlsplit(uri)
     if "@" in parts.netloc:
-        raise StoreError(
-            "the store URI holds credentials", "leave them out of it, and set the AWS_* variables instead"
-        )
+        raise StoreError("the store URI holds credentials", "leave them out of it, and set the AWS_* variables instead")
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and _is_plain(uri):
         from perfit_storage.files import FileStore
 
@@ -128,9 +125,7 @@ def open_store(uri: str, environment: Mapping[str, str] | None = None) -> Object
 
         settings = S3Settings.from_environment(os.environ if environment is None else environment)
         return S3Store(settings, parts.netloc, parts.path.strip("/"))
-    raise StoreError(
-        f"{uri!r} is not the URI of a store", "use file:///absolute/directory or s3://bucket/prefix"
-    )
+    raise StoreError(f"{uri!r} is not the URI of a store", "use file:///absolute/directory or s3://bucket/prefix")
 
 
 def _is_plain(uri: str) -> bool:

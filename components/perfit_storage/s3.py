@@ -288,7 +288,5 @@ def _checked_endpoint(url: str) -> str:
 
 def _checked_bundle(path: str | None) -> str | None:
     if path is not None and not Path(path).is_file():
-        raise StoreError(
-            f"AWS_CA_BUNDLE: there is no file {path}", "name a PEM file, or unset it to trust certifi's"
-        )
+        raise StoreError(f"AWS_CA_BUNDLE: there is no file {path}", "name a PEM file, or unset it to trust certifi's")
     return path

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from perfit.spec import Federation
     from transformers import PreTrainedTokenizerFast
+
+    from perfit.spec import Federation
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
 from perfit.adapter import SparseAdapter, mask_hash
 from perfit.space import LoraSpace
 

@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from safetensors.numpy import load, save
+
 from perfit.adapter import SparseAdapter, mask_hash
 from perfit.adapter_file import (
     AdapterFileError,
@@ -26,7 +28,6 @@ from perfit.adapter_file import (
     to_wire,
 )
 from perfit.space import LoraSpace
-from safetensors.numpy import load, save
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 SPACE = LoraSpace.from_shapes({A: (2, 3), B: (5, 2)})

@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
 from perfit.adapter import SparseAdapter
 from perfit.aggregation import Contribution, aggregate
 from perfit.space import LoraSpace

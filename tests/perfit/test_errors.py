@@ -9,8 +9,7 @@ from perfit.errors import PerfitError
 
 def test_it_says_problem_and_fix():
     assert (
-        str(PerfitError("rounds: -1 is negative", "give 1 or more"))
-        == "rounds: -1 is negative\n  fix: give 1 or more"
+        str(PerfitError("rounds: -1 is negative", "give 1 or more")) == "rounds: -1 is negative\n  fix: give 1 or more"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from perfit.importance import METRICS
 
 WEIGHTS = [[2.0, -3.0, 0.0], [1.0, -4.0, 0.5]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
 from perfit.errors import PerfitError
 from perfit.pruning import cubic_schedule, groups, keep_highest, prune
 from perfit.space import LoraSpace
@@ -43,9 +44,7 @@ def test_every_schedule_ends_with_nothing_redundant():
 
 @pytest.mark.parametrize(("steps", "warmup", "iterations"), [(10, 4, 7), (10, 4, 0), (4, 4, 1), (3, 5, 1)])
 def test_schedules_that_do_not_fit(steps, warmup, iterations):
-    with pytest.raises(
-        PerfitError, match=f"pruning_iterations is {iterations}, but {steps - warmup} of {steps}"
-    ):
+    with pytest.raises(PerfitError, match=f"pruning_iterations is {iterations}, but {steps - warmup} of {steps}"):
         cubic_schedule(steps, warmup, iterations)
 
 
@@ -83,9 +82,7 @@ def test_keep_highest_among_candidates_alone():
 
 
 def test_keep_highest_takes_negative_scores():
-    assert_array_equal(
-        keep_highest(np.array([-3.0, -1, -2]), np.ones(3, bool), 2, np.arange(3)), [False, True, True]
-    )
+    assert_array_equal(keep_highest(np.array([-3.0, -1, -2]), np.ones(3, bool), 2, np.arange(3)), [False, True, True])
 
 
 def test_what_keep_highest_refuses():
@@ -122,14 +119,10 @@ def test_layer_scope_keeps_a_budget_a_module_and_global_scope_does_not():
 
 def test_ties_favour_no_matrix():
     space = make_space(8, (50, 50), (50, 50))
-    mask = prune(
-        space, np.ones(space.size, bool), np.zeros(space.size), rank=2, redundant=0, scope="layer", seed=1
-    )
+    mask = prune(space, np.ones(space.size, bool), np.zeros(space.size), rank=2, redundant=0, scope="layer", seed=1)
     shares = [block.mean() for block in space.split(mask).values()]
     assert shares == pytest.approx([0.25] * 4, abs=0.05)
-    other = prune(
-        space, np.ones(space.size, bool), np.zeros(space.size), rank=2, redundant=0, scope="layer", seed=2
-    )
+    other = prune(space, np.ones(space.size, bool), np.zeros(space.size), rank=2, redundant=0, scope="layer", seed=2)
     assert np.any(mask != other)
 
 

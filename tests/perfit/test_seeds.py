@@ -12,9 +12,7 @@ def test_a_seed_is_31_bits_of_a_sha256():
 
 
 def test_every_purpose_has_a_seed_of_its_own():
-    paths = [
-        (seed, use, round, client) for seed in (0, 1) for use in "ab" for round in (1, 11) for client in "ab"
-    ]
+    paths = [(seed, use, round, client) for seed in (0, 1) for use in "ab" for round in (1, 11) for client in "ab"]
     seeds = {derive_seed(*path) for path in paths}
     assert len(seeds) == len(paths)
     assert all(0 <= seed < 2**31 for seed in seeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
 from perfit.errors import PerfitError
 from perfit.space import LoraSpace, Matrix
 

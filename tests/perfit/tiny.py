@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from perfit.client import ClientData, ExpandedModel, load_client_data, load_expanded
 from perfit.data import Example
 from perfit.spec import Federation
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SENTENCES = [
     "Name the capital of France. The capital of France is Paris.",
@@ -105,7 +106,7 @@ def write_records(path: Path, topic: str, count: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def federation(model: str, data: Path, **sections: Any) -> Federation:
+def federation(model: str, data: Path, /, **sections: Any) -> Federation:
     """Make a federation of two clients, the second of half the rank; sections by keyword are merged in."""
     tree: dict[str, Any] = {
         "name": "tiny",

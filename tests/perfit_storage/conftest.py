@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from perfit_storage import ObjectStore, open_store
 
 

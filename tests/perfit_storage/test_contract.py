@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from perfit_storage import ObjectNotFound, ObjectStore, StoreError
 
 

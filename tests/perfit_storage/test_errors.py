@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+
 from perfit_storage import ObjectNotFound, StoreError, open_store
 
 

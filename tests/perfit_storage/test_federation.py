@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import pytest
+
 from perfit_storage import (
     CorruptObject,
     FederationStore,
@@ -50,9 +51,7 @@ def test_layout(store: ObjectStore, federation: FederationStore):
         "federations/demo/rounds/1/updates/ben.json",
         "federations/demo/spec.yaml",
     ]
-    assert store.get("federations/demo/rounds/1/plan.json").data == (
-        b'{\n "participants": [\n  "anna"\n ]\n}\n'
-    )
+    assert store.get("federations/demo/rounds/1/plan.json").data == (b'{\n "participants": [\n  "anna"\n ]\n}\n')
 
 
 def test_spec_is_created_once_and_then_compared(federation: FederationStore):
@@ -234,9 +233,7 @@ def test_reports_and_client_files(federation: FederationStore):
             federation.get_client_file("a", name)
 
 
-@pytest.mark.parametrize(
-    "name", ["", "A", "a b", "a/b", "..", "-a", "a-", "a.b", "a_b", "ä", "a\n", "x" * 64]
-)
+@pytest.mark.parametrize("name", ["", "A", "a b", "a/b", "..", "-a", "a-", "a.b", "a_b", "ä", "a\n", "x" * 64])
 def test_unsafe_names_are_refused(store: ObjectStore, name: str):
     with pytest.raises(StoreError, match="cannot be a federation name"):
         FederationStore(store, name)

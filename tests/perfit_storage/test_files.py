@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from perfit_storage import StoreError, open_store
 
 INCREMENT = """

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and an S3 server, with a real server and a proxy that cuts connections."""
+"""What can go wrong between a client and an S3 server: a real one, and a proxy that cuts connections."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import ssl
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
 from perfit_storage import AccessDenied, StoreError, StoreUnreachable, open_store
 from perfit_storage.s3 import S3Settings
 
@@ -46,15 +47,14 @@ class Connection(socketserver.BaseRequestHandler):
                     left -= len(answer)
                     if left <= 0:
                         break
-            self.request.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # The client may have gone first.
+                self.request.shutdown(socket.SHUT_RDWR)
 
 
 def pass_on(source: socket.socket, target: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # The other direction may have been cut.
         while data := source.recv(65536):
             target.sendall(data)
-    except OSError:
-        pass  # The other direction was broken off.
 
 
 @contextmanager
@@ -125,9 +125,7 @@ def self_signed(directory: Path) -> Path:
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -186,9 +184,7 @@ def test_settings():
     assert "secret" not in repr(own)
 
 
-@pytest.mark.parametrize(
-    "url", ["minio:9000", "ftp://minio", "http://", "http://minio/path", "http://a:pw@b"]
-)
+@pytest.mark.parametrize("url", ["minio:9000", "ftp://minio", "http://", "http://minio/path", "http://a:pw@b"])
 def test_refused_endpoints(url: str):
     keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
     with pytest.raises(StoreError, match="AWS_ENDPOINT_URL") as caught:

@@ -22,9 +22,14 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0528c", "#56b4e9", "#e69f00", "#7
 WIDTH = 960
 """Of every figure, in CSS pixels."""
 
+FAINT_LINES = 40
+"""Groups of at most so many clients show each as a faint line under their median."""
+
 INK, MUTED, GRID, PAGE = "#1b1f24", "#59636e", "#dfe3e8", "#fffffe"
 
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--page"} | {c: f"--c{i}" for i, c in enumerate(COLOURS, 1)}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--page"} | {
+    c: f"--c{i}" for i, c in enumerate(COLOURS, 1)
+}
 _DPI = 72  # SVG counts in points, so that one pixel of a figure is one pixel of the page.
 _STYLE = {
     "axes.axisbelow": True,
@@ -96,12 +101,14 @@ def panel(height: int, left: int = 60, right: int = 150, top: int = 34, bottom: 
 
 def titles(axes: Axes, x: str, y: str) -> None:
     """Name the axes: y above its ticks, where it is read without turning the head."""
-    axes.set_xlabel(x, loc="left")
-    axes.annotate(y, (0, 1), (-axes.bbox.x0 + 8, 14), xycoords="axes fraction", textcoords="offset points", color=MUTED)
+    axes.set_xlabel(x, loc="left", labelpad=7)
+    axes.annotate(y, (0, 1), (-axes.bbox.x0, 14), xycoords="axes fraction", textcoords="offset points", color=MUTED)
 
 
 def band(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str) -> None:
     """Draw the median of rows (clients, points), their quartiles, and what 90 % of them lie in."""
+    if len(rows) <= FAINT_LINES:
+        axes.plot(x, rows.T, color=colour, linewidth=0.8, alpha=0.3)
     bounds = _percentiles(rows, [5, 25, 75, 95])
     axes.fill_between(x, bounds[0], bounds[3], color=colour, alpha=0.12, linewidth=0)
     axes.fill_between(x, bounds[1], bounds[2], color=colour, alpha=0.25, linewidth=0)
@@ -113,9 +120,7 @@ def line(rows: np.ndarray) -> np.ndarray:
     return _percentiles(rows, [50])[0]
 
 
-def label_ends(
-    axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[Series], gap: float = 17
-) -> None:
+def label_ends(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[Series], gap: float = 17) -> None:
     """Name each series right of the panel at the height of its last value, moved apart where names would touch."""
     axes.get_ylim()  # Settles the limits, which the transform below takes as they are.
     ends = []
@@ -133,7 +138,14 @@ def label_ends(
             textcoords="figure pixels",
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": one.colour, "linewidth": 1, "shrinkA": 3, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": one.colour,
+                "linewidth": 1,
+                "linestyle": (0, (1, 3)),
+                "shrinkA": 2,
+                "shrinkB": 5,
+            },
         )
 
 

@@ -1,0 +1,94 @@
+"""Finding and loading base models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import perfit
+from perfit.client import load_expanded, read_space
+from perfit.errors import PerfitError
+from perfit.models import load_model, load_tokenizer, locate, model_skeleton, prepare_model
+
+from .tiny import tiny_tokenizer
+
+PACKAGE = str(Path(perfit.__path__[0]))
+
+
+def test_places(tmp_path, monkeypatch):
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate(str(tmp_path)) == str(tmp_path)
+    assert locate("models/tiny") == "models/tiny"
+    assert locate("owner/name") == "owner/name"
+    assert locate("gpt2") == "gpt2"
+    assert locate("package:perfit/spec.py") == f"{PACKAGE}/spec.py"
+    assert locate("package:perfit") == PACKAGE
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ("package:no_such_package/x.gguf", "model: the Python package 'no_such_package' is not installed"),
+        ("package:re.x/a", "model: the Python package 're.x' is not installed"),
+        ("package:bisect/a", "model: the Python package 'bisect' is not installed"),
+        ("package:perfit/none.gguf", f"model: {PACKAGE}/none.gguf does not exist"),
+        ("/no/such/directory", "model: /no/such/directory does not exist"),
+        ("./none", "model: none does not exist"),
+        ("a/b/c", "model: a/b/c does not exist"),
+    ],
+)
+def test_places_that_are_not_there(model, problem):
+    with pytest.raises(PerfitError) as caught:
+        locate(model)
+    assert caught.value.problem == problem
+
+
+@pytest.mark.parametrize("model", ["none.gguf", "models/none.gguf"])
+def test_a_file_that_is_not_there_is_no_hub_id(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PerfitError, match=rf"^model: {model} does not exist"):
+        prepare_model(model, tmp_path / "cache")
+
+
+def test_a_directory_needs_no_conversion(tiny_llama, tmp_path):
+    assert prepare_model(tiny_llama, tmp_path / "cache") == tiny_llama
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_is_frozen_and_of_its_precision(tiny_llama, precision):
+    model = load_model(tiny_llama, precision)
+    assert {(p.requires_grad, p.dtype) for p in model.parameters()} == {(False, getattr(torch, precision))}
+
+
+def test_a_skeleton_has_the_shapes_and_no_weights(make_federation, tiny_llama, tmp_path):
+    skeleton = model_skeleton(tiny_llama)
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    for targets in (["q_proj"], "all-linear"):
+        federation = make_federation(lora={"target_modules": targets})
+        assert read_space(federation, tmp_path) == load_expanded(federation, tmp_path).space
+
+
+def test_directories_without_a_model(tmp_path):
+    for load in (lambda path: load_model(path, "float32"), load_tokenizer, model_skeleton):
+        with pytest.raises(PerfitError, match=f"^model: {tmp_path} cannot be loaded: ."):
+            load(str(tmp_path))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert (loaded.pad_token, loaded.pad_token_id) == ("<|im_end|>", 3)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(PerfitError, match=f"the tokenizer of {tmp_path} has no end token"):
+        load_tokenizer(str(tmp_path))

@@ -1,0 +1,213 @@
+"""The search on a tiny model: exact budgets, and the scores that a person computes from weights and gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from perfit.client import find_mask
+from perfit.evaluation import perplexity
+from perfit.lora import dense_weights, set_dense
+from perfit.search import search_architecture
+from perfit.training import TrainingDiverged, features
+
+from .tiny import base_hash, loaded
+
+METRICS = ("taylor", "magnitude", "gradient", "random")
+
+
+def find(federation, client_id: str, model=None, data=None, **more) -> np.ndarray:
+    """Search one client's mask from the federation's initial values."""
+    if model is None:
+        model, data = loaded(federation)
+    initial = model.space.initial_values(federation.training.seed)
+    return find_mask(model, federation, federation.client(client_id), data[client_id], initial, **more)
+
+
+def dense_values(model) -> np.ndarray:
+    return np.concatenate([w.detach().numpy().ravel() for w in dense_weights(model.peft).values()])
+
+
+@pytest.mark.parametrize(("metric", "scope"), itertools.product(METRICS, ("layer", "global")))
+def test_the_mask_has_exactly_its_budget(make_federation, metric, scope):
+    federation = make_federation(method={"metric": metric, "scope": scope})
+    model, data = loaded(federation)
+    # q: 32 + 32, v: 32 + 16 parameters a rank, in two layers.
+    for client, rank in [("ann", 2), ("bob", 1)]:
+        mask = find(federation, client, model, data)
+        assert (mask.dtype, mask.shape) == (bool, (model.space.size,))
+        assert np.count_nonzero(mask) == rank * 2 * (64 + 48)
+        if scope == "layer":
+            counts = [np.count_nonzero(mask[part]) for part in model.space.layers().values()]
+            assert counts == [rank * 64, rank * 48] * 2
+
+
+@pytest.mark.parametrize(("metric", "scope"), itertools.product(METRICS, ("layer", "global")))
+def test_exactly_its_budget_with_one_module(make_federation, metric, scope):
+    federation = make_federation(
+        method={"metric": metric, "scope": scope},
+        lora={"target_modules": ["layers.1.self_attn.q_proj"], "rank": 3, "expansion": 3},
+    )
+    for client, rank in [("ann", 3), ("bob", 1)]:
+        assert np.count_nonzero(find(federation, client)) == rank * 64
+
+
+@pytest.mark.parametrize(("metric", "scope"), itertools.product(METRICS, ("layer", "global")))
+def test_exactly_its_budget_when_all_scores_tie(make_federation, metric, scope):
+    federation = make_federation(method={"metric": metric, "scope": scope})
+    model, data = loaded(federation)
+    # With A and B zero no parameter has a weight or a gradient, and training moves none.
+    for client, rank in [("ann", 2), ("bob", 1)]:
+        mask = find_mask(
+            model,
+            federation,
+            federation.client(client),
+            data[client],
+            np.zeros(model.space.size, np.float32),
+        )
+        assert not dense_values(model).any()
+        assert np.count_nonzero(mask) == model.space.budget(rank)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_with_expansion_1_the_largest_client_has_nothing_to_prune(make_federation, metric):
+    federation = make_federation(method={"metric": metric}, lora={"expansion": 1})
+    model, data = loaded(federation)
+    steps: list[int] = []
+    assert find(federation, "ann", model, data, on_step=lambda step, *_: steps.append(step)).all()
+    assert steps == []
+    assert np.count_nonzero(find(federation, "bob", model, data)) == model.space.budget(1)
+
+
+def test_one_step_and_one_pruning(make_federation):
+    federation = make_federation(method={"search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1})
+    assert np.count_nonzero(find(federation, "bob")) == 224  # of rank 1: twice 32 + 32 and 32 + 16
+
+
+def test_pruned_positions_are_zero_and_the_backbone_as_it_was(make_federation):
+    federation = make_federation(method={"search_steps": 6, "pruning_iterations": 3})
+    model, data = loaded(federation)
+    before = base_hash(model.peft)
+    mask = find(federation, "bob", model, data)
+    values = dense_values(model)
+    assert not values[~mask].any()
+    assert values[mask].any()
+    assert base_hash(model.peft) == before
+
+
+def test_magnitude_by_hand(make_federation):
+    # Scores of the first step are the initial weights: those of B are zero, those of A decide.
+    federation = make_federation(
+        method={"metric": "magnitude", "search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1}
+    )
+    model, data = loaded(federation)
+    mask = find(federation, "bob", model, data)
+    weights = np.abs(model.space.initial_values(federation.training.seed))
+    for part, budget in zip(model.space.layers().values(), [64, 48] * 2, strict=True):
+        assert_array_equal(np.sort(weights[part][mask[part]]), np.sort(weights[part])[-budget:])
+
+
+def mean_gradient(model, examples, values: np.ndarray) -> np.ndarray:
+    """Gradient of the mean loss over response tokens, by plain autograd, shape (N,)."""
+    set_dense(model.peft, model.space, values)
+    model.peft.train()
+    model.peft.zero_grad()
+    for example in examples:
+        inputs = {key: torch.tensor([value]) for key, value in features(example).items()}
+        tokens = sum(label != -100 for label in example.labels)
+        (model.peft(**inputs).loss * tokens).backward()
+    return np.concatenate([w.grad.numpy().ravel() for w in dense_weights(model.peft).values()])
+
+
+@pytest.mark.parametrize("metric", ["gradient", "taylor"])
+def test_scores_by_plain_autograd(make_federation, metric):
+    federation = make_federation(
+        method={"metric": metric, "scope": "global", "search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1},
+        training={"batch_size": 6},
+    )
+    model, data = loaded(federation)
+    examples = data["ann"].train.examples
+    initial = np.random.default_rng(0).normal(0, 0.1, model.space.size).astype(np.float32)
+    scores = np.abs(mean_gradient(model, examples, initial))
+    if metric == "taylor":
+        scores *= np.abs(initial)
+    mask = search_architecture(
+        model.peft,
+        model.space,
+        examples,
+        model.tokenizer,
+        federation.method,
+        federation.training,
+        initial=initial,
+        rank=1,
+        seed=0,
+    )
+    budget = model.space.budget(1)
+    expected = scores >= np.sort(scores)[-budget]
+    # The batch sums in another order, which may swap neighbours at the threshold.
+    assert np.count_nonzero(mask & expected) >= budget - 1
+
+
+def test_scores_add_up_over_the_steps_before_the_first_pruning(make_federation):
+    # B starts at zero, so at first A has no gradient and B no Taylor score: both have one after the warm-up.
+    federation = make_federation(method={"search_steps": 3, "warmup_steps": 2, "pruning_iterations": 1})
+    model, data = loaded(federation)
+    mask = find(federation, "ann", model, data)
+    for block in model.space.split(mask).values():
+        assert 0 < np.count_nonzero(block) < block.size
+
+
+def test_the_search_follows_data_and_seed_alone(make_federation):
+    federation = make_federation()
+    model, data = loaded(federation)
+    first = find(federation, "bob", model, data)
+    find(federation, "ann", model, data)
+    assert_array_equal(find(federation, "bob", model, data), first)
+    assert_array_equal(find(federation, "bob"), first)
+    assert np.any(find(make_federation(training={"seed": 1}), "bob") != first)
+
+
+def test_clients_have_masks_of_their_own(make_federation):
+    for metric in ("taylor", "random"):
+        federation = make_federation(
+            method={"metric": metric, "search_steps": 8, "pruning_iterations": 4},
+            clients=[{**c.model_dump(), "rank": 2} for c in make_federation().clients],
+        )
+        model, data = loaded(federation)
+        ann, bob = (find(federation, client, model, data) for client in ("ann", "bob"))
+        assert 0 < np.count_nonzero(ann & bob) < np.count_nonzero(ann)
+
+
+def test_a_searched_architecture_trains_better_than_the_worst(make_federation):
+    # What Taylor calls important carries more of the trained loss than what it prunes.
+    federation = make_federation(
+        method={"search_steps": 30, "warmup_steps": 29, "pruning_iterations": 1},
+        training={"batch_size": 6},
+    )
+    model, data = loaded(federation)
+    captured: list[np.ndarray] = []
+
+    def on_step(step: int, steps: int, loss: float) -> None:
+        if step == steps - 1:
+            captured.append(dense_values(model))
+
+    mask = find(federation, "ann", model, data, on_step=on_step)
+    results = []
+    for kept in (mask, ~mask):
+        set_dense(model.peft, model.space, np.where(kept, captured[0], 0).astype(np.float32))
+        results.append(perplexity(model.peft, data["ann"].train.examples, model.tokenizer, 6))
+    assert results[0] < results[1]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_search_that_diverges_says_so(make_federation, metric):
+    federation = make_federation(
+        method={"metric": metric, "search_steps": 3, "warmup_steps": 0, "pruning_iterations": 3},
+        training={"learning_rate": 3e38},
+    )
+    with pytest.raises(TrainingDiverged, match=r"the loss is .* at step 2 of 3"):
+        find(federation, "bob")

@@ -1,0 +1,180 @@
+"""Local training against what a person computes from the model's own loss and gradient."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from perfit.adapter import SparseAdapter
+from perfit.adapter_file import to_wire
+from perfit.client import load_expanded
+from perfit.data import IGNORE_INDEX, Example
+from perfit.evaluation import perplexity
+from perfit.lora import compact, read_values
+from perfit.spec import Training
+from perfit.training import TrainingDiverged, features, train
+
+from .tiny import base_hash, loaded
+
+LEARNING_RATE = 0.01
+
+
+def options(**changes) -> Training:
+    return Training(**{"learning_rate": LEARNING_RATE, "batch_size": 6, "sequence_length": 64, **changes})
+
+
+def full_adapter(space) -> SparseAdapter:
+    values = np.random.default_rng(0).normal(0, 0.1, space.size).astype(np.float32)
+    return SparseAdapter(space, np.ones(space.size, dtype=bool), values)
+
+
+def run(federation, settings: Training, steps: int, seed: int = 0, **more) -> tuple[list[float], np.ndarray]:
+    """Train ann's six examples from the same values; return losses and values."""
+    model, data = loaded(federation)
+    with compact(model.peft, full_adapter(model.space)) as vectors:
+        losses = train(
+            model.peft, data["ann"].train.examples, model.tokenizer, settings, steps=steps, seed=seed, **more
+        )
+        return losses, read_values(vectors)
+
+
+def test_features_of_an_example():
+    assert features(Example([5, 6, 7], [IGNORE_INDEX, 6, 7])) == {
+        "input_ids": [5, 6, 7],
+        "attention_mask": [1, 1, 1],
+        "labels": [IGNORE_INDEX, 6, 7],
+    }
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(6, 1), (3, 2), (2, 3), (1, 6)])
+def test_the_loss_is_nats_a_response_token_however_it_is_batched(make_federation, batch_size, accumulation):
+    federation = make_federation()
+    model, data = loaded(federation)
+    with compact(model.peft, full_adapter(model.space)):
+        expected = math.log(perplexity(model.peft, data["ann"].train.examples, model.tokenizer, 6))
+    settings = options(batch_size=batch_size, gradient_accumulation=accumulation)
+    losses, _ = run(federation, settings, steps=1)
+    assert losses == pytest.approx([expected], rel=1e-5)
+
+
+def adamw_step(federation, settings: Training) -> np.ndarray:
+    """One step of AdamW (Loshchilov & Hutter, 2019) from zero moments, written out."""
+    model, data = loaded(federation)
+    examples = data["ann"].train.examples
+    with compact(model.peft, full_adapter(model.space)) as vectors:
+        total = 0.0
+        for example in examples:
+            tokens = sum(label != IGNORE_INDEX for label in example.labels)
+            inputs = {key: torch.tensor([value]) for key, value in features(example).items()}
+            total = total + model.peft(**inputs).loss * tokens
+        count = sum(label != IGNORE_INDEX for example in examples for label in example.labels)
+        (total / count).backward()
+        gradient = np.concatenate([vector.grad.numpy() for vector in vectors.values()]).astype(np.float64)
+        values = read_values(vectors).astype(np.float64)
+    gradient *= min(1, settings.max_gradient_norm / np.linalg.norm(gradient))
+    # Bias-corrected, the moments of the first step are the gradient and its square.
+    values -= settings.learning_rate * settings.weight_decay * values
+    return values - settings.learning_rate * gradient / (np.abs(gradient) + 1e-8)
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_gradient_norm": 1e-7}, {"weight_decay": 0.5}], ids=str)
+def test_a_step_is_one_of_adamw(make_federation, changes):
+    federation, settings = make_federation(), options(**changes)
+    _, values = run(federation, settings, steps=1)
+    # Where a gradient is near zero its sign is rounding: compare all but a few.
+    error = np.abs(values - adamw_step(federation, settings))
+    assert np.quantile(error, 0.99) < 0.01 * LEARNING_RATE
+
+
+def test_steps_go_on_beyond_the_end_of_the_data(make_federation):
+    seen: list[tuple[int, int, float]] = []
+    losses, _ = run(make_federation(), options(batch_size=4), steps=5, on_step=lambda *args: seen.append(args))
+    assert [step for step, _, _ in seen] == [1, 2, 3, 4, 5]
+    assert {steps for _, steps, _ in seen} == {5}
+    assert [loss for _, _, loss in seen] == losses
+
+
+def test_the_loss_falls(make_federation):
+    losses, _ = run(make_federation(), options(), steps=15)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_rate_is_constant(make_federation):
+    # Far from convergence AdamW moves a value by about the rate each step, the last one as the first.
+    results = [run(make_federation(), options(), steps)[1] for steps in (1, 2, 3)]
+    moves = [np.median(np.abs(after - before)) for before, after in pairwise(results)]
+    assert moves == pytest.approx([LEARNING_RATE] * 2, rel=0.5)
+
+
+def test_the_seed_decides_the_order(make_federation):
+    federation = make_federation()
+    first, again, other = (run(federation, options(batch_size=2), steps=3, seed=seed) for seed in (1, 1, 2))
+    assert first[0] == again[0]
+    assert_array_equal(first[1], again[1])
+    assert np.any(first[1] != other[1])
+
+
+def test_gradient_checkpointing_changes_no_value(make_federation):
+    federation = make_federation()
+    plain, checkpointed = (run(federation, options(gradient_checkpointing=on), steps=2) for on in (False, True))
+    assert_array_equal(checkpointed[1], plain[1])
+
+
+def test_bfloat16_keeps_the_trainable_values_in_float32(make_federation):
+    federation = make_federation(training={"precision": "bfloat16"})
+    model = load_expanded(federation, "unused")
+    base = {p.dtype for name, p in model.peft.named_parameters() if "lora_" not in name}
+    assert base == {torch.bfloat16}
+    losses, values = run(federation, options(precision="bfloat16"), steps=1)
+    exact, _ = run(make_federation(), options(), steps=1)
+    assert losses == pytest.approx(exact, rel=0.02)
+    assert values.dtype == np.float32
+    assert np.any(values != to_wire(values, "bfloat16").astype(np.float32))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
+    model, data = loaded(make_federation())
+    before = base_hash(model.peft)
+    adapter = full_adapter(model.space)
+    with (
+        pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 2 of 5"),
+        compact(model.peft, adapter),
+    ):
+        train(
+            model.peft,
+            data["ann"].train.examples,
+            model.tokenizer,
+            options(learning_rate=3e38),
+            steps=5,
+            seed=0,
+        )
+    assert base_hash(model.peft) == before
+    # The model is fit for the next client.
+    with compact(model.peft, adapter) as vectors:
+        losses = train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=1, seed=0)
+        after = read_values(vectors)
+    expected = run(make_federation(), options(), steps=1)
+    assert losses == expected[0]
+    assert_array_equal(after, expected[1])
+
+
+def test_it_says_nothing_on_standard_output_and_leaves_no_file(make_federation, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    model, data = loaded(make_federation())
+    capfd.readouterr()
+    with compact(model.peft, full_adapter(model.space)):
+        train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=2, seed=0)
+    assert capfd.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_near_those_of_other_batches(make_federation):
+    federation = make_federation()
+    whole = run(federation, options(), steps=1)[1]
+    parts = run(federation, options(batch_size=2, gradient_accumulation=3), steps=1)[1]
+    assert_allclose(np.quantile(np.abs(whole - parts), 0.99), 0, atol=0.01 * LEARNING_RATE)

@@ -40,8 +40,8 @@ def jaccard(masks: Iterable[np.ndarray]) -> np.ndarray:
 def chance_overlap(budgets: np.ndarray, positions: int) -> np.ndarray:
     """Return the overlap expected of random masks, for each pair of budgets.
 
-    Masks that hold fractions p and q of the space share p*q of it by chance and cover p + q - p*q; the ratio of the two is
-    the expected Jaccard index but for a term that vanishes in spaces of more than a few hundred positions.
+    Masks that hold fractions p and q of the space share p*q of it by chance and cover p + q - p*q; the ratio of the two
+    is the expected Jaccard index but for a term that vanishes in spaces of more than a few hundred positions.
 
     Args:
         budgets: Positions that each client holds, at least 1, shape (n,).

@@ -22,10 +22,10 @@ def draw_participants(federation: Federation, round: int) -> list[Client]:
     seed = derive_seed(federation.training.seed, "participants", round)
     order = np.random.default_rng(seed).permutation(len(federation.clients))
     shuffled = [federation.clients[i] for i in order]
-    chosen: list[Client] = []
+    chosen: set[str] = set()
     for tier in federation.tiers_in_use():
-        members = [client for client in shuffled if client.tier == tier]
-        chosen += members[: math.ceil(federation.participation.fraction * len(members))]
-    spare = [client for client in shuffled if client not in chosen]
-    chosen += spare[: max(0, federation.participation.minimum_clients - len(chosen))]
-    return [client for client in federation.clients if client in chosen]
+        members = [client.id for client in shuffled if client.tier == tier]
+        chosen.update(members[: math.ceil(federation.participation.fraction * len(members))])
+    spare = [client.id for client in shuffled if client.id not in chosen]
+    chosen.update(spare[: max(0, federation.participation.minimum_clients - len(chosen))])
+    return [client for client in federation.clients if client.id in chosen]

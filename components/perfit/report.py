@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perfit import report_sections as sections
-from perfit.report_figures import SMOOTHING
+from perfit.report_round_figures import RAW_LOSSES, SMOOTHING
 from perfit.report_style import FAINT_LINES, byte_unit
 from perfit.space import LoraSpace
 from perfit.spec import Federation
@@ -84,7 +84,7 @@ def render_report(
         total={key: sum(row[key] for row in traffic) for key in ("delivered", "up", "down", "dense")},
         failures=_failures(summaries),
         figures=_figures([c["client"] for c in clients], federation, summaries, space, masks, traffic),
-        limits=LIMITS | {"bars": sections.BARS, "smoothing": SMOOTHING, "faint": FAINT_LINES},
+        limits=LIMITS | {"bars": sections.BARS, "smoothing": SMOOTHING, "faint": FAINT_LINES, "raw": RAW_LOSSES},
         named=len(clients) <= sections.NAMED_CLIENTS,
         modules=len(space.layers()),
     )

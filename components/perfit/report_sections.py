@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 
 from perfit.mask_statistics import chance_overlap, densities, jaccard
-from perfit.report_figures import (
-    bytes_figure,
-    density_figure,
-    loss_figure,
-    overlap_figure,
-    overlap_histogram,
-    perplexity_figure,
-)
+from perfit.report_mask_figures import density_figure, overlap_figure, overlap_histogram
+from perfit.report_round_figures import bytes_figure, loss_figure, perplexity_figure
 from perfit.report_style import COLOURS, Series
 from perfit.space import LoraSpace
 
@@ -65,36 +59,35 @@ def loss_section(delivered: Mapping[str, Mapping[int, dict]]) -> str | None:
 
 def overlap_section(names: Sequence[str], masks: Mapping[str, np.ndarray], space: LoraSpace) -> dict[str, Any] | None:
     """Draw the overlap of each pair of the clients' masks, beside what random masks of the same budgets would share."""
-    names = [name for name in names if name in masks]
-    total, heatmap = len(names), len(names) <= HEATMAP_CLIENTS
-    if not heatmap:
-        names = [names[i] for i in np.linspace(0, len(names) - 1, min(len(names), OVERLAP_CLIENTS)).astype(int)]
-    if len(names) < 2:
+    held = [name for name in names if name in masks]
+    heatmap = len(held) <= HEATMAP_CLIENTS
+    chosen = held if heatmap else [held[i] for i in _evenly(len(held), OVERLAP_CLIENTS)]
+    if len(chosen) < 2:
         return None
-    observed = jaccard(masks[name] for name in names)
-    budgets = np.array([np.count_nonzero(masks[name]) for name in names])
-    expected = chance_overlap(budgets, space.size)
-    chances = _chances(budgets / space.budget(1), expected)
-    upper = np.triu_indices(len(names), 1)
-    pairs = [
-        {"clients": (names[i], names[j]), "observed": observed[i, j], "expected": expected[i, j]}
-        for i, j in zip(*upper, strict=True)
-    ]
+    budgets = {name: np.count_nonzero(masks[name]) for name in chosen}
+    chosen.sort(key=lambda name: -budgets[name])  # Pairs of the same ranks, hence the same chance, form blocks.
+    observed = jaccard(masks[name] for name in chosen)
+    held_by = np.array([budgets[name] for name in chosen])
+    expected = chance_overlap(held_by, space.size)
+    chances = _chances(held_by / space.budget(1), expected)
+    upper = np.triu_indices(len(chosen), 1)
+
+    def pair(k: int) -> dict[str, Any]:
+        i, j = upper[0][k], upper[1][k]
+        return {"clients": (chosen[i], chosen[j]), "observed": observed[i, j], "expected": expected[i, j]}
+
     lift = observed[upper] / expected[upper]
-    if heatmap:
-        svg = overlap_figure(names, observed, expected, chances)
-    else:
-        svg = overlap_histogram(observed[upper], chances)
+    heat = heatmap and overlap_figure(chosen, observed, expected, chances)
     return {
-        "svg": svg,
+        "svg": heat or overlap_histogram(observed[upper], chances),
         "heatmap": heatmap,
-        "clients": len(names),
-        "of": total,
-        "pairs": len(pairs),
+        "clients": len(chosen),
+        "of": len(held),
+        "pairs": lift.size,
         "mean": observed[upper].mean(),
         "chance": expected[upper].mean(),
-        "closest": pairs[lift.argmax()],
-        "furthest": pairs[lift.argmin()],
+        "closest": pair(lift.argmax()),
+        "furthest": pair(lift.argmin()),
     }
 
 
@@ -123,7 +116,7 @@ def bytes_section(traffic: Sequence[dict]) -> str | None:
     """Draw the bytes of the last rounds.
 
     Args:
-        traffic: For each round its ``round``, the number of clients ``delivered``, and ``up``, ``down`` and ``dense`` bytes.
+        traffic: For each round its ``round``, how many ``delivered``, and the bytes ``up``, ``down`` and ``dense``.
     """
     shown = [row for row in traffic if row["delivered"]][-BARS:]
     if not shown:
@@ -138,6 +131,10 @@ def _series(names: Sequence[str], shown: Sequence[str] | None = None) -> list[Se
     if len(names) > NAMED_CLIENTS:
         return [Series("median client", COLOURS[0], tuple(range(len(shown))))]
     return [Series(name, COLOURS[names.index(name)], (row,)) for row, name in enumerate(shown)]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
 
 
 def _rank_series(ranks: np.ndarray) -> list[Series]:
@@ -155,7 +152,7 @@ def _chances(ranks: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     upper = np.triu_indices(len(ranks), 1)
     if len(np.unique(ranks)) > _RANKS_TOLD_APART:
         found = expected[upper]
-        return {"least": float(found.min()), "most": float(found.max())}
+        return {"least of all pairs": float(found.min()), "most of all pairs": float(found.max())}
     low, high = np.sort([ranks[upper[0]], ranks[upper[1]]], axis=0)
     named = {(a, b): float(chance) for a, b, chance in zip(low, high, expected[upper], strict=True)}
     return {f"ranks {a:g} and {b:g}": named[a, b] for a, b in sorted(named)}

@@ -23,7 +23,7 @@ WIDTH = 960
 """Of every figure, in CSS pixels."""
 
 FAINT_LINES = 40
-"""Groups of at most so many clients show each as a faint line under their median."""
+"""Groups of at most so many clients are drawn as faint lines under their median, larger ones as bands."""
 
 INK, MUTED, GRID, PAGE = "#1b1f24", "#59636e", "#dfe3e8", "#fffffe"
 
@@ -106,12 +106,13 @@ def titles(axes: Axes, x: str, y: str) -> None:
 
 
 def band(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str) -> None:
-    """Draw the median of rows (clients, points), their quartiles, and what 90 % of them lie in."""
+    """Draw the median of rows (clients, points), over all rows or, of many, their quartiles and the middle 90 %."""
     if len(rows) <= FAINT_LINES:
-        axes.plot(x, rows.T, color=colour, linewidth=0.8, alpha=0.3)
-    bounds = _percentiles(rows, [5, 25, 75, 95])
-    axes.fill_between(x, bounds[0], bounds[3], color=colour, alpha=0.12, linewidth=0)
-    axes.fill_between(x, bounds[1], bounds[2], color=colour, alpha=0.25, linewidth=0)
+        axes.plot(x, rows.T, color=colour, linewidth=0.8, alpha=0.4)
+    else:
+        bounds = _percentiles(rows, [5, 25, 75, 95])
+        axes.fill_between(x, bounds[0], bounds[3], color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(x, bounds[1], bounds[2], color=colour, alpha=0.25, linewidth=0)
     axes.plot(x, line(rows), color=colour, linewidth=2)
 
 
@@ -165,6 +166,22 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return result
 
 
+def bins(table: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Average neighbouring columns of a table (rows, columns) that has more than can be told apart.
+
+    Returns:
+        The place of each of at most ``most`` columns, the first of the table being 1, and their means, NaN where a row has
+        none.
+    """
+    width = max(1, math.ceil(table.shape[1] / most))
+    padded = np.pad(table, ((0, 0), (0, -table.shape[1] % width)), constant_values=np.nan)
+    cells = padded.reshape(len(table), -1, width)
+    known = np.isfinite(cells)
+    count = known.sum(axis=2)
+    means = np.where(known, cells, 0).sum(axis=2) / np.where(count, count, 1)
+    return np.arange(cells.shape[1]) * width + (width + 1) / 2, np.where(count, means, np.nan)
+
+
 def short(name: str, length: int = 20) -> str:
     """Shorten a name in its middle: what tells clients apart is often at the end."""
     return name if len(name) <= length else f"{name[: length - 8]}…{name[-7:]}"
@@ -179,6 +196,13 @@ def log_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def integer_ticks(axes: Axes, most: int) -> None:
+    """Label the x axis at whole numbers, ``most`` of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
 
 
 def every(count: int, most: int) -> slice:
@@ -208,4 +232,5 @@ def _to_svg(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows both; without them the page names no address.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # The same in every figure, and nothing refers to them.
+    svg = re.sub(r' (d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
     return re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)

@@ -128,6 +128,15 @@ class Accelerator(_Section):
     count: int = Field(default=1, ge=1)
 
 
+class Toleration(_Section):
+    """A taint that a tier's pods tolerate, in Kubernetes' own words."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
 class Tier(_Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
 
@@ -135,13 +144,29 @@ class Tier(_Section):
     memory: Quantity = "4Gi"
     accelerator: Accelerator | None = None
     node_selector: dict[str, str] = {}
-    tolerations: tuple[dict[str, str | int], ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
 
     @property
     def threads(self) -> int:
         """CPU threads, at least one."""
         return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
+
+
+class Cluster(_Section):
+    """How runs live in a cluster; a local run ignores it.
+
+    Args:
+        model_cache: Volume claim that clients' pods keep models in; None for a scratch volume a pod.
+        shared_memory: Size of /dev/shm.
+        deadline_seconds: A run that takes longer is ended.
+        keep_seconds: A finished run's workflow is removed after this.
+    """
+
+    model_cache: str | None = "perfit-model-cache"
+    shared_memory: Quantity = "1Gi"
+    deadline_seconds: int = Field(default=86_400, ge=60)
+    keep_seconds: int = Field(default=604_800, ge=0)
 
 
 class Client(_Section):
@@ -169,6 +194,7 @@ class Federation(_Section):
     participation: Participation = Participation()
     wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tiers: dict[Name, Tier] = {"default": Tier()}
+    cluster: Cluster = Cluster()
     clients: tuple[Client, ...]
     store: str | None = None
 
@@ -240,11 +266,11 @@ class Federation(_Section):
     def difference(self, other: Federation) -> str | None:
         """Name the first key in which two files describe different federations, or None.
 
-        Rounds, participation, tiers, the store, the set of clients and where their data lie may change during the
+        Rounds, participation, tiers, the cluster, the store, the set of clients and where their data lie may change during the
         life of a federation. What the values in the store depend on may not: name, model, method, LoRA, training,
         data, the type on the wire, and the rank of a client.
         """
-        mutable = {"rounds", "participation", "tiers", "store", "clients"}
+        mutable = {"rounds", "participation", "tiers", "cluster", "store", "clients"}
         mine, theirs = _flatten(self.model_dump(exclude=mutable)), _flatten(other.model_dump(exclude=mutable))
         for client in self.clients:
             if client.id in other._by_id:

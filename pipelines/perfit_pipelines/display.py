@@ -49,8 +49,11 @@ class RunDisplay:
         step, task = parse_step(line), parse_task(line)
         if step:
             self._show(step)
-        elif task in _SPOKEN:
-            self._say(_SPOKEN[task])
+        elif task:
+            # A task that the pipeline holds several times has a number at the end of its name.
+            spoken = _SPOKEN.get(task.rstrip("-0123456789"))
+            if spoken:
+                self._say(spoken)
         elif " has no result: " in line:
             self._say(line.strip())
 

@@ -11,7 +11,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
 from perfit.errors import PerfitError
-from perfit.spec import Federation, Tier
+from perfit.spec import Cluster, Federation, Tier
 from perfit_components.aggregate_round import aggregate_round
 from perfit_components.close_search import close_search
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
@@ -24,7 +24,10 @@ from perfit_components.steps.plan import SEARCH_ROUND
 from perfit_components.train_client import train_client
 
 SERVER_SECRET = "perfit-server"
+HUB_SECRET = "perfit-hub"
 DATA_MOUNT = "/data"
+CACHE_MOUNT = "/cache"
+_USER = 10001
 _STORE_KEYS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
 
 
@@ -51,9 +54,11 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
     """
     search, rounds = _search_stage(spec, images), _round_stage(spec, images, searching=False)
 
-    @dsl.pipeline(name="federated-tuning", description=_describe(spec, f"{spec.rounds} rounds"))
+    @dsl.pipeline(
+        name="federated-tuning", description=_describe(spec, f"{spec.rounds} rounds"), pipeline_config=_config(spec)
+    )
     def pipeline(federation_file: str = spec.to_yaml(), store: str = store):
-        prepared = _on_server(prepare_federation(federation_file=federation_file, store=store), images.client)
+        prepared = _prepare(spec, images, federation_file, store)
         federation = search(federation=prepared.outputs["federation"]).output
         for number in range(1, spec.rounds + 1):
             stage = rounds(federation=federation, round=number)
@@ -77,12 +82,26 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
     """
     stage = _round_stage(spec, images, searching=True)
 
-    @dsl.pipeline(name="federated-round", description=_describe(spec, "one round from the head"))
+    @dsl.pipeline(
+        name="federated-round", description=_describe(spec, "one round from the head"), pipeline_config=_config(spec)
+    )
     def pipeline(federation_file: str = spec.to_yaml(), store: str = store):
-        prepared = _on_server(prepare_federation(federation_file=federation_file, store=store), images.client)
+        prepared = _prepare(spec, images, federation_file, store)
         stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"])
 
     return pipeline
+
+
+def _prepare(spec: Federation, images: Images, federation_file, store) -> dsl.PipelineTask:
+    task = _on_server(prepare_federation(federation_file=federation_file, store=store), images.client)
+    _with_model(task, spec.cluster)
+    return task.set_display_name("Prepare")
+
+
+def _config(spec: Federation) -> dsl.PipelineConfig:
+    return dsl.PipelineConfig(
+        ttl_seconds_after_finished=spec.cluster.keep_seconds, active_deadline_seconds=spec.cluster.deadline_seconds
+    )
 
 
 def _search_stage(spec: Federation, images: Images) -> BaseComponent:
@@ -161,6 +180,7 @@ def _on_client(task: dsl.PipelineTask, item, spec: Federation, tier_name: str, i
     _with_store(task, item.secret).set_container_image(images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
+    _with_model(task, spec.cluster)
     if _has_volumes(spec, tier_name):
         kubernetes.mount_pvc(task, pvc_name=item.volume, mount_path=DATA_MOUNT)
     return task
@@ -168,8 +188,23 @@ def _on_client(task: dsl.PipelineTask, item, spec: Federation, tier_name: str, i
 
 def _with_store(task: dsl.PipelineTask, secret) -> dsl.PipelineTask:
     kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in _STORE_KEYS})
+    kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
     # The store is the state: KFP must not answer from its cache what another run may have changed.
     return task.set_caching_options(False)
+
+
+def _with_model(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    """Give a task that loads the model its cache, a token for the hub where there is one, and shared memory."""
+    if cluster.model_cache:
+        kubernetes.mount_pvc(task, pvc_name=cluster.model_cache, mount_path=CACHE_MOUNT)
+    else:
+        kubernetes.empty_dir_mount(task, volume_name="cache", mount_path=CACHE_MOUNT)
+    kubernetes.use_secret_as_env(
+        task, secret_name=HUB_SECRET, secret_key_to_env={"HF_TOKEN": "HF_TOKEN"}, optional=True
+    )
+    kubernetes.empty_dir_mount(
+        task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit=cluster.shared_memory
+    )
 
 
 def _place(task: dsl.PipelineTask, tier: Tier) -> None:
@@ -178,7 +213,7 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
     for key, value in tier.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for toleration in tier.tolerations:
-        kubernetes.add_toleration(task, **toleration)
+        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
 
 
 def _has_volumes(spec: Federation, tier: str) -> bool:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from perfit.errors import PerfitError
@@ -61,39 +62,33 @@ def write_report(store: FederationStore, target: Path) -> None:
 def client_table(summaries: Sequence[dict]) -> Table:
     """Return a row a client: perplexity on held-out records, budget and traffic of all rounds."""
     last_round = summaries[-1]["round"]
-    table = Table(title=f"Held-out perplexity by client, round {last_round}", title_justify="left")
-    columns = ["rank", "budget", "round 0", "before", "after", "vs round 0", "up", "down"]
-    for column in ("client", *columns, "status"):
-        table.add_column(column, justify="right" if column in columns else "left")
+    title = f"Perplexity on held-out records, round {last_round} (round 0: the base model)"
+    table = _table(title, "client", "rank", "budget", "round 0", "before", "after", "change", "MB up", "down", "status")
     traffic = _traffic(summaries)
     tunings = last_tunings(summaries)
     for client, record in tunings.items():
         perplexity = record["perplexity"]
-        change = perplexity["after"] / perplexity["round_0"] - 1
-        status = "trained" if record["round"] == last_round else f"last trained in round {record['round']}"
         table.add_row(
             client,
             str(record["rank"]),
             f"{record['budget']:,}",
             *(f"{perplexity[key]:.2f}" for key in ("round_0", "before", "after")),
-            f"{change:+.0%}",
-            *(_bytes(count) for count in traffic[client]),
-            status,
+            f"{perplexity['after'] / perplexity['round_0'] - 1:+.0%}",
+            *(f"{count / 1e6:.2f}" for count in traffic[client]),
+            "ok" if record["round"] == last_round else f"last in {record['round']}",
         )
     for outcome in summaries[-1]["clients"]:
         if outcome["client"] not in tunings:
-            table.add_row(outcome["client"], str(outcome["rank"]), *"-------", outcome["status"])
+            table.add_row(outcome["client"], str(outcome["rank"]), *["-"] * 7, outcome["status"])
     return table
 
 
 def round_table(summaries: Sequence[dict]) -> Table:
     """Return a row a committed round."""
-    table = Table(title="Committed rounds", title_justify="left")
-    for column in ("round", "clients delivered", "perplexity before", "after", "without an update"):
-        table.add_column(column, justify="left" if column == "without an update" else "right")
+    table = _table("Committed rounds", "round", "clients", "perplexity before", "after", "status")
     for summary in summaries:
         trained = [record for record in summary["clients"] if record["status"] == "trained"]
-        lost = [f"{r['client']} ({r['status']})" for r in summary["clients"] if r["status"] != "trained"]
+        lost = [f"{r['client']} {r['status']}" for r in summary["clients"] if r["status"] != "trained"]
         means = [sum(r["perplexity"][key] for r in trained) / len(trained) for key in ("before", "after")]
         delivered = f"{len(trained)} of {len(summary['clients'])}"
         table.add_row(str(summary["round"]), delivered, *(f"{mean:.2f}" for mean in means), ", ".join(lost))
@@ -109,5 +104,9 @@ def _traffic(summaries: Sequence[dict]) -> dict[str, tuple[int, int]]:
     return traffic
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count} B"
+def _table(title: str, *columns: str) -> Table:
+    """A table that fits in 80 columns; numbers stand to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("client", "status") else "right", no_wrap=True)
+    return table

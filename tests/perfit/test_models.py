@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from perfit.client import load_expanded, read_space
 from perfit.errors import PerfitError
 from perfit.models import load_model, load_tokenizer, locate, model_skeleton, prepare_model
 
-from .tiny import tiny_tokenizer
+from .tiny import save_gguf
+from .tiny import tiny_tokenizer as make_tokenizer
 
 PACKAGE = str(Path(perfit.__path__[0]))
 
@@ -58,6 +60,36 @@ def test_a_directory_needs_no_conversion(tiny_llama, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_gguf_file_is_converted_once(tiny_llama, tiny_tokenizer, tmp_path):
+    file, cache = save_gguf(tiny_llama, tmp_path / "tiny.gguf"), tmp_path / "deep/cache"
+    source = prepare_model(file, cache)
+    assert [path.name for path in cache.iterdir()] == [hashlib.sha256(Path(file).read_bytes()).hexdigest()]
+    converted, original = load_model(source, "float32").state_dict(), load_model(tiny_llama, "float32").state_dict()
+    assert converted.keys() == original.keys()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in original.items())
+    messages = [{"role": "user", "content": "What is two plus three?"}]
+    tokens = [t.apply_chat_template(messages)["input_ids"] for t in (load_tokenizer(source), tiny_tokenizer)]
+    assert tokens[0] == tokens[1]
+
+    # Pods of another user may share the cache.
+    (tmp_path / "usual").mkdir()
+    assert Path(source).stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+    (Path(source) / "here-before").touch()
+    assert prepare_model(file, cache) == source
+    assert (Path(source) / "here-before").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 20, 3000, -2000], ids=["empty", "magic", "half a header", "half the weights"])
+def test_a_broken_gguf_file_is_named_and_leaves_nothing(tiny_llama, tmp_path, kept):
+    whole = Path(save_gguf(tiny_llama, tmp_path / "tiny.gguf")).read_bytes()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(whole[:kept])
+    with pytest.raises(PerfitError, match=r"broken\.gguf"):
+        prepare_model(str(broken), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_model_is_frozen_and_of_its_precision(tiny_llama, precision):
     model = load_model(tiny_llama, precision)
@@ -79,7 +111,7 @@ def test_directories_without_a_model(tmp_path):
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
-    tokenizer = tiny_tokenizer()
+    tokenizer = make_tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
@@ -87,7 +119,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):
-    tokenizer = tiny_tokenizer()
+    tokenizer = make_tokenizer()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(PerfitError, match=f"the tokenizer of {tmp_path} has no end token"):

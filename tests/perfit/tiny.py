@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -94,6 +96,69 @@ def _save(factory, config, directory: Path) -> str:
         factory(config).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return str(directory)
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def save_gguf(llama: str, file: Path) -> str:
+    """Save what `save_llama` made as a GGUF file of float32 weights."""
+    model = LlamaForCausalLM.from_pretrained(llama)
+    writer = GGUFWriter(file, "llama")
+    _add_gguf_header(writer, model.config, tiny_tokenizer())
+    for name, tensor in model.state_dict().items():
+        module, array = name.removesuffix(".weight"), tensor.numpy()
+        prefix = ""
+        if module.startswith("model.layers."):
+            layer, module = module.removeprefix("model.layers.").split(".", 1)
+            prefix = f"blk.{layer}."
+        if module.endswith(("q_proj", "k_proj")):
+            # llama.cpp rotates neighbouring features of a head, transformers those half a head apart.
+            halves = array.reshape(-1, 2, model.config.head_dim // 2, array.shape[1])
+            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        writer.add_tensor(f"{prefix}{GGUF_NAMES[module]}.weight", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(file)
+
+
+def _add_gguf_header(writer: GGUFWriter, config: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    vocabulary = tokenizer.get_vocab()
+    special = set(tokenizer.all_special_tokens)
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if token in special else TokenType.NORMAL for token in tokens])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
 
 
 def write_records(path: Path, topic: str, count: int) -> None:

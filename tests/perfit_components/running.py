@@ -73,6 +73,10 @@ class Site:
     def store(self) -> FederationStore:
         return FederationStore.open(self.store_uri, self.spec.name)
 
+    def data(self, client: str) -> Path:
+        """The file of a client's records."""
+        return Path(self.spec.client(client).data)
+
     def prepare(self) -> Site:
         prepare(self.spec.to_yaml(), self.store_uri)
         return self

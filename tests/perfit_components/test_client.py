@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from perfit.adapter_file import load_mask, load_values
 from perfit.errors import PerfitError
@@ -13,14 +15,7 @@ from perfit_components.steps.client import search, train
 from perfit_components.steps.outcome import brief
 from perfit_components.steps.search_result import check_search
 
-from .running import RECORDS, THREE, Site, files
-
-
-def data_of(site: Site, client: str):
-    """The path of a client's records."""
-    from pathlib import Path
-
-    return Path(site.spec.client(client).data)
+from .running import RECORDS, THREE, files
 
 
 def test_a_search_leaves_a_mask_of_the_clients_budget(make_site):
@@ -124,7 +119,7 @@ NO_RESPONSE = '{"instruction": "What is the sea?"}\n'
 def test_bad_data_are_a_soft_failure_that_names_them(make_site, spoil, problem, fix):
     site = make_site().prepare().search()
     site.planned(1)
-    path = data_of(site, "bob")
+    path = site.data("bob")
     spoil(path)
     record = train(site.uri, 1, "bob")
     reason = f"{problem.format(data=path)}\n  fix: {fix}"
@@ -137,7 +132,7 @@ def test_bad_data_are_a_soft_failure_that_names_them(make_site, spoil, problem, 
 def test_a_failed_search_is_soft_until_too_few_are_left(make_site):
     site = make_site(participation={"minimum_clients": 2}, **THREE).prepare()
     for client in ("bob", "eve"):
-        data_of(site, client).rename(data_of(site, client).with_suffix(".away"))
+        site.data(client).rename(site.data(client).with_suffix(".away"))
     statuses = [brief(search(site.uri, client)) for client in ("ann", "bob", "eve")]
     assert [status["status"] for status in statuses] == ["searched", "failed", "failed"]
     with pytest.raises(PerfitError) as caught:
@@ -145,9 +140,9 @@ def test_a_failed_search_is_soft_until_too_few_are_left(make_site):
     first, *named = caught.value.problem.splitlines()
     assert first == "1 clients have an architecture, participation.minimum_clients is 2:"
     assert [line for line in named if "no such file" in line] == [
-        f"  {client}: {data_of(site, client)}: no such file" for client in ("bob", "eve")
+        f"  {client}: {site.data(client)}: no such file" for client in ("bob", "eve")
     ]
-    data_of(site, "bob").with_suffix(".away").rename(data_of(site, "bob"))
+    site.data("bob").with_suffix(".away").rename(site.data("bob"))
     statuses = [brief(search(site.uri, client)) for client in ("ann", "bob", "eve")]
     check_search(site.uri, statuses)
     assert [status["status"] for status in statuses] == ["searched", "searched", "failed"]
@@ -169,14 +164,18 @@ def test_a_client_that_the_federation_does_not_know(trained):
     assert not [key for key in set(files(trained.root)) - set(before) if "/zoe" not in key]
 
 
-def test_a_loss_that_is_not_finite(make_site):
-    site = make_site(
-        method={"name": "fedit"}, training={"learning_rate": 1e38, "max_gradient_norm": 1e38, "steps": 4}
-    )
-    site.prepare().search().planned(1)
+def test_a_loss_that_is_not_finite(make_site, tiny_llama, tmp_path):
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = np.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    site = make_site(model=str(broken), method={"name": "fedit"}).prepare().search()
+    site.planned(1)
     record = train(site.uri, 1, "ann")
-    assert record["status"] == "failed"
-    assert "lower training.learning_rate" in record["reason"]
+    assert (record["status"], record["reason"]) == (
+        "failed",
+        "the loss is nan at step 1 of 2\n  fix: lower training.learning_rate, and look at the client's records",
+    )
 
 
 def test_a_store_that_vanished_is_a_soft_failure_too(make_site, unreachable_s3, capsys):

@@ -82,7 +82,7 @@ def overlap_section(names: Sequence[str], masks: Mapping[str, np.ndarray], space
         "svg": heat or overlap_histogram(observed[upper], chances),
         "heatmap": heatmap,
         "clients": len(chosen),
-        "of": len(held),
+        "held": len(held),
         "pairs": lift.size,
         "mean": observed[upper].mean(),
         "chance": expected[upper].mean(),
@@ -106,6 +106,7 @@ def density_section(names: Sequence[str], masks: Mapping[str, np.ndarray], space
     kinds = [name.rsplit(".", 1)[-1] for name in modules]
     return {
         "svg": density_figure(values[:, :, -len(parts) :], kinds, parts, series),
+        "held": len(held),
         "shares": dict(sorted(zip(ranks.tolist(), values[:, 0, 0].tolist(), strict=True))) if even else None,
         "a": values[:, :, 1].mean(),
         "b": values[:, :, 2].mean(),

@@ -170,8 +170,7 @@ def bins(table: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Average neighbouring columns of a table (rows, columns) that has more than can be told apart.
 
     Returns:
-        The place of each of at most ``most`` columns, the first of the table being 1, and their means, NaN where a row has
-        none.
+        The places of at most ``most`` columns, the table's first being 1, and their means, NaN where a row has none.
     """
     width = max(1, math.ceil(table.shape[1] / most))
     padded = np.pad(table, ((0, 0), (0, -table.shape[1] % width)), constant_values=np.nan)

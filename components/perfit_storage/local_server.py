@@ -228,7 +228,8 @@ def _command(weed: Path, port: int) -> list[str]:
         *(str(weed), "-logtostderr=true", "server"),
         *("-dir=data", f"-ip={_HOST}", f"-ip.bind={_HOST}"),
         *(f"-master.port={master}", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
-        "-master.electionTimeout=300ms",  # The only voter needs no 10 s to win; a restart waits for it.
+        # A master alone holds no elections, which take 5 to 20 s; what it must know, the volumes tell it.
+        *("-master.peers=none", "-master.resumeState=false"),
         *(f"-volume.port={volume}", "-volume.max=20", "-volume.preStopSeconds=1"),
         *("-filer", f"-filer.port={filer}", "-filer.disableHttp"),
         *("-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=users.json"),

@@ -6,12 +6,13 @@ resources. Everything else is read at run time from the federation's own files.
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 from dataclasses import dataclass
+from typing import get_args
 
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
 from perfit.errors import PerfitError
-from perfit.spec import Cluster, Federation, Tier
+from perfit.spec import Cluster, Federation, Method, Tier
 from perfit_components.aggregate_round import aggregate_round
 from perfit_components.close_search import close_search
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
@@ -21,6 +22,7 @@ from perfit_components.prepare_federation import prepare_federation
 from perfit_components.report_round import report_round
 from perfit_components.search_client import search_client
 from perfit_components.steps.plan import SEARCH_ROUND
+from perfit_components.steps.prepare import AS_IN_FILE
 from perfit_components.train_client import train_client
 
 SERVER_SECRET = "perfit-server"
@@ -57,14 +59,21 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
     @dsl.pipeline(
         name="federated-tuning", description=_describe(spec, f"{spec.rounds} rounds"), pipeline_config=_config(spec)
     )
-    def pipeline(federation_file: str = spec.to_yaml(), store: str = store):
-        prepared = _prepare(spec, images, federation_file, store)
+    def pipeline(federation_file: str = spec.to_yaml(), store: str = store, method: str = AS_IN_FILE):
+        """Run a federation.
+
+        Args:
+            federation_file: The federation file (YAML). Rounds and tiers were fixed when the pipeline was compiled.
+            store: Where federations are kept, e.g. s3://bucket/prefix.
+            method: Run the federation by another method than the file's, under a name of its own.
+        """
+        prepared = _prepare(spec, images, federation_file, store, method)
         federation = search(federation=prepared.outputs["federation"]).output
         for number in range(1, spec.rounds + 1):
             stage = rounds(federation=federation, round=number)
             federation = stage.set_display_name(f"Round {number} of {spec.rounds}").output
 
-    return pipeline
+    return _offer_methods(pipeline)
 
 
 def federated_round(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:
@@ -85,15 +94,31 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
     @dsl.pipeline(
         name="federated-round", description=_describe(spec, "one round from the head"), pipeline_config=_config(spec)
     )
-    def pipeline(federation_file: str = spec.to_yaml(), store: str = store):
-        prepared = _prepare(spec, images, federation_file, store)
+    def pipeline(federation_file: str = spec.to_yaml(), store: str = store, method: str = AS_IN_FILE):
+        """Run a federation.
+
+        Args:
+            federation_file: The federation file (YAML). Rounds and tiers were fixed when the pipeline was compiled.
+            store: Where federations are kept, e.g. s3://bucket/prefix.
+            method: Run the federation by another method than the file's, under a name of its own.
+        """
+        prepared = _prepare(spec, images, federation_file, store, method)
         stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"])
 
+    return _offer_methods(pipeline)
+
+
+def _offer_methods(pipeline: BaseComponent) -> BaseComponent:
+    """Make the parameter ``method`` a choice in the UI, for which KFP's DSL has no word yet."""
+    parameter = pipeline.pipeline_spec.root.input_definitions.parameters["method"]
+    for name in (AS_IN_FILE, *get_args(Method.model_fields["name"].annotation)):
+        parameter.literals.add(string_value=name)
     return pipeline
 
 
-def _prepare(spec: Federation, images: Images, federation_file, store) -> dsl.PipelineTask:
-    task = _on_server(prepare_federation(federation_file=federation_file, store=store), images.client)
+def _prepare(spec: Federation, images: Images, federation_file, store, method) -> dsl.PipelineTask:
+    prepared = prepare_federation(federation_file=federation_file, store=store, method=method)
+    task = _on_server(prepared, images.client)
     _with_model(task, spec.cluster)
     return task.set_display_name("Prepare")
 

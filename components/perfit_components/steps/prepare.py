@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import yaml
 
 from perfit.adapter import SparseAdapter
 from perfit.adapter_file import AdapterHeader, dump_values
@@ -23,7 +24,10 @@ class Prepared:
     next_round: int
 
 
-def prepare(federation_file: str, store_uri: str) -> Prepared:
+AS_IN_FILE = "as in the file"
+
+
+def prepare(federation_file: str, store_uri: str, method: str = AS_IN_FILE) -> Prepared:
     """Found a federation, or find it again.
 
     Everything is checked before anything is written. A federation that exists may change its rounds, participation,
@@ -32,12 +36,13 @@ def prepare(federation_file: str, store_uri: str) -> Prepared:
     Args:
         federation_file: The text of the federation file.
         store_uri: Where federations are kept.
+        method: One of the methods, to run the file's federation by another one; its name then ends in the method's.
 
     Raises:
         PerfitError: The file is wrong, or its name is in use by another federation.
         StoreError: The store cannot be reached or written.
     """
-    spec = parse_federation(federation_file)
+    spec = _by_method(parse_federation(federation_file), method)
     store = FederationStore.open(store_uri, spec.name)
     head = _head(store)
     data = _initial_adapter(spec) if head is None else None
@@ -46,6 +51,15 @@ def prepare(federation_file: str, store_uri: str) -> Prepared:
         store.create_head(store.put_global(0, data))
         head = store.read_head()
     return Prepared(store.uri, head.round + 1)
+
+
+def _by_method(spec: Federation, method: str) -> Federation:
+    if method in (AS_IN_FILE, spec.method.name):
+        return spec
+    tree = spec.model_dump(mode="json")
+    tree["name"] = f"{spec.name}-{method}"
+    tree["method"]["name"] = method
+    return parse_federation(yaml.safe_dump(tree), "federation file with another method")
 
 
 def _head(store: FederationStore) -> Head | None:

@@ -1,0 +1,143 @@
+"""Who may do what in the store: an S3 policy for the server's key, and one for each client's.
+
+Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follow the keys of
+:mod:`perfit_storage.federation`. Three things about them are easy to get wrong:
+
+- A ``*`` also stands for slashes. ``rounds/*/plan.json`` would let everybody read ``rounds/1/updates/plan.json``, the
+  record of a client that is called ``plan``; a statement of denials takes such keys out again, and those that would put
+  an object below another one's key, where a store on a file system could no longer write that one.
+- ``masks/a-*`` would hold the masks of a client ``a-b``. A hash has 64 digits, each a ``?``.
+- The steps ask for objects that may be missing. MinIO and SeaweedFS answer "not found" to whoever may read the key;
+  AWS itself says so only to who may list the whole bucket, which these policies do not grant.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from perfit.errors import PerfitError
+from perfit.spec import Client, Federation
+
+Policy = dict[str, Any]
+"""An IAM policy document."""
+
+_HASH = "?" * 64
+_READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
+_WILD = ("*", "?", "${")
+
+
+class Bucket:
+    """Where federations are kept: a bucket and what every key in it begins with.
+
+    Args:
+        uri: Of the store, ``s3://bucket/prefix``; the prefix may be missing.
+
+    Raises:
+        PerfitError: The URI is of another kind, or holds what a policy would take for a wildcard.
+    """
+
+    def __init__(self, uri: str):
+        parts = urlsplit(uri)
+        if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or _is_wild(uri):
+            raise PerfitError(
+                f"{uri!r} is not a store that has keys of its own for each role",
+                "give s3://bucket/prefix, without wildcards, in the federation file (store) or with --store",
+            )
+        self.name = parts.netloc
+        self.prefix = f"{parts.path.strip('/')}/".lstrip("/")
+
+    def keys(self, federation: str, *paths: str) -> list[str]:
+        """Return keys in the bucket of paths in a federation's directory."""
+        return [f"{self.prefix}federations/{federation}/{path}" for path in paths]
+
+    def arns(self, federation: str, *paths: str) -> list[str]:
+        """Return the resource names of paths in a federation's directory."""
+        return [f"arn:aws:s3:::{self.name}/{key}" for key in self.keys(federation, *paths)]
+
+
+def server_policy(spec: Federation, store: str) -> Policy:
+    """Return what planning, aggregation and reports may do: all of a federation's files but ``clients/``.
+
+    Raises:
+        PerfitError: The store is not of S3.
+    """
+    bucket = Bucket(store)
+    everything = bucket.arns(spec.name, "spec.yaml", "head.json", "masks/*", "rounds/*")
+    return _policy(
+        _allow([_READ, _WRITE], everything),
+        _allow_list(bucket, bucket.keys(spec.name, "rounds/")),
+    )
+
+
+def client_policy(spec: Federation, client: Client, store: str) -> Policy:
+    """Return what a client's pods may do: read plans and global adapters, and write what is the client's own.
+
+    Records of the client that lie in S3 too are its own to read, under the same key.
+
+    Raises:
+        PerfitError: The store is not of S3, or the URI of the client's records holds wildcards.
+    """
+    bucket, name = Bucket(store), client.id
+    own = [
+        f"masks/{name}-{_HASH}",
+        f"rounds/*/updates/{name}.json",
+        f"rounds/*/updates/{name}.safetensors",
+        f"rounds/*/updates/{name}.{_HASH}.safetensors",
+        f"clients/{name}/*",
+    ]
+    shared = ["spec.yaml", "head.json", "rounds/*/plan.json"]
+    shared += ["rounds/*/global.safetensors", f"rounds/*/global.{_HASH}.safetensors"]
+    return _policy(
+        _allow([_READ, _WRITE], bucket.arns(spec.name, *own)),
+        _allow([_READ], bucket.arns(spec.name, *shared) + _record_arns(client)),
+        _allow_list(bucket, bucket.keys(spec.name, f"masks/{name}-", f"clients/{name}/")),
+        _statement("Deny", [_READ, _WRITE], bucket.arns(spec.name, *_reached_by_wildcards(name))),
+    )
+
+
+def policy_text(policy: Policy) -> str:
+    """Return a policy as one line of JSON: stores bound its length."""
+    return json.dumps(policy, separators=(",", ":"))
+
+
+def _reached_by_wildcards(client: str) -> list[str]:
+    """Paths that the ``*`` for a round's number also matches, but that are not this client's."""
+    lookalikes = {
+        "plan": ["plan.json"],
+        "global": ["global.safetensors", f"global.{_HASH}.safetensors"],
+    }
+    others = [path for other, paths in lookalikes.items() if other != client for path in paths]
+    return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *(f"rounds/*/updates/{path}" for path in others)]
+
+
+def _record_arns(client: Client) -> list[str]:
+    uris = [uri for uri in (client.data, client.held_out) if uri and uri.startswith("s3://")]
+    for uri in filter(_is_wild, uris):
+        raise PerfitError(
+            f"client {client.id!r}: {uri!r} holds what a policy of the store takes for a wildcard",
+            "give its records a name without *, ? and ${",
+        )
+    return [f"arn:aws:s3:::{uri.removeprefix('s3://')}" for uri in uris]
+
+
+def _is_wild(text: str) -> bool:
+    return any(mark in text for mark in _WILD)
+
+
+def _policy(*statements: Policy) -> Policy:
+    return {"Version": "2012-10-17", "Statement": list(statements)}
+
+
+def _allow(actions: list[str], resources: list[str]) -> Policy:
+    return _statement("Allow", actions, resources)
+
+
+def _allow_list(bucket: Bucket, prefixes: list[str]) -> Policy:
+    statement = _allow([_LIST], [f"arn:aws:s3:::{bucket.name}"])
+    return statement | {"Condition": {"StringEquals": {"s3:prefix": prefixes}}}
+
+
+def _statement(effect: str, actions: list[str], resources: list[str]) -> Policy:
+    return {"Effect": effect, "Action": actions, "Resource": resources}

@@ -14,6 +14,7 @@ from perfit.adapter import SparseAdapter
 from perfit.data import ExampleSet, load_examples, split_held_out
 from perfit.evaluation import perplexity
 from perfit.lora import compact, expand, read_values, set_dense
+from perfit.memory import check_tier, memory_need
 from perfit.models import load_model, load_tokenizer, model_skeleton, prepare_model
 from perfit.search import search_architecture
 from perfit.seeds import derive_seed
@@ -60,13 +61,18 @@ class Tuning:
     perplexity_after: float
 
 
-def read_space(federation: Federation, cache: Path) -> LoraSpace:
-    """Return the expanded space of a federation's model without loading the model's weights.
+def inspect_model(federation: Federation, cache: Path) -> LoraSpace:
+    """Return the expanded space of a federation's model, without loading its weights, once every tier can hold it.
 
     Raises:
-        PerfitError: The model or a target module does not exist.
+        PerfitError: The model or a target module does not exist, or a tier has too little memory.
     """
-    return expand(model_skeleton(prepare_model(federation.model, cache)), federation)[1]
+    model = model_skeleton(prepare_model(federation.model, cache))
+    space = expand(model, federation)[1]
+    for name in federation.tiers_in_use():
+        rank = max(federation.rank_of(client) for client in federation.clients if client.tier == name)
+        check_tier(name, federation.tiers[name], memory_need(model, space, federation, rank))
+    return space
 
 
 def load_expanded(federation: Federation, cache: Path) -> ExpandedModel:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 _SEGMENT = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_QUANTITY = r"\d+(\.\d+)?([EPTGMk]i?|m)?"
+_QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
 
 
 def _safe_segment(value: str) -> str:
@@ -31,6 +31,14 @@ def _quantity(value: Any) -> Any:
 
 Name = Annotated[str, BeforeValidator(lambda v: _safe_segment(v) if isinstance(v, str) else v)]
 Quantity = Annotated[str, BeforeValidator(_quantity)]
+
+
+def quantity_bytes(quantity: str) -> int:
+    """Return a Kubernetes quantity such as ``16Gi`` or ``500M`` as a number of bytes."""
+    number, prefix, binary = re.fullmatch(r"([\d.]+)([EPTGMKkm]?)(i?)", quantity).groups()
+    power = "kMGTPE".index(prefix.replace("K", "k")) + 1 if prefix not in ("", "m") else 0
+    unit = (1024 if binary else 1000) ** power if prefix != "m" else 0.001
+    return int(float(number) * unit)
 
 
 def _at(path: tuple[str | int, ...], message: str) -> PydanticCustomError:
@@ -122,10 +130,11 @@ class Participation(_Section):
 
 
 class Accelerator(_Section):
-    """Accelerators of a tier, by the resource name that the nodes offer."""
+    """Accelerators of a tier, by the nodes' name for the resource; ``memory`` is that of each, for a pre-flight."""
 
     type: str = "nvidia.com/gpu"
     count: int = Field(default=1, ge=1)
+    memory: Quantity | None = None
 
 
 class Toleration(_Section):
@@ -141,7 +150,7 @@ class Tier(_Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
 
     cpu: Quantity = "1"
-    memory: Quantity = "4Gi"
+    memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
@@ -266,9 +275,9 @@ class Federation(_Section):
     def difference(self, other: Federation) -> str | None:
         """Name the first key in which two files describe different federations, or None.
 
-        Rounds, participation, tiers, the cluster, the store, the set of clients and where their data lie may change during the
-        life of a federation. What the values in the store depend on may not: name, model, method, LoRA, training,
-        data, the type on the wire, and the rank of a client.
+        Rounds, participation, tiers, the cluster, the store, the set of clients and where their data lie may change
+        during the life of a federation. What the values in the store depend on may not: name, model, method, LoRA,
+        training, data, the type on the wire, and the rank of a client.
         """
         mutable = {"rounds", "participation", "tiers", "cluster", "store", "clients"}
         mine, theirs = _flatten(self.model_dump(exclude=mutable)), _flatten(other.model_dump(exclude=mutable))

@@ -83,11 +83,12 @@ def test_a_client_alone_keeps_its_bits(samples):
     same_bits(aggregate(np.ones_like(values), [alone]), values)
 
 
-def test_clients_that_agree_keep_their_bits():
+@pytest.mark.parametrize("samples", [(3, 7), (2**24, 1, 1)], ids=["few", "more than float32 counts"])
+def test_clients_that_agree_keep_their_bits(samples):
     values = awkward_values()
     mask = np.ones(values.size, dtype=bool)
     adapter = SparseAdapter(space_of(values.size), mask, values)
-    same_bits(aggregate(np.ones_like(values), [Contribution(adapter, 3), Contribution(adapter, 7)]), values)
+    same_bits(aggregate(np.ones_like(values), [Contribution(adapter, n) for n in samples]), values)
 
 
 def test_positions_without_holder_keep_their_bits():

@@ -10,7 +10,7 @@ import torch
 
 from perfit.data import IGNORE_INDEX, Example
 from perfit.evaluation import perplexity
-from perfit.models import load_model
+from perfit.models import load_model, load_tokenizer
 
 from .tiny import loaded
 
@@ -32,10 +32,13 @@ def test_uniform_logits_give_the_size_of_the_vocabulary(make_federation, tiny_ll
     _, data = loaded(make_federation())
     model = load_model(tiny_llama, "float32")
     torch.nn.init.zeros_(model.lm_head.weight)
-    from perfit.models import load_tokenizer
-
     result = perplexity(model, data["ann"].held_out.examples, load_tokenizer(tiny_llama), 2)
     assert result == pytest.approx(320, rel=1e-6)
+
+
+def test_logits_of_half_precision_are_taken_to_float32(tiny_tokenizer):
+    model = Bigrams([[0.0] * 3] * 3).bfloat16()
+    assert perplexity(model, EXAMPLES, tiny_tokenizer, 2) == pytest.approx(3, rel=1e-6)
 
 
 # Odds of the next token after 0: 1:1:2, after 1: 1:3:4, after 2: 1:1:0 (nearly).

@@ -83,6 +83,17 @@ def test_with_expansion_1_the_largest_client_has_nothing_to_prune(make_federatio
     assert np.count_nonzero(find(federation, "bob", model, data)) == model.space.budget(1)
 
 
+def test_survivors_follow_the_schedule(make_federation):
+    federation = make_federation(
+        method={"scope": "global", "search_steps": 6, "warmup_steps": 2, "pruning_iterations": 2}
+    )
+    model, data = loaded(federation)
+    alive: list[int] = []
+    find(federation, "bob", model, data, on_step=lambda *_: alive.append(np.count_nonzero(dense_values(model))))
+    # Rank 1 of 4 keeps 224 of 896. Of the 672 others (1/2)**3 are left after step 4, and none after step 6.
+    assert alive == [896, 896, 896, 224 + 84, 224 + 84, 224]
+
+
 def test_one_step_and_one_pruning(make_federation):
     federation = make_federation(method={"search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1})
     assert np.count_nonzero(find(federation, "bob")) == 224  # of rank 1: twice 32 + 32 and 32 + 16

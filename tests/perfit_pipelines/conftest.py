@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from perfit_pipelines import cli
-
-from ..perfit_components.running import make_spec, write_data
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
+from .commands import Home, Result, make_home
 
 
 @pytest.fixture(scope="session", autouse=True)
-def environment() -> None:
-    """One thread a task; tables as wide as they need."""
+def one_thread() -> Iterator[None]:
+    """Let tasks use one thread each, also where a library asks nobody."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
 
 
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> str:
+    """The directory of a random Llama of two layers, with its tokenizer."""
+    from ..perfit.tiny import save_llama
+
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
 @pytest.fixture
-def perfit(monkeypatch, capsys) -> Callable[..., Result]:
-    """A function that runs the ``perfit`` command in this process."""
+def home(tiny_llama, tmp_path) -> Home:
+    """A federation of two clients of unequal rank in two tiers, over two rounds; nothing has run."""
+    return make_home(tmp_path, tiny_llama)
 
-    def run(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["perfit", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Result(ended.value.code or 0, *capsys.readouterr())
 
-    return run
+@pytest.fixture
+def make(tiny_llama, tmp_path) -> Callable[..., Home]:
+    """A function that makes such a home with other sections in its federation file."""
+    return lambda **sections: make_home(tmp_path, tiny_llama, **sections)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A home whose federation has run to its end, and what that command printed."""
+
+    home: Home
+    result: Result
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_llama, tmp_path_factory) -> Finished:
+    """``perfit run`` on a file store. Leave the home as it is."""
+    home = make_home(tmp_path_factory.mktemp("finished"), tiny_llama)
+    return Finished(home, home.stored("run", home.file))

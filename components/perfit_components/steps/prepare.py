@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import yaml
@@ -13,7 +15,9 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.spec import Federation
 from perfit_components.steps.opening import model_cache
-from perfit_storage import FederationStore, Head, ObjectNotFound
+from perfit_storage import FederationStore, ObjectNotFound
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,18 @@ def prepare(federation_file: str, store_uri: str, method: str = AS_IN_FILE) -> P
     """
     spec = _by_method(parse_federation(federation_file), method)
     store = FederationStore.open(store_uri, spec.name)
-    head = _head(store)
-    data = _initial_adapter(spec) if head is None else None
-    _write_spec(store, spec)
-    if data is not None:
-        store.create_head(store.put_global(0, data))
-        head = store.read_head()
-    return Prepared(store.uri, head.round + 1)
+    text, stored, head = spec.to_yaml().encode(), _found(store.read_spec), _found(store.read_head)
+    if stored is not None:
+        _check_same(spec, stored, store.uri)
+    if stored != text or head is None:
+        initial = _initial_adapter(spec)
+        if not store.write_spec(text, stored):
+            raise PerfitError(
+                f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again"
+            )
+        if head is None:
+            store.create_head(store.put_global(0, initial))
+    return Prepared(store.uri, store.read_head().round + 1)
 
 
 def _by_method(spec: Federation, method: str) -> Federation:
@@ -62,17 +71,17 @@ def _by_method(spec: Federation, method: str) -> Federation:
     return parse_federation(yaml.safe_dump(tree), "federation file with another method")
 
 
-def _head(store: FederationStore) -> Head | None:
+def _found(read: Callable[[], T]) -> T | None:
     try:
-        return store.read_head()
+        return read()
     except ObjectNotFound:
         return None
 
 
 def _initial_adapter(spec: Federation) -> bytes:
-    from perfit.client import read_space
+    from perfit.client import inspect_model
 
-    space = read_space(spec, model_cache())
+    space = inspect_model(spec, model_cache())
     adapter = SparseAdapter(space, np.ones(space.size, dtype=bool), space.initial_values(spec.training.seed))
     return dump_values(global_header(spec, 0), adapter)
 
@@ -89,20 +98,10 @@ def global_header(spec: Federation, round: int) -> AdapterHeader:
     )
 
 
-def _write_spec(store: FederationStore, spec: Federation) -> None:
-    text = spec.to_yaml().encode()
-    try:
-        stored = store.read_spec()
-    except ObjectNotFound:
-        stored = None
-    if stored == text:
-        return
-    if stored is not None:
-        difference = spec.difference(parse_federation(stored.decode(), f"{store.uri}/spec.yaml"))
-        if difference:
-            raise PerfitError(
-                f"the name {spec.name!r} is already used by another federation at {store.uri}: {difference}",
-                "choose another name, or go on with the file that the federation was founded with",
-            )
-    if not store.write_spec(text, stored):
-        raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")
+def _check_same(spec: Federation, stored: bytes, uri: str) -> None:
+    difference = spec.difference(parse_federation(stored.decode(), f"{uri}/spec.yaml"))
+    if difference:
+        raise PerfitError(
+            f"the name {spec.name!r} is already used by another federation at {uri}: {difference}",
+            "choose another name, or go on with the file that the federation was founded with",
+        )

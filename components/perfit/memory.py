@@ -1,0 +1,103 @@
+"""How much memory a client's search and tuning need, by calculation.
+
+The estimate is for one device that holds the whole model. It is meant to refuse a machine that is plainly too small
+before it is booked, not to predict the last megabyte: ``tests/benchmarks/memory.py`` holds it against measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from perfit.errors import PerfitError
+from perfit.space import LoraSpace
+from perfit.spec import Federation, Tier, quantity_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PROCESS = 700 * 2**20
+"""Python with torch and transformers, or a CUDA context: what is there before any model."""
+_HIDDEN_COPIES, _FEED_FORWARD_COPIES = 16, 4
+"""Tensors of hidden and of feed-forward width that a decoder layer keeps a token for the backward pass: inputs of two
+norms and of LoRA, queries, keys, values, attention output, residuals; gate, activated gate, up and their product."""
+_LOGIT_COPIES = 4
+"""Logits, their float32 copy, log-probabilities and the gradient."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes at the peak of the more demanding of search and tuning.
+
+    Args:
+        weights: The frozen base model.
+        adapter: LoRA values, gradients, optimizer state, importance scores.
+        activations: Kept for the backward pass by a batch of full-length sequences.
+        logits: Of that batch.
+    """
+
+    weights: int
+    adapter: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it, with the process itself."""
+        return self.weights + self.adapter + self.activations + self.logits + _PROCESS
+
+
+def memory_need(model: PreTrainedModel, space: LoraSpace, federation: Federation, rank: int) -> MemoryNeed:
+    """Estimate what a client of ``rank`` needs.
+
+    Args:
+        model: The base model; a skeleton without weights will do.
+        space: The expanded space.
+        federation: Batch, sequence length, precision, method.
+        rank: The client's.
+    """
+    training, config = federation.training, model.config.get_text_config()
+    width = 4 if training.precision == "float32" else 2
+    tokens = training.batch_size * training.sequence_length
+    hidden = config.hidden_size
+    feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = tokens * (_HIDDEN_COPIES * hidden + _FEED_FORWARD_COPIES * feed_forward) * width
+    layers = config.num_hidden_layers
+    checkpoints = layers * tokens * hidden * width + layer
+    # Values, gradients and two moments in float32; a search adds scores and masks, tuning an index of 8 bytes and the
+    # scattered matrices with their gradients.
+    search = space.size * (16 + 5) if federation.method.searches and rank < space.rank else 0
+    tuning = space.budget(rank) * (16 + 8) + space.size * 8
+    return MemoryNeed(
+        weights=sum(parameter.numel() for parameter in model.parameters()) * width,
+        adapter=max(search, tuning),
+        activations=checkpoints if training.gradient_checkpointing else layers * layer,
+        logits=tokens * config.vocab_size * 4 * _LOGIT_COPIES,
+    )
+
+
+def check_tier(name: str, tier: Tier, need: MemoryNeed) -> None:
+    """Refuse a tier whose device cannot hold the need.
+
+    The device is the accelerators together where the tier says how much memory each has, the pod's memory where there
+    is no accelerator. An accelerator of unknown memory is not checked.
+
+    Raises:
+        PerfitError: The tier is too small.
+    """
+    if tier.accelerator is None:
+        key, offered = "memory", quantity_bytes(tier.memory)
+    elif tier.accelerator.memory:
+        key, offered = "accelerator.memory", quantity_bytes(tier.accelerator.memory) * tier.accelerator.count
+    else:
+        return
+    if need.total > offered:
+        parts = ", ".join(
+            f"{part} {getattr(need, part) / 2**30:.2f}" for part in ("weights", "adapter", "activations", "logits")
+        )
+        raise PerfitError(
+            f"tiers.{name}.{key}: {offered / 2**30:.2f} GiB cannot hold a training that needs about "
+            f"{need.total / 2**30:.2f} GiB ({parts})",
+            "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
+            "training.gradient_checkpointing, or use precision bfloat16",
+        )

@@ -19,7 +19,6 @@ from perfit.report_style import (
     blank,
     drawn,
     every,
-    integer_ticks,
     label_ends,
     line,
     panel,
@@ -58,7 +57,7 @@ def overlap_figure(
     low = min(math.floor(20 * shown.min()) / 20, high - 0.05)
     side = min(520, max(240, 90 * n))
     bottom = 28 + 5 * max(len(short(name)) for name in names)
-    figure, axes = panel(side + bottom + 8, left=170, right=WIDTH - 170 - side, top=8, bottom=bottom)
+    figure, axes = panel(side + bottom + 20, left=170, right=WIDTH - 170 - side, top=20, bottom=bottom)
     image = axes.imshow(np.where(off, observed, np.nan), "viridis", vmin=low, vmax=high, interpolation="none")
     if n <= NUMBERED_CLIENTS:
         _cell_numbers(axes, image, observed, expected if n <= _CHANCE_IN_CELL else None)
@@ -132,7 +131,7 @@ def density_figure(values: np.ndarray, kinds: Sequence[str], parts: Sequence[str
         row[0].annotate(kind, (0, 0.5), (-104, 0), xycoords="axes fraction", textcoords="offset points", va="center")
     for axes, part in zip(grid[0], parts, strict=True):
         axes.set_title(part, loc="left", fontsize=12.5)
-    _density_axes(grid, values)
+    _density_axes(grid, values, max(map(kinds.count, rows)))
     for axes, x, binned in last_panels:
         label_ends(axes, x, binned, series, gap=15)
     return figure
@@ -180,17 +179,18 @@ def _density_lines(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequen
         rows = values[list(one.rows)]
         if one.is_group:
             band(axes, x, rows, one.colour)
-        axes.plot(x, line(rows), marker, color=one.colour, linestyle="-", linewidth=1.6, markersize=3)
+        axes.plot(x, line(rows), color=one.colour, linewidth=1.6, marker=marker, markersize=3)
 
 
-def _density_axes(grid: np.ndarray, values: np.ndarray) -> None:
+def _density_axes(grid: np.ndarray, values: np.ndarray, modules: int) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     first = grid[0, 0]
     first.set_ylim(max(0, values.min() - 0.05), min(1, values.max() + 0.05) + 0.005)
     first.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     first.yaxis.set_major_locator(MaxNLocator(4))
-    integer_ticks(first, 8)
+    first.set_xlim(-0.5, modules - 0.5)
+    first.set_xticks(range(modules)[every(modules, 10)])
     for axes in grid.flat:
         axes.set_facecolor("none")
         axes.grid(axis="x", visible=False)

@@ -18,7 +18,6 @@ from perfit.report_style import (
     byte_unit,
     drawn,
     every,
-    integer_ticks,
     label_ends,
     log_ticks,
     panel,
@@ -80,6 +79,8 @@ def loss_figure(losses: Sequence[Mapping[int, Sequence[float]]], series: Sequenc
         losses: For each client, the loss of every step, by round.
         series: What to draw.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rounds = sorted({n for client in losses for n in client})
     lengths = [max(len(client.get(n, ())) for client in losses) for n in rounds]
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -92,11 +93,12 @@ def loss_figure(losses: Sequence[Mapping[int, Sequence[float]]], series: Sequenc
         else:
             if len(series) <= RAW_LOSSES:
                 axes.plot(x, raw[one.rows[0]], color=one.colour, linewidth=1, alpha=0.35)
-            axes.plot(x, smooth[one.rows[0]], color=one.colour, linewidth=2)
+            marker = "o" if x.size <= 12 else ""  # A single step has no line.
+            axes.plot(x, smooth[one.rows[0]], color=one.colour, linewidth=2, marker=marker)
     for start, n in list(zip(starts, rounds, strict=False))[every(len(rounds), 12)]:
-        _mark_round(axes, start, n)
+        _mark_round(axes, start, n if starts[-1] - start > 0.07 * starts[-1] else None)
     axes.set_xlim(0, starts[-1] + 0.5)
-    integer_ticks(axes, 10)
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.margins(y=0.12)
     axes.grid(axis="x", visible=False)
     titles(axes, "optimiser step, over all rounds", "training loss, nats per response token")
@@ -167,10 +169,10 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[ends] - sums[begins]) / (ends - begins)
 
 
-def _mark_round(axes: Axes, start: float, n: int) -> None:
+def _mark_round(axes: Axes, start: float, n: int | None) -> None:
     axes.axvline(start + 0.5, color=MUTED, linewidth=0.8, alpha=0.6)
     axes.annotate(
-        f"round {n}",
+        f"round {n}" if n else "",
         (start + 0.5, 1),
         (4, -3),
         xycoords=("data", "axes fraction"),

@@ -191,17 +191,10 @@ def log_ticks(axes: Axes) -> None:
     from matplotlib import ticker
 
     low, high = axes.get_ylim()
-    locator = ticker.LogLocator(subs=(1, 2, 5)) if high / low > 12 else ticker.MaxNLocator(6)
-    axes.yaxis.set_major_locator(locator)
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    steps = ticker.LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,))
+    axes.yaxis.set_major_locator(steps if high / low > 12 else ticker.MaxNLocator(6))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-
-
-def integer_ticks(axes: Axes, most: int) -> None:
-    """Label the x axis at whole numbers, ``most`` of them."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
 
 
 def every(count: int, most: int) -> slice:

@@ -7,6 +7,7 @@ The directory holds everything::
     state.json     process id and first port of the server that runs, or ran last
     server.log     what the last server said
     start.lock     held while a server starts or stops
+    server.lock    held by the server while it lives
     in-use.lock    shared by the commands that use the server
 
 SeaweedFS checks keys at its S3 port alone. Other users of the machine could reach its inner ports, so what
@@ -49,6 +50,7 @@ _PORTS = 4
 """Master, volume, filer and S3, at consecutive ports; SeaweedFS also listens 10000 above each."""
 _GRPC_OFFSET = 10_000
 _START_TIMEOUT_S = 60.0
+_JOIN_TIMEOUT_S = 10.0
 _STOP_GRACE_S = 1.0
 _LOG_TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1
@@ -161,17 +163,26 @@ class LocalS3Server:
                 self._leave()
 
     def _join(self) -> bool:
-        """Whether a server already runs here: one that knows the keys that only this directory holds."""
-        state = self._read_state()
-        self._port = state.get("port", 0)
-        return bool(state) and _is_alive(state["pid"]) and self._answers()
+        """Whether a server already runs here, and answers to the keys that only this directory holds."""
+        deadline = time.monotonic() + _JOIN_TIMEOUT_S
+        while _is_held(self._directory / "server.lock"):
+            state = self._read_state()
+            self._port = state.get("port", 0)
+            if self._answers():
+                return True
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"the local S3 server in {self._directory} runs, but does not answer",
+                    f"end process {state.get('pid')}, and try again",
+                )
+            time.sleep(0.1)  # It may just be ending, with the command that started it.
+        return False
 
     def _start(self) -> None:
         weed = find_weed()
         write_users(self._directory / "users.json", [self._admin, *self._users])
         self._port = _free_port(self._read_state().get("port"))
-        with open(self._directory / "server.log", "wb") as log:
-            self._process = _run(_command(weed, self._port), self._directory, log)
+        self._process = _run(_command(weed, self._port), self._directory)
         state = {"pid": self._process.pid, "port": self._port}
         (self._directory / "state.json").write_text(json.dumps(state))
         self._wait_until_ready(self._process)
@@ -237,19 +248,22 @@ def _command(weed: Path, port: int) -> list[str]:
     ]
 
 
-def _run(command: list[str], directory: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _run(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
     (directory / "data").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        command,
-        cwd=directory,
-        # SeaweedFS reads some of the variables that are meant for S3 clients.
-        env={k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for the command, which then stops its server.
-        preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
-    )
+    with open(directory / "server.log", "wb") as log, open(directory / "server.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return subprocess.Popen(
+            command,
+            cwd=directory,
+            # SeaweedFS reads some of the variables that are meant for S3 clients.
+            env={k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.fileno()],  # The server itself holds its lock, until it ends in whatever way.
+            start_new_session=True,  # Ctrl-C is for the command, which then stops its server.
+            preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+        )
 
 
 def _end_with_parent() -> Callable[[], None]:
@@ -298,14 +312,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _is_held(path: Path) -> bool:
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _free_port(preferred: int | None) -> int:

@@ -36,11 +36,6 @@ def test_uniform_logits_give_the_size_of_the_vocabulary(make_federation, tiny_ll
     assert result == pytest.approx(320, rel=1e-6)
 
 
-def test_logits_of_half_precision_are_taken_to_float32(tiny_tokenizer):
-    model = Bigrams([[0.0] * 3] * 3).bfloat16()
-    assert perplexity(model, EXAMPLES, tiny_tokenizer, 2) == pytest.approx(3, rel=1e-6)
-
-
 # Odds of the next token after 0: 1:1:2, after 1: 1:3:4, after 2: 1:1:0 (nearly).
 TABLE = [[0.0, 0.0, math.log(2)], [0.0, math.log(3), math.log(4)], [0.0, 0.0, -80.0]]
 EXAMPLES = [
@@ -48,6 +43,11 @@ EXAMPLES = [
     Example([0, 1, 1], [SKIP, SKIP, 1]),  # 1 after 1: 3/8
     Example([1, 0], [1, 0]),  # the first token is never predicted; 0 after 1: 1/8
 ]
+
+
+def test_logits_of_half_precision_are_taken_to_float32(tiny_tokenizer):
+    model = Bigrams([[0.0] * 3] * 3).bfloat16()
+    assert perplexity(model, EXAMPLES, tiny_tokenizer, 2) == pytest.approx(3, rel=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import perfit
-from perfit.client import load_expanded, read_space
+from perfit.client import inspect_model, load_expanded
 from perfit.errors import PerfitError
 from perfit.models import load_model, load_tokenizer, locate, model_skeleton, prepare_model
 
@@ -101,7 +101,7 @@ def test_a_skeleton_has_the_shapes_and_no_weights(make_federation, tiny_llama, t
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}
     for targets in (["q_proj"], "all-linear"):
         federation = make_federation(lora={"target_modules": targets})
-        assert read_space(federation, tmp_path) == load_expanded(federation, tmp_path).space
+        assert inspect_model(federation, tmp_path) == load_expanded(federation, tmp_path).space
 
 
 def test_directories_without_a_model(tmp_path):

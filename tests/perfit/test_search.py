@@ -18,6 +18,7 @@ from perfit.training import TrainingDiverged, features
 from .tiny import base_hash, loaded
 
 METRICS = ("taylor", "magnitude", "gradient", "random")
+CASES = list(itertools.product(METRICS, ("layer", "global")))
 
 
 def find(federation, client_id: str, model=None, data=None, **more) -> np.ndarray:
@@ -32,7 +33,7 @@ def dense_values(model) -> np.ndarray:
     return np.concatenate([w.detach().numpy().ravel() for w in dense_weights(model.peft).values()])
 
 
-@pytest.mark.parametrize(("metric", "scope"), itertools.product(METRICS, ("layer", "global")))
+@pytest.mark.parametrize(("metric", "scope"), CASES)
 def test_the_mask_has_exactly_its_budget(make_federation, metric, scope):
     federation = make_federation(method={"metric": metric, "scope": scope})
     model, data = loaded(federation)
@@ -46,7 +47,7 @@ def test_the_mask_has_exactly_its_budget(make_federation, metric, scope):
             assert counts == [rank * 64, rank * 48] * 2
 
 
-@pytest.mark.parametrize(("metric", "scope"), itertools.product(METRICS, ("layer", "global")))
+@pytest.mark.parametrize(("metric", "scope"), CASES)
 def test_exactly_its_budget_with_one_module(make_federation, metric, scope):
     federation = make_federation(
         method={"metric": metric, "scope": scope},
@@ -56,7 +57,7 @@ def test_exactly_its_budget_with_one_module(make_federation, metric, scope):
         assert np.count_nonzero(find(federation, client)) == rank * 64
 
 
-@pytest.mark.parametrize(("metric", "scope"), itertools.product(METRICS, ("layer", "global")))
+@pytest.mark.parametrize(("metric", "scope"), CASES)
 def test_exactly_its_budget_when_all_scores_tie(make_federation, metric, scope):
     federation = make_federation(method={"metric": metric, "scope": scope})
     model, data = loaded(federation)

@@ -27,7 +27,7 @@ FULL: dict[str, Any] = {
             "memory": "16Gi",
             "accelerator": {"type": "amd.com/gpu", "count": 2},
             "node_selector": {"zone": "on"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "tolerationSeconds": 60}],
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "parallelism": 2,
         },
         "small": {"cpu": 2},

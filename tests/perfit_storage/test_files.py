@@ -8,6 +8,7 @@ import pytest
 
 from perfit_storage import StoreError, open_store
 
+# The padding makes the comparison take long enough for processes to meet in it.
 INCREMENT = """
 import os, sys
 from perfit_storage.files import FileStore
@@ -17,7 +18,7 @@ for turn in range(20):
     while True:
         found = store.get("counter")
         count = int(found.data.split()[0]) + 1
-        if store.replace("counter", f"{count} {os.getpid()}".encode(), found.version):
+        if store.replace("counter", f"{count} {os.getpid()}".ljust(500_000).encode(), found.version):
             break
 """
 

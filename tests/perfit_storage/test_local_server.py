@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -143,6 +144,19 @@ def test_a_server_that_dies_at_the_start_shows_its_log(tmp_path: Path):
         LocalS3Server(tmp_path),
     ):
         pass
+
+
+def test_a_server_that_hangs_is_not_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("perfit_storage.local_server._JOIN_TIMEOUT_S", 0.5)
+    with LocalS3Server(tmp_path):
+        pid = server_pid(tmp_path)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreError, match="does not answer") as caught, LocalS3Server(tmp_path):
+                pass
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert f"end process {pid}" in caught.value.fix
 
 
 def test_seaweedfs_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
+
+
+Value = Annotated[FiniteFloat, Field(ge=1)]
 
 
 class Perplexity(BaseModel):
@@ -12,9 +15,9 @@ class Perplexity(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    round_0: FiniteFloat
-    before: FiniteFloat
-    after: FiniteFloat
+    round_0: Value
+    before: Value
+    after: Value
 
 
 class TrainedRecord(BaseModel):
@@ -33,7 +36,7 @@ class TrainedRecord(BaseModel):
     held_out_records: PositiveInt
     skipped_records: NonNegativeInt
     truncated_records: NonNegativeInt
-    losses: list[FiniteFloat] = Field(min_length=1)
+    losses: list[FiniteFloat] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
     mask_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes_up: NonNegativeInt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,8 @@ import numpy as np
 from perfit.adapter_file import load_header, load_mask
 from perfit.errors import PerfitError
 from perfit.report import last_tunings, render_report, scalar_metrics
-from perfit.space import LoraSpace
 from perfit_components.steps.opening import OpenFederation, open_federation
-
-_MASKS_DRAWN = 100
+from perfit_storage import FederationStore
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ def report(uri: str, round: int) -> RoundReport:
 def draw_report(opened: OpenFederation, last: int) -> RoundReport:
     """Draw the report of all rounds up to ``last``.
 
-    Masks are drawn for the first 100 clients, so that memory does not grow with the federation.
-
     Raises:
         StoreError: The store cannot be reached.
         PerfitError: No round is committed.
@@ -48,13 +45,23 @@ def draw_report(opened: OpenFederation, last: int) -> RoundReport:
     summaries = [summary for summary in opened.store.summaries() if summary["round"] <= last]
     if not summaries:
         raise PerfitError(f"federation {opened.spec.name!r} has no committed round yet", "run a round first")
-    space, masks = _masks(opened, summaries)
+    _, space = load_header(opened.store.read_global(opened.store.read_head()))
+    hashes = {client: record["mask_sha256"] for client, record in last_tunings(summaries).items()}
+    masks = _StoredMasks(opened.store, hashes)
     return RoundReport(render_report(opened.spec, summaries, space, masks), scalar_metrics(summaries[-1]))
 
 
-def _masks(opened: OpenFederation, summaries: list[dict]) -> tuple[LoraSpace, dict[str, np.ndarray]]:
-    _, space = load_header(opened.store.read_global(opened.store.read_head()))
-    tunings = list(last_tunings(summaries).items())[:_MASKS_DRAWN]
-    return space, {
-        client: load_mask(opened.store.get_mask(client, record["mask_sha256"]))[2] for client, record in tunings
-    }
+class _StoredMasks(Mapping[str, np.ndarray]):
+    """Clients' masks, read from the store one at a time: memory does not grow with the federation."""
+
+    def __init__(self, store: FederationStore, hashes: Mapping[str, str]):
+        self._store, self._hashes = store, hashes
+
+    def __getitem__(self, client: str) -> np.ndarray:
+        return load_mask(self._store.get_mask(client, self._hashes[client]))[2]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._hashes)
+
+    def __len__(self) -> int:
+        return len(self._hashes)

@@ -1,0 +1,1 @@
+"""Federations on a Kubeflow cluster: submission, following, schedules."""

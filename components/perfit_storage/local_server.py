@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import urllib3
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
@@ -51,6 +52,7 @@ _PORTS = 4
 _GRPC_OFFSET = 10_000
 _START_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 10.0
+_PROBE_TIMEOUT_S = 3.0
 _STOP_GRACE_S = 1.0
 _LOG_TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1
@@ -198,7 +200,8 @@ class LocalS3Server:
 
     def _answers(self) -> bool:
         """Whether the server takes an object; makes the bucket on the way."""
-        client = S3Settings.from_environment(self.environment).connect(retries=False)
+        timeout = urllib3.Timeout(_PROBE_TIMEOUT_S)
+        client = S3Settings.from_environment(self.environment).connect(timeout, retries=False)
         try:
             with suppress(S3Error):  # The bucket is there, or the write below says what is wrong.
                 client.make_bucket(bucket_name=BUCKET)

@@ -97,7 +97,7 @@ class S3Settings:
             ca_bundle=_checked_bundle(values.get("AWS_CA_BUNDLE") or None),
         )
 
-    def connect(self, retries: urllib3.Retry | bool = _RETRIES) -> Minio:
+    def connect(self, timeout: urllib3.Timeout = _TIMEOUT, retries: urllib3.Retry | bool = _RETRIES) -> Minio:
         """Returns a client; nothing is sent yet."""
         parts = urlsplit(self.endpoint)
         return Minio(
@@ -109,7 +109,7 @@ class S3Settings:
             region=self.region,
             http_client=urllib3.PoolManager(
                 maxsize=32,
-                timeout=_TIMEOUT,
+                timeout=timeout,
                 retries=retries,
                 cert_reqs="CERT_REQUIRED",
                 ca_certs=self.ca_bundle or certifi.where(),

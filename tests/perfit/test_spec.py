@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from perfit.federation_file import parse_federation
-from perfit.spec import Federation, Tier
+from perfit.spec import Federation, Tier, quantity_bytes
 
 CLIENTS = [{"id": "ann", "data": "ann.jsonl"}, {"id": "bob", "data": "owner/set:train", "rank": 2}]
 FULL: dict[str, Any] = {
@@ -38,6 +38,7 @@ FULL: dict[str, Any] = {
         {"id": "ann", "data": "/data/ann.parquet", "tier": "big", "held_out": "/data/x.jsonl", "volume": "v"},
     ],
     "store": "s3://bucket/prefix",
+    "cluster": {"model_cache": None, "shared_memory": "2Gi"},
 }
 
 
@@ -86,6 +87,26 @@ def test_a_cpu_is_no_amount_of_memory(cpu):
         Tier(cpu=cpu)
 
 
+@pytest.mark.parametrize(
+    ("quantity", "size"),
+    [
+        ("0", 0),
+        ("12", 12),
+        ("1500m", 1),
+        ("2k", 2000),
+        ("2Ki", 2048),
+        ("1.5Gi", 3 * 2**29),
+        ("16G", 16 * 10**9),
+        ("3M", 3 * 10**6),
+        ("1Ti", 2**40),
+        ("2Pi", 2**51),
+        ("1E", 10**18),
+    ],
+)
+def test_quantities_in_bytes(quantity, size):
+    assert quantity_bytes(quantity) == size
+
+
 def test_tiers_in_use_are_in_the_order_of_the_file():
     assert Federation.model_validate(FULL).tiers_in_use() == ["big", "small"]
     assert spec().tiers_in_use() == ["default"]
@@ -118,11 +139,22 @@ def test_a_federation_does_not_change():
         {"participation": {"fraction": 0.5, "minimum_clients": 2}},
         {"tiers": {"default": {"cpu": 4}, "gpu": {}}},
         {"store": "s3://elsewhere"},
+        {"cluster": {"shared_memory": "2Gi"}},
         {"clients": [{"id": "ann", "data": "elsewhere.jsonl", "held_out": "h.jsonl", "secret": "s", "volume": "v"}]},
         {"clients": [*CLIENTS, {"id": "eve", "data": "eve.jsonl", "rank": 1}]},
         {"clients": [{"id": "ann", "data": "ann.jsonl", "rank": 8}, CLIENTS[1]]},
     ],
-    ids=["nothing", "rounds", "participation", "tiers", "store", "where data lie", "a new client", "its rank, said"],
+    ids=[
+        "nothing",
+        "rounds",
+        "participation",
+        "tiers",
+        "store",
+        "cluster",
+        "where data lie",
+        "a new client",
+        "its rank, said",
+    ],
 )
 def test_what_may_change(changes):
     assert spec().difference(spec(**changes)) is None

@@ -73,7 +73,7 @@ def wait_for_end(pid: int) -> None:
         time.sleep(0.02)
 
 
-def test_commands_share_a_server_and_a_restart_keeps_the_data(tmp_path: Path):
+def test_commands_share_a_server_and_a_restart_keeps_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     directory = tmp_path / "new, and with a comma"
     commands = [use(directory, name) for name in ("a", "b", "c")]
     endpoints = {command.stdout.readline().strip() for command in commands}
@@ -92,6 +92,7 @@ def test_commands_share_a_server_and_a_restart_keeps_the_data(tmp_path: Path):
         store = open_store(server.store_uri, server.environment)
         assert list(store.list("")) == ["from-a", "from-b", "from-c"]
         check_joining(directory, server)
+        check_hanging(directory, monkeypatch)
         check_users(server)
         check_privacy(directory, server)
         pid = server_pid(directory)
@@ -102,6 +103,18 @@ def check_joining(directory: Path, server: LocalS3Server) -> None:
     with LocalS3Server(directory) as joined:
         assert joined.environment == server.environment
     open_store(server.store_uri, server.environment).put("after", b"the joined command ended")
+
+
+def check_hanging(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perfit_storage.local_server._JOIN_TIMEOUT_S", 0)
+    pid = server_pid(directory)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreError, match="does not answer") as caught, LocalS3Server(directory):
+            pass
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert f"end process {pid}" in caught.value.fix
 
 
 def check_users(server: LocalS3Server) -> None:
@@ -144,19 +157,6 @@ def test_a_server_that_dies_at_the_start_shows_its_log(tmp_path: Path):
         LocalS3Server(tmp_path),
     ):
         pass
-
-
-def test_a_server_that_hangs_is_not_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("perfit_storage.local_server._JOIN_TIMEOUT_S", 0.5)
-    with LocalS3Server(tmp_path):
-        pid = server_pid(tmp_path)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(StoreError, match="does not answer") as caught, LocalS3Server(tmp_path):
-                pass
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        assert f"end process {pid}" in caught.value.fix
 
 
 def test_seaweedfs_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

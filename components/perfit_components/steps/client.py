@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,22 +80,23 @@ def _searched_mask(spec: Federation, client: Client) -> np.ndarray:
 
 
 def _train(opened: OpenFederation, round: int, client_id: str) -> dict:
-    from perfit.client import tune
-
     store, spec, client = opened.store, opened.spec, opened.client(client_id)
     done = store.read_record(round, client_id)
     if done and done["status"] == TRAINED:
         return done
+    from perfit.client import tune  # torch, which a round that is done does not need
+
     base = Head(**store.read_plan(round)["base"])
-    start, received = _start(opened, round, client, base)
+    start = _start(opened, round, client, base)
     model, data = _load(spec, client)
-    if model.space != start.space:
+    if model.space != start.adapter.space:
         raise PerfitError(
             f"model: {spec.model} gives other LoRA matrices here than the federation was founded with",
             "use the same model files everywhere",
         )
-    tuning = tune(model, spec, client, round, data, start, _progress(round, client_id))
-    baseline = _baseline(opened, client, data) or _measure_baseline(model, spec, client, data)
+    tuning = tune(model, spec, client, round, data, start.adapter, _progress(round, client_id))
+    known = _baseline(opened, client, data)
+    baseline = known or _measure_baseline(model, spec, client, data)
     _write_personal_adapter(opened, client_id, tuning.adapter)
     header = _header(spec, client, round)
     update = dump_values(header, tuning.adapter, spec.wire_dtype)
@@ -112,9 +114,9 @@ def _train(opened: OpenFederation, round: int, client_id: str) -> dict:
         perplexity=Perplexity(
             round_0=baseline["perplexity"], before=tuning.perplexity_before, after=tuning.perplexity_after
         ),
-        mask_sha256=mask_hash(start.space, start.mask),
-        bytes_up=len(update) if spec.method.exchanges else 0,
-        bytes_down=received,
+        mask_sha256=start.mask_sha256,
+        bytes_up=(len(update) if spec.method.exchanges else 0) + (0 if known else start.mask_bytes),
+        bytes_down=start.bytes_down,
     )
     private = not spec.method.exchanges
     stored = store.put_update(round, client_id, record.model_dump(), update, private=private)
@@ -122,8 +124,17 @@ def _train(opened: OpenFederation, round: int, client_id: str) -> dict:
     return stored
 
 
-def _start(opened: OpenFederation, round: int, client: Client, base: Head) -> tuple[SparseAdapter, int]:
-    """What the client starts from, and the bytes that it read for it."""
+@dataclass(frozen=True)
+class _Start:
+    """What a client starts a round from, and what that cost: a mask travels once, before the first round."""
+
+    adapter: SparseAdapter
+    mask_sha256: str
+    mask_bytes: int
+    bytes_down: int
+
+
+def _start(opened: OpenFederation, round: int, client: Client, base: Head) -> _Start:
     store, spec = opened.store, opened.spec
     found = store.find_masks(client.id)
     if not found:
@@ -131,14 +142,15 @@ def _start(opened: OpenFederation, round: int, client: Client, base: Head) -> tu
             f"client {client.id!r} has no architecture yet: its search did not end well",
             "look at the log of its search, then run the round again",
         )
-    _, space, mask = load_mask(store.get_mask(client.id, found[0]))
+    mask_file = store.get_mask(client.id, found[0])
+    _, space, mask = load_mask(mask_file)
     if not spec.method.exchanges:
         for earlier in range(round - 1, 0, -1):
             record = store.read_record(earlier, client.id)
             if record and record["status"] == TRAINED:
-                return load_values(store.read_update(record), mask)[1], 0
+                return _Start(load_values(store.read_update(record), mask)[1], found[0], len(mask_file), 0)
     everything, size = opened.global_adapter(base)
-    return SparseAdapter(space, mask, everything.values[mask]), size
+    return _Start(SparseAdapter(space, mask, everything.values[mask]), found[0], len(mask_file), size)
 
 
 def _load(spec: Federation, client: Client) -> tuple[ExpandedModel, ClientData]:

@@ -71,7 +71,7 @@ class Kubeflow:
             PerfitError: The server refused or did not answer.
         """
         try:
-            with _quietly():
+            with _quietly(), redirect_stdout(io.StringIO()):
                 yield
         except CallError as error:
             raise explain(error, doing, self.where) from error
@@ -103,7 +103,7 @@ def connect(endpoint: Endpoint) -> Kubeflow:
     host = endpoint.host or None
     where = _without_credentials(host) if host else "the address in your kubeconfig"
     try:
-        with _quietly():
+        with _quietly(), redirect_stdout(io.StringIO()):
             client = _client_class()(
                 host=host,
                 existing_token=endpoint.token,
@@ -136,7 +136,7 @@ def every(list_page: Callable[..., Any], items: str, **filters: Any) -> Iterator
 
 def named(name: str) -> str:
     """Return the API's filter for a display name."""
-    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "string_value": name}]})
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
 class _NotData(Exception):
@@ -163,12 +163,12 @@ def _client_class() -> type[kfp.Client]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without KFP's links and warnings, and without urllib3's notes of retries, which hide the one error."""
+    """Without KFP's warnings and urllib3's notes of retries, which hide the one error."""
     log = logging.getLogger("urllib3")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,147 @@
+"""A federation's pipeline, as a version of a pipeline in Kubeflow."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp_server_api import ApiException, V2beta1Pipeline, V2beta1PipelineVersion
+
+from perfit.errors import PerfitError
+from perfit.federation_file import is_local
+from perfit.spec import Federation
+from perfit_pipelines.cluster.client import Kubeflow, every, named
+from perfit_pipelines.compile import PipelineName, compile_pipeline
+from perfit_pipelines.pipelines import DATA_MOUNT, Images
+
+_SHORT = {"federated_tuning": "tuning", "federated_round": "round"}
+_HASH_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a pipeline in Kubeflow.
+
+    Args:
+        pipeline: Name of the pipeline.
+        name: Of the version: a hash of what it holds.
+        pipeline_id: Of the pipeline.
+        version_id: Of the version.
+        ir: The pipeline's specification.
+        uploaded: Whether it is new; otherwise it was there already.
+    """
+
+    pipeline: str
+    name: str
+    pipeline_id: str
+    version_id: str
+    ir: dict[str, Any]
+    uploaded: bool
+
+    @property
+    def page(self) -> str:
+        """Its page in the UI."""
+        return f"pipelines/details/{self.pipeline_id}/version/{self.version_id}"
+
+
+def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: str, images: Images) -> Version:
+    """Compile a federation's pipeline and upload it, unless the same is there already.
+
+    Raises:
+        PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it.
+    """
+    name = f"{spec.name}-{_SHORT[pipeline]}"
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "pipeline.yaml")
+        compile_pipeline(spec, pipeline, store, file, images)
+        content = file.read_bytes()
+        version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
+        pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
+        version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
+    return Version(name, version_name, pipeline_id, version.pipeline_version_id, read_ir(content), uploaded)
+
+
+def cluster_store(spec: Federation, store: str | None) -> str:
+    """Return the store that the cluster's pods use.
+
+    Raises:
+        PerfitError: None is named, or it is a directory of this machine.
+    """
+    uri = store or spec.store
+    if not uri:
+        raise PerfitError(
+            f"federation {spec.name!r} names no store", "add `store: s3://bucket/prefix` to its file, or give --store"
+        )
+    if not uri.startswith("s3://"):
+        raise PerfitError(
+            f"the store {uri} is not one that the cluster's pods can reach", "give an S3 store: s3://bucket/prefix"
+        )
+    return uri
+
+
+def unreachable_data(spec: Federation) -> list[str]:
+    """Return a warning for each client whose data are a path that its pod has no volume for."""
+    return [
+        f"client {client.id}: {uri} is a path of this machine; its pod will look for it in the image "
+        f"(use s3://, or a volume claim and a path under {DATA_MOUNT})"
+        for client in spec.clients
+        for uri in filter(None, (client.data, client.held_out))
+        if is_local(uri) and not (client.volume and Path(uri).is_relative_to(DATA_MOUNT))
+    ]
+
+
+def read_ir(content: bytes | str) -> dict[str, Any]:
+    """Return the pipeline's specification from compiled YAML, whose second document is about Kubernetes."""
+    return next(yaml.load_all(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def _pipeline(kubeflow: Kubeflow, name: str, description: str) -> V2beta1Pipeline:
+    def find() -> V2beta1Pipeline | None:
+        with kubeflow.calling("list pipelines"):
+            listed = every(
+                kubeflow.client.list_pipelines, "pipelines", namespace=kubeflow.namespace, filter=named(name)
+            )
+            return next(listed, None)
+
+    def create() -> V2beta1Pipeline:
+        body = V2beta1Pipeline(
+            name=name, display_name=name, description=description, namespace=kubeflow.namespace
+        )
+        return kubeflow.client.pipelines.pipeline_service_create_pipeline(body)
+
+    return _find_or_create(kubeflow, f"pipeline {name}", find, create)[0]
+
+
+def _version(kubeflow: Kubeflow, pipeline_id: str, name: str, file: Path) -> tuple[V2beta1PipelineVersion, bool]:
+    def find() -> V2beta1PipelineVersion | None:
+        with kubeflow.calling("list versions of the pipeline"):
+            versions = kubeflow.client.list_pipeline_versions
+            return next(every(versions, "pipeline_versions", pipeline_id=pipeline_id, filter=named(name)), None)
+
+    def create() -> V2beta1PipelineVersion:
+        return kubeflow.client.upload_pipeline_version(str(file), name, pipeline_id=pipeline_id)
+
+    return _find_or_create(kubeflow, f"version {name} of the pipeline", find, create)
+
+
+def _find_or_create(kubeflow: Kubeflow, what: str, find, create) -> tuple[Any, bool]:
+    """Return what is there or was made, and whether it was made; two that submit at once make it once."""
+    if found := find():
+        return found, False
+    try:
+        with kubeflow.calling(f"create {what}"):
+            return create(), True
+    except PerfitError as error:
+        taken = isinstance(error.__cause__, ApiException) and error.__cause__.status == 409
+        if taken and (found := find()):
+            return found, False
+        if taken:
+            raise PerfitError(
+                f"{what} exists in Kubeflow, but is not shown to you under this name",
+                "rename or remove it in the UI, or give your federation another name",
+            ) from error
+        raise

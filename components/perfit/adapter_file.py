@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from perfit.adapter import SparseAdapter, mask_hash
 from perfit.space import LoraSpace
 
 FORMAT_VERSION = 1
 WIRE_DTYPES = ("float32", "bfloat16", "float16")
+# safetensors.numpy writes bfloat16, but does not read it.
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
 
 
 class AdapterFileError(ValueError):
@@ -83,13 +85,15 @@ def load_header(data: bytes) -> tuple[AdapterHeader, LoraSpace]:
     """
     try:
         length = int.from_bytes(data[:8], "little")
-        fields = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"])
+        fields = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
+        if fields["format_version"] != FORMAT_VERSION:
+            raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
         space = LoraSpace.from_shapes(fields.pop("matrices"))
         header = AdapterHeader(**fields)
-    except (ValueError, KeyError, TypeError) as error:
+    except AdapterFileError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise AdapterFileError(f"not an adapter file: {error}") from error
-    if header.format_version != FORMAT_VERSION:
-        raise AdapterFileError(f"format version {header.format_version}, this release reads {FORMAT_VERSION}")
     return header, space
 
 
@@ -101,12 +105,13 @@ def load_mask(data: bytes) -> tuple[AdapterHeader, LoraSpace, np.ndarray]:
     """
     header, space = load_header(data)
     tensors = _load(data)
-    mask = np.zeros(space.size, dtype=bool)
+    parts = []
     for matrix in space.matrices:
         packed = tensors.get(f"mask/{matrix.name}")
         if packed is None or packed.shape != (-(-matrix.size // 8),) or packed.dtype != np.uint8:
             raise AdapterFileError(f"no mask of {matrix.size} bits for {matrix.name}")
-        mask[space.slices[matrix.name]] = np.unpackbits(packed, count=matrix.size).astype(bool)
+        parts.append(np.unpackbits(packed, count=matrix.size).astype(bool))
+    mask = np.concatenate(parts)
     if np.count_nonzero(mask) != header.budget or mask_hash(space, mask) != header.mask_sha256:
         raise AdapterFileError("the bits do not have the budget and hash that the header names")
     return header, space, mask
@@ -158,6 +163,10 @@ def _dump(header: AdapterHeader, space: LoraSpace, mask: np.ndarray, tensors: di
 
 def _load(data: bytes) -> dict[str, np.ndarray]:
     try:
-        return load(data)
+        parts = deserialize(data)
     except SafetensorError as error:
         raise AdapterFileError(f"not a safetensors file: {error}") from error
+    for name, part in parts:
+        if part["dtype"] not in _DTYPES:
+            raise AdapterFileError(f"{name} is of type {part['dtype']}, want one of {', '.join(_DTYPES)}")
+    return {name: np.frombuffer(p["data"], _DTYPES[p["dtype"]]).reshape(p["shape"]) for name, p in parts}

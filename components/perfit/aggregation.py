@@ -39,7 +39,7 @@ def aggregate(previous: np.ndarray, contributions: Iterable[Contribution]) -> np
     Raises:
         ValueError: A contribution has no samples or another space.
     """
-    total = np.zeros(previous.shape, dtype=np.float64)
+    total = np.full(previous.shape, -0.0)  # to which even -0.0 adds without losing its sign
     weight = np.zeros(previous.shape, dtype=np.float64)
     for contribution in contributions:
         adapter, samples = contribution.adapter, contribution.samples

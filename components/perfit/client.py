@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from perfit.search import search_architecture
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, Federation
-from perfit.training import OnStep, train
+from perfit.training import OnStep, TrainingDiverged, train
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -151,7 +152,7 @@ def tune(
     """Train a client's own values for one round.
 
     Raises:
-        TrainingDiverged: The loss is not finite.
+        TrainingDiverged: The loss or the held-out perplexity is not finite.
     """
     _use_threads(federation, client)
     with compact(model.peft, start) as vectors:
@@ -166,6 +167,8 @@ def tune(
             on_step=on_step,
         )
         after = _held_out_perplexity(model, federation, data)
+        if not math.isfinite(before + after):
+            raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after the tuning")
         adapter = SparseAdapter(start.space, start.mask, read_values(vectors))
     return Tuning(adapter, losses, before, after)
 

@@ -38,4 +38,4 @@ def perplexity(
             losses = F.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
             total += losses.double().sum().item()
             tokens += int(chosen.sum())
-    return math.exp(total / tokens)
+    return math.exp(total / tokens) if total / tokens < 709 else math.inf

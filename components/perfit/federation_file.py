@@ -38,9 +38,9 @@ def parse_federation(text: str, source: str = "federation") -> Federation:
         PerfitError: Every problem, each with its line and key in ``source``.
     """
     try:
-        lines = _lines(yaml.compose(text), source)
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        lines = _lines(yaml.compose(text), source)
+    except (yaml.YAMLError, RecursionError) as error:
         raise PerfitError(f"{source} is not YAML: {error}", "repair the syntax at the line named") from error
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
@@ -102,16 +102,16 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
     elif problem["type"] not in ("value_error", "federation"):
         message = f"{message}, but it is {problem['input']!r}"
     where = f"{source}:{lines[known]}" if known in lines else source
-    return f"{where}: {_key(known)}: {message}" if known else f"{where}: {message}"
+    named = known or (path if problem["type"] == "federation" else ())
+    return f"{where}: {_key(named)}: {message}" if named else f"{where}: {message}"
 
 
 def _suggest(path: tuple) -> str:
     model: Any = Federation
     for part in path[:-1]:
-        if isinstance(part, str) and isinstance(model, type) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        model = next((m for m in _models(model)), model)
-    names = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        is_model = isinstance(model, type) and issubclass(model, BaseModel)
+        model = model.model_fields[part].annotation if is_model else _models(model)[0]
+    names = list(_models(model)[0].model_fields)
     close = difflib.get_close_matches(str(path[-1]), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,8 @@ def locate(model: str) -> str:
         path = Path(spec.submodule_search_locations[0], inside)
     else:
         path = Path(model).expanduser()
-        if not path.exists() and not model.startswith((".", "/", "~")) and model.count("/") <= 1:
+        is_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
+        if not path.exists() and not is_path:
             return model
     if not path.exists():
         raise PerfitError(f"model: {path} does not exist", "give a hub id, a directory or a .gguf file")
@@ -64,10 +66,13 @@ def prepare_model(model: str, cache: Path) -> str:
         draft = tempfile.mkdtemp(dir=cache, prefix=".converting-")
         try:
             _convert_gguf(Path(located), draft)
+            os.chmod(draft, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
             os.rename(draft, target)
-        except OSError:
+        except (OSError, ValueError, struct.error) as error:
             if not target.exists():
-                raise
+                raise PerfitError(
+                    f"model: {located} cannot be converted: {error}", "download it again, or name another model"
+                ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return str(target)

@@ -25,7 +25,7 @@ def draw_participants(federation: Federation, round: int) -> list[Client]:
     chosen: set[str] = set()
     for tier in federation.tiers_in_use():
         members = [client.id for client in shuffled if client.tier == tier]
-        chosen.update(members[: math.ceil(federation.participation.fraction * len(members))])
+        chosen.update(members[: math.ceil(np.round(federation.participation.fraction * len(members), 9))])
     spare = [client.id for client in shuffled if client.id not in chosen]
     chosen.update(spare[: max(0, federation.participation.minimum_clients - len(chosen))])
     return [client for client in federation.clients if client.id in chosen]

@@ -19,7 +19,7 @@ from perfit.lora import dense_weights, set_dense
 from perfit.pruning import cubic_schedule, prune
 from perfit.space import LoraSpace
 from perfit.spec import Method, Training
-from perfit.training import OnStep, train
+from perfit.training import OnStep, TrainingDiverged, train
 
 
 def search_architecture(
@@ -92,11 +92,14 @@ class _Pruner(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self._step += 1
         if self._step in self._schedule:
+            scores = np.concatenate([score.cpu().numpy().ravel() for score in self._scores.values()])
+            if not np.isfinite(scores).all():
+                raise TrainingDiverged(f"an importance is not finite at step {self._step} of {args.max_steps}")
             self._set_mask(
                 prune(
                     self._space,
                     self.mask,
-                    np.concatenate([score.cpu().numpy().ravel() for score in self._scores.values()]),
+                    scores,
                     rank=self._rank,
                     redundant=self._schedule[self._step],
                     scope=self._method.scope,

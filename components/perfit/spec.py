@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -47,13 +46,23 @@ def _at(path: tuple[str | int, ...], message: str) -> PydanticCustomError:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool(cls, value, info):
+        # pydantic would take `yes` for 1.
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"{value!r} is a truth value, not what this key takes")
+        return value
 
 
 class Method(_Section):
-    """How clients find their architecture and what they exchange (:mod:`perfit.methods`).
+    """How clients find their architecture and what they exchange.
 
-    The options after ``name`` steer the search and have no effect on methods that do not search.
+    ``perfit`` searches a personal sparse LoRA and averages parameter by parameter; ``fedit`` (arXiv 2305.05644)
+    averages one plain LoRA; ``local`` exchanges nothing. The options after ``name`` steer the search and have no effect
+    on methods that do not search.
     """
 
     name: Literal["perfit", "fedit", "local"] = "perfit"
@@ -92,10 +101,12 @@ class Lora(_Section):
     target_modules: Literal["all-linear"] | tuple[str, ...] = ("q_proj", "v_proj")
     expansion: int = Field(default=2, ge=1)
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", mode="before")
     @classmethod
     def _some_target(cls, value):
-        if not value or len(set(value)) != len(value):
+        if isinstance(value, str) and value != "all-linear":
+            raise ValueError(f"{value!r} is one word; write a list, [{value}], or all-linear")
+        if isinstance(value, list | tuple) and (not value or len(set(map(str, value))) != len(value)):
             raise ValueError("name at least one module, each once, or all-linear")
         return value
 
@@ -149,7 +160,7 @@ class Toleration(_Section):
 class Tier(_Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
 
-    cpu: Quantity = "1"
+    cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
     node_selector: dict[str, str] = {}
@@ -255,7 +266,7 @@ class Federation(_Section):
         """
         return self._by_id[client_id]
 
-    @cached_property
+    @property
     def _by_id(self) -> dict[str, Client]:
         return {client.id: client for client in self.clients}
 
@@ -281,10 +292,11 @@ class Federation(_Section):
         """
         mutable = {"rounds", "participation", "tiers", "cluster", "store", "clients"}
         mine, theirs = _flatten(self.model_dump(exclude=mutable)), _flatten(other.model_dump(exclude=mutable))
+        known = other._by_id
         for client in self.clients:
-            if client.id in other._by_id:
+            if client.id in known:
                 mine[f"rank of client {client.id}"] = self.rank_of(client)
-                theirs[f"rank of client {client.id}"] = other.rank_of(other.client(client.id))
+                theirs[f"rank of client {client.id}"] = other.rank_of(known[client.id])
         for key, value in mine.items():
             if theirs[key] != value:
                 return f"{key} is {value!r} here and {theirs[key]!r} there"

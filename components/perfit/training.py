@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch.nn.utils import parametrize
@@ -104,10 +105,13 @@ def features(example: Example) -> dict[str, list[int]]:
 
 
 class _Trainer(Trainer):
-    """Computes each parametrized weight once a step, though PEFT reads it twice."""
+    """Computes each parametrized weight once a step, though PEFT reads it twice.
+
+    Not with gradient checkpointing: what a layer computes again must be what it computed first, cache misses included.
+    """
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        with parametrize.cached():
+        with nullcontext() if self.args.gradient_checkpointing else parametrize.cached():
             return super().training_step(*args, **kwargs)
 
 

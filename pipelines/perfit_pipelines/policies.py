@@ -1,12 +1,13 @@
 """Who may do what in the store: an S3 policy for the server's key, and one for each client's.
 
 Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follow the keys of
-:mod:`perfit_storage.federation`. Three things about them are easy to get wrong:
+:mod:`perfit_storage.federation`. Four things about them are easy to get wrong:
 
 - A ``*`` also stands for slashes. ``rounds/*/plan.json`` would let everybody read ``rounds/1/updates/plan.json``, the
   record of a client that is called ``plan``; a statement of denials takes such keys out again, and those that would put
   an object below another one's key, where a store on a file system could no longer write that one.
 - ``masks/a-*`` would hold the masks of a client ``a-b``. A hash has 64 digits, each a ``?``.
+- A run can be given another method than the file's; its federation is then ``<name>-<method>``, for the same roles.
 - The steps ask for objects that may be missing. MinIO and SeaweedFS answer "not found" to whoever may read the key;
   AWS itself says so only to who may list the whole bucket, which these policies do not grant.
 """
@@ -14,17 +15,18 @@ Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follo
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from perfit.errors import PerfitError
-from perfit.spec import Client, Federation
+from perfit.spec import Client, Federation, Method
 
 Policy = dict[str, Any]
 """An IAM policy document."""
 
 _HASH = "?" * 64
 _READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
+_GLOBAL = ("global.safetensors", "global.*.safetensors")
 _WILD = ("*", "?", "${")
 
 
@@ -48,26 +50,29 @@ class Bucket:
         self.name = parts.netloc
         self.prefix = f"{parts.path.strip('/')}/".lstrip("/")
 
-    def keys(self, federation: str, *paths: str) -> list[str]:
-        """Return keys in the bucket of paths in a federation's directory."""
-        return [f"{self.prefix}federations/{federation}/{path}" for path in paths]
+    def keys(self, spec: Federation, *paths: str) -> list[str]:
+        """Return keys in the bucket of paths in a federation's directory, under each of its names."""
+        return [f"{self.prefix}federations/{name}/{path}" for name in _names(spec) for path in paths]
 
-    def arns(self, federation: str, *paths: str) -> list[str]:
-        """Return the resource names of paths in a federation's directory."""
-        return [f"arn:aws:s3:::{self.name}/{key}" for key in self.keys(federation, *paths)]
+    def arns(self, spec: Federation, *paths: str) -> list[str]:
+        """Return the resource names of paths in a federation's directory, under each of its names."""
+        return [f"arn:aws:s3:::{self.name}/{key}" for key in self.keys(spec, *paths)]
 
 
 def server_policy(spec: Federation, store: str) -> Policy:
-    """Return what planning, aggregation and reports may do: all of a federation's files but ``clients/``.
+    """Return what planning, aggregation and reports may do: read all but ``clients/``, write what is the server's.
 
     Raises:
         PerfitError: The store is not of S3.
     """
     bucket = Bucket(store)
-    everything = bucket.arns(spec.name, "spec.yaml", "head.json", "masks/*", "rounds/*")
+    written = ["spec.yaml", "head.json"]
+    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, "summary.json", "report.html")]
     return _policy(
-        _allow([_READ, _WRITE], everything),
-        _allow_list(bucket, bucket.keys(spec.name, "rounds/")),
+        _allow([_READ], bucket.arns(spec, "spec.yaml", "head.json", "masks/*", "rounds/*")),
+        _allow([_WRITE], bucket.arns(spec, *written)),
+        _allow_list(bucket, bucket.keys(spec, "rounds/")),
+        _statement("Deny", [_WRITE], bucket.arns(spec, "rounds/*/updates/*")),
     )
 
 
@@ -80,20 +85,14 @@ def client_policy(spec: Federation, client: Client, store: str) -> Policy:
         PerfitError: The store is not of S3, or the URI of the client's records holds wildcards.
     """
     bucket, name = Bucket(store), client.id
-    own = [
-        f"masks/{name}-{_HASH}",
-        f"rounds/*/updates/{name}.json",
-        f"rounds/*/updates/{name}.safetensors",
-        f"rounds/*/updates/{name}.{_HASH}.safetensors",
-        f"clients/{name}/*",
-    ]
-    shared = ["spec.yaml", "head.json", "rounds/*/plan.json"]
-    shared += ["rounds/*/global.safetensors", f"rounds/*/global.{_HASH}.safetensors"]
+    updates = [f"rounds/*/updates/{name}.{end}" for end in ("json", "safetensors", "*.safetensors")]
+    own = [f"masks/{name}-{_HASH}", *updates, f"clients/{name}/*"]
+    shared = ["spec.yaml", "head.json", "rounds/*/plan.json", *(f"rounds/*/{name}" for name in _GLOBAL)]
     return _policy(
-        _allow([_READ, _WRITE], bucket.arns(spec.name, *own)),
-        _allow([_READ], bucket.arns(spec.name, *shared) + _record_arns(client)),
-        _allow_list(bucket, bucket.keys(spec.name, f"masks/{name}-", f"clients/{name}/")),
-        _statement("Deny", [_READ, _WRITE], bucket.arns(spec.name, *_reached_by_wildcards(name))),
+        _allow([_READ, _WRITE], bucket.arns(spec, *own)),
+        _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client)),
+        _allow_list(bucket, bucket.keys(spec, f"masks/{name}-", f"clients/{name}/")),
+        _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_reached_by_stars(name))),
     )
 
 
@@ -102,14 +101,17 @@ def policy_text(policy: Policy) -> str:
     return json.dumps(policy, separators=(",", ":"))
 
 
-def _reached_by_wildcards(client: str) -> list[str]:
-    """Paths that the ``*`` for a round's number also matches, but that are not this client's."""
-    lookalikes = {
-        "plan": ["plan.json"],
-        "global": ["global.safetensors", f"global.{_HASH}.safetensors"],
-    }
-    others = [path for other, paths in lookalikes.items() if other != client for path in paths]
-    return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *(f"rounds/*/updates/{path}" for path in others)]
+def _names(spec: Federation) -> list[str]:
+    """The federation's name, and those of its runs by other methods."""
+    methods = get_args(Method.model_fields["name"].annotation)
+    return [spec.name, *(f"{spec.name}-{method}" for method in methods if method != spec.method.name)]
+
+
+def _reached_by_stars(client: str) -> list[str]:
+    """What the ``*`` of a round's number or an update's hash also stands for, but is not this client's."""
+    lookalikes = {"plan": "plan.json", "global": "global.*"}
+    others = [f"rounds/*/updates/{path}" for name, path in lookalikes.items() if name != client]
+    return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *others]
 
 
 def _record_arns(client: Client) -> list[str]:

@@ -185,8 +185,8 @@ def test_another_mask_of_the_same_budget():
         load_mask(rewrite(data, {f"mask/{A}": swapped}))
 
 
-@pytest.mark.parametrize("packed", [np.zeros(2, np.uint8), np.zeros(1, np.int8), np.zeros((1, 1), np.uint8)])
-def test_mask_bits_of_another_shape_or_type(packed):
+@pytest.mark.parametrize("packed", [np.zeros(2, np.uint8), np.zeros((1, 1), np.uint8)])
+def test_mask_bits_of_another_shape(packed):
     with pytest.raises(AdapterFileError, match=f"no mask of 6 bits for {A}"):
         load_mask(rewrite(dump_mask(HEADER, SPACE, MASK), {f"mask/{A}": packed}))
 
@@ -200,10 +200,10 @@ def test_values_on_another_mask(other):
 
 @pytest.mark.parametrize(
     "part",
-    [np.zeros(2, np.float32), np.zeros(4, np.float32), np.zeros((3, 1), np.float32), np.zeros(3, np.float64)],
-    ids=["few", "many", "shape", "dtype"],
+    [np.zeros(2, np.float32), np.zeros(4, np.float32), np.zeros((3, 1), np.float32)],
+    ids=["few", "many", "shape"],
 )
-def test_values_of_another_count_or_type(part):
+def test_values_of_another_count(part):
     with pytest.raises(AdapterFileError, match=f"no 3 values for {A}"):
         load_values(rewrite(dump_values(HEADER, ADAPTER), {f"values/{A}": part}), MASK)
 
@@ -230,14 +230,19 @@ def test_values_that_are_not_finite(bad, dtype):
         load_values(dump_values(HEADER, replace(ADAPTER, values=values), dtype), MASK)
 
 
+def test_tensors_of_another_type():
+    for dtype in (np.float64, np.int32):
+        with pytest.raises(AdapterFileError, match=A):
+            load_values(rewrite(dump_values(HEADER, ADAPTER), {f"values/{A}": np.zeros(3, dtype)}), MASK)
+    for dtype in (np.int8, bool):
+        with pytest.raises(AdapterFileError, match=A):
+            load_mask(rewrite(dump_mask(HEADER, SPACE, MASK), {f"mask/{A}": np.zeros(1, dtype)}))
+
+
 def test_a_type_that_numpy_does_not_have():
-    # Two bytes of another float type in place of the two of each float16 value.
-    data = dump_values(HEADER, ADAPTER, "float16").replace(b'"F16"', b'"XYZ"')
-    with pytest.raises(AdapterFileError):
-        load_values(data, MASK)
     data = dump_mask(HEADER, SPACE, MASK).replace(b'"U8","shape":[1]', b'"F8_E4M3","shape":[1]')
     data = (int.from_bytes(data[:8], "little") + 5).to_bytes(8, "little") + data[8:]
-    with pytest.raises(AdapterFileError):
+    with pytest.raises(AdapterFileError, match=A):
         load_mask(data)
 
 

@@ -8,8 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,34 +16,11 @@ import kfp
 from kfp_server_api import V2beta1GetHealthzResponse, V2beta1Run
 
 from perfit.errors import PerfitError
+from perfit_pipelines.cluster.endpoint import Endpoint
 from perfit_pipelines.cluster.errors import NAMESPACE_FIX, CallError, explain, login_page
 
 _SECONDS_TO_ANSWER = 60
 _PAGE = 100
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """How to reach Kubeflow Pipelines, and as whom.
-
-    Args:
-        host: URL of its UI or API. Without it, KFP's client finds the API itself: in a pod by the service's name and
-            the pod's service account, elsewhere through the kubeconfig's API server.
-        namespace: Of the user's profile, where Kubeflow serves several users.
-        token: Bearer token.
-        cookies: A ``Cookie`` header.
-        ui_host: URL of the UI for links, where ``host`` is the bare API.
-        ca_cert: Certificate of the authority that signed the server's.
-        verify_ssl: Whether to check the server's certificate.
-    """
-
-    host: str | None = None
-    namespace: str | None = None
-    token: str | None = field(default=None, repr=False)
-    cookies: str | None = field(default=None, repr=False)
-    ui_host: str | None = None
-    ca_cert: Path | None = None
-    verify_ssl: bool = True
 
 
 @dataclass(frozen=True)

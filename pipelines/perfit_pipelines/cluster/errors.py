@@ -15,8 +15,8 @@ LOGIN_FIX = (
     "logged in (Dex: authservice_session=..., oauth2-proxy: oauth2_proxy_kubeflow=...)"
 )
 UNREACHABLE_FIX = (
-    "check --host; from outside the cluster, for instance: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, "
-    "then --host http://localhost:8080"
+    "check --host; from outside the cluster, for instance: "
+    "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
 )
 NAMESPACE_FIX = "give the namespace of your profile with --namespace, or in PERFIT_KFP_NAMESPACE"
 SIZE_FIX = "lower rounds and submit again for more, or schedule single rounds: perfit schedule create"

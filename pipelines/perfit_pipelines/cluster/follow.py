@@ -116,4 +116,4 @@ def follow(
 
 
 def _message(run: V2beta1Run) -> str:
-    return (run.error and run.error.message or "").partition("\n")[0]
+    return ((run.error and run.error.message) or "").partition("\n")[0]

@@ -13,13 +13,15 @@ from perfit_pipelines.cluster.follow import Outcome
 from perfit_pipelines.cluster.tasks import DRIVER, Task, list_tasks
 from perfit_pipelines.cluster.upload import Version
 
+_POD_DIED = "a client's pod died, which its program cannot report: too little memory (OOMKilled), say, or a lost node"
 _HINTS = {
-    "search-client": "a client's pod died, which its program cannot report: too little memory (OOMKilled) or a lost node",
-    "train-client": "a client's pod died, which its program cannot report: too little memory (OOMKilled) or a lost node",
-    "close-search": "no client found an architecture: `perfit status` and its log say why",
-    "aggregate-round": "too few clients delivered an update; its log names them and why, and the head has not moved",
-    "prepare-federation": "the store cannot be written, the model cannot be loaded, or the name is taken by another file",
+    "prepare-federation": "the store cannot be written, the model cannot be loaded, or another file has this name",
+    "search-client": _POD_DIED,
+    "train-client": _POD_DIED,
+    "close-search": "no client found an architecture; the log of that task names them and why",
+    "aggregate-round": "too few clients delivered; the log of that task names them and why. The head has not moved",
 }
+"""What usually lies behind the failure of a task, by its name in the IR."""
 
 
 def start_run(

@@ -1,8 +1,8 @@
 """The tasks of a run under names that a person knows.
 
-The API lists the nodes of the Argo workflow that KFP made of a pipeline: flat, without their own ids, each with the ids
-of its children, and all iterations of a loop under one name. Argo derives a node's id from its place in the workflow, so
-the ids that every task of the compiled pipeline must have can be computed, and a listed node be recognised by its child.
+The API lists the nodes of the Argo workflow that KFP made of a pipeline: flat, without own ids, each with those of its
+children, and all iterations of a loop under one name. Argo derives the id of a node from its place in the workflow, so
+the ids that the tasks of the compiled pipeline must have can be computed, and a listed node be recognised by its child.
 Where a server names its nodes otherwise, tasks keep the names of the compiled pipeline, numbered.
 """
 

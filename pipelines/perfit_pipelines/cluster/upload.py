@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
         compile_pipeline(spec, pipeline, store, file, images)
-        content = file.read_bytes()
+        content = _without_header(file.read_bytes())
+        file.write_bytes(content)
         version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
         pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
@@ -99,6 +101,12 @@ def read_ir(content: bytes | str) -> dict[str, Any]:
     return next(yaml.load_all(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
+def _without_header(content: bytes) -> bytes:
+    """Drop KFP's comment on top: the federation file, a default of many lines, runs out of it and breaks the YAML."""
+    found = re.search(rb"^components:", content, re.MULTILINE) if content.startswith(b"#") else None
+    return content[found.start() :] if found else content
+
+
 def _pipeline(kubeflow: Kubeflow, name: str, description: str) -> V2beta1Pipeline:
     def find() -> V2beta1Pipeline | None:
         with kubeflow.calling("list pipelines"):
@@ -108,9 +116,7 @@ def _pipeline(kubeflow: Kubeflow, name: str, description: str) -> V2beta1Pipelin
             return next(listed, None)
 
     def create() -> V2beta1Pipeline:
-        body = V2beta1Pipeline(
-            name=name, display_name=name, description=description, namespace=kubeflow.namespace
-        )
+        body = V2beta1Pipeline(name=name, display_name=name, description=description, namespace=kubeflow.namespace)
         return kubeflow.client.pipelines.pipeline_service_create_pipeline(body)
 
     return _find_or_create(kubeflow, f"pipeline {name}", find, create)[0]

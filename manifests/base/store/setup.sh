@@ -1,0 +1,87 @@
+#!/bin/sh
+# Bring MinIO's bucket, users and policies to what is mounted here. It may run any number of times.
+#
+#   /server/access-key, secret-key     the server's key
+#   /clients/<access key>.secret-key   each client's secret, with its policy beside it: <access key>.policy.json
+#   /policies/*.json                   the server's policy, and what nobody may do
+#
+# Of other programs it uses mc and cat alone: the image has no grep, sed or awk.
+set -eu
+
+root=${SETUP_ROOT:-}  # for tests: where the mounts are
+endpoint=minio:9000
+bucket=perfit
+# Every user made here has this policy, and thereby is known again when its client is gone.
+mark=perfit-no-self-service
+
+# So that the root password is in no process's arguments; it must need no escape in a URL.
+export MC_HOST_store="http://$MINIO_ROOT_USER:$MINIO_ROOT_PASSWORD@$endpoint"
+
+fail() {
+    echo "setup: $1" >&2
+    exit 1
+}
+
+wait_for_store() {
+    tries=0
+    until mc ready store >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 30 ] || fail "MinIO does not answer at $endpoint"
+        sleep 2
+    done
+}
+
+# value NAME JSON: a string member of a JSON object on one line.
+value() {
+    case $2 in *"\"$1\":"*) ;; *) return 0 ;; esac
+    rest=${2#*"\"$1\":"}
+    rest=${rest#*'"'}
+    echo "${rest%%'"'*}"
+}
+
+# attach USER POLICY: mc takes an attachment that is there already for an error.
+attach() {
+    info=$(mc admin user info store "$1" --json)
+    case ",$(value policyName "$info")," in
+    *",$2,"*) ;;
+    *) mc admin policy attach store "$2" --user "$1" ;;
+    esac
+}
+
+# ensure_user USER SECRET_FILE POLICY POLICY_FILE: a user that is there gets the secret as its new one.
+ensure_user() {
+    mc admin policy create store "$3" "$4"
+    printf '%s\n%s\n' "$1" "$(cat "$2")" | mc admin user add store
+    attach "$1" "$3"
+    attach "$1" "$mark"
+}
+
+# A removed client's key must end with it. Users that somebody made by hand bear no mark and stay.
+remove_others() {
+    users=$(mc admin user list store --json)
+    while read -r line; do
+        user=$(value accessKey "$line")
+        [ -n "$user" ] || continue
+        case $line in *'}') ;; *) fail "mc lists users in a form that is not known here" ;; esac
+        case ",$(value policyName "$line")," in *",$mark,"*) ;; *) continue ;; esac
+        if [ "$user" = "$server" ] || [ -e "$root/clients/$user.secret-key" ]; then continue; fi
+        mc admin user remove store "$user" </dev/null
+        echo "removed user $user"
+    done <<USERS
+$users
+USERS
+}
+
+wait_for_store
+mc mb --ignore-existing "store/$bucket"
+mc admin policy create store "$mark" "$root/policies/no-self-service.json"
+server=$(cat "$root/server/access-key")
+ensure_user "$server" "$root/server/secret-key" perfit-server "$root/policies/server.json"
+for secret in "$root"/clients/*.secret-key; do
+    [ -e "$secret" ] || continue
+    user=${secret##*/}
+    user=${user%.secret-key}
+    ensure_user "$user" "$secret" "client-$user" "${secret%.secret-key}.policy.json"
+done
+remove_others
+echo "setup: done"

@@ -1,0 +1,43 @@
+"""The command ``perfit deploy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(deploy)
+
+
+def deploy(
+    file: Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)],
+    overlay: Annotated[str, typer.Option(help="Name of an overlay in manifests/overlays, or a path.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to write; else .perfit/deploy/<name>/<overlay>.")
+    ] = None,
+    apply: Annotated[bool, typer.Option(help="Apply it with kubectl instead, and leave nothing on disk.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="With --apply: let the server check, and change nothing.")] = False,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Where runs live; else where the overlay puts them.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig; else its current one.")] = None,
+    store: Annotated[str | None, typer.Option(help="s3://bucket/prefix; else the file's.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="URL of the store as pods reach it; else that of the overlay's MinIO.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Region of the store; else us-east-1.")] = None,
+    rotate: Annotated[
+        str | None, typer.Option(metavar="CLIENT|server|all", help="Make a new key; all others are kept.")
+    ] = None,
+) -> None:
+    """Lay the keys of a federation's server and clients on an overlay, as Secrets; none is ever shown."""
+    from perfit_pipelines.deploy.deploying import Request, apply_overlay, write_overlay
+
+    request = Request(file, overlay, namespace, context, store, endpoint, region, rotate)
+    lines = apply_overlay(request, dry_run) if apply else write_overlay(request, output)
+    for line in lines:
+        typer.echo(line)

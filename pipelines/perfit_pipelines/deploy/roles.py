@@ -1,0 +1,103 @@
+"""The roles of a federation in its store, and the keys that they act under."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from perfit.errors import PerfitError
+from perfit.spec import Federation
+from perfit_components.steps.plan import client_secret
+from perfit_pipelines.policies import Policy, client_policy, server_policy
+
+SERVER, ALL = "server", "all"
+SERVER_SECRET = "perfit-server"
+_SECRET_LENGTH = 40
+_ALPHABET = string.ascii_letters + string.digits
+"""Characters that need no escape in a URL, an environment variable or a shell."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a role proves itself with to the store."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Role:
+    """The server, or a client.
+
+    Attributes:
+        name: ``server``, or the client's id.
+        client: The client's id; None for the server.
+        secret: Name of its Secret in the namespace of the runs.
+        access_key: Of a key made for it. No other federation's role has the same: names hold no dots.
+        policy: What it may do in the store.
+    """
+
+    name: str
+    client: str | None
+    secret: str
+    access_key: str
+    policy: Policy
+
+
+def roles_of(spec: Federation, store: str) -> list[Role]:
+    """Return the server and all clients.
+
+    Raises:
+        PerfitError: The store is not of S3, or two roles would share a Secret and so a key.
+    """
+    roles = [Role(SERVER, None, SERVER_SECRET, SERVER_SECRET, server_policy(spec, store))]
+    for client in spec.clients:
+        access_key = f"{spec.name}.{client.id}"
+        policy = client_policy(spec, client, store)
+        roles.append(Role(client.id, client.id, client_secret(spec, client), access_key, policy))
+    owners: dict[str, str] = {}
+    for role in roles:
+        if role.secret in owners:
+            raise PerfitError(
+                f"{owners[role.secret]!r} and {role.name!r} would share the Secret {role.secret!r}, and so a key",
+                "give each client a secret of its own (clients.<n>.secret), or none for the default name",
+            )
+        owners[role.secret] = role.name
+    return roles
+
+
+def choose_keys(roles: Sequence[Role], existing: Mapping[str, Key], rotate: str | None = None) -> dict[str, Key]:
+    """Keep the keys that are there, and make those that are missing or to be replaced.
+
+    A replaced key keeps its access key: the store then knows the new secret alone.
+
+    Args:
+        roles: Of the federation.
+        existing: Keys by the name of their Secret.
+        rotate: A client's id, ``server`` or ``all``.
+
+    Returns:
+        A key for each role, by the name of its Secret.
+
+    Raises:
+        PerfitError: ``rotate`` names no role.
+    """
+    if rotate and rotate != ALL and all(role.name != rotate for role in roles):
+        raise PerfitError(
+            f"there is no client {rotate!r} to make a new key for",
+            f"use {ALL}, or one of: {', '.join(role.name for role in roles)}",
+        )
+    return {role.secret: _key(role, existing.get(role.secret), rotate in (ALL, role.name)) for role in roles}
+
+
+def new_secret() -> str:
+    """Return 40 random letters and digits, about 238 bits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH))
+
+
+def _key(role: Role, existing: Key | None, renew: bool) -> Key:
+    if existing is None:
+        return Key(role.access_key, new_secret())
+    return Key(existing.access_key, new_secret()) if renew else existing

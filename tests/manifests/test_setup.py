@@ -1,0 +1,174 @@
+"""setup.sh brings users and policies to what is mounted, however often it runs.
+
+By a stand-in for `mc`: neither MinIO's server nor its client can be had where these tests run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .rendering import MANIFESTS, WITH_STORE, only
+
+STORE = MANIFESTS / "base/store"
+MARK = "perfit-no-self-service"
+
+
+@dataclass(frozen=True)
+class Minio:
+    """A directory with what the Job mounts, and the state of a MinIO."""
+
+    root: Path
+
+    @property
+    def state(self) -> dict:
+        return json.loads((self.root / "state.json").read_text())
+
+    def set_state(self, **changes) -> None:
+        (self.root / "state.json").write_text(json.dumps(self.state | changes))
+
+    def give_client(self, key: str, secret: str) -> None:
+        (self.root / f"clients/{key}.secret-key").write_text(secret)
+        (self.root / f"clients/{key}.policy.json").write_text(json.dumps({"Statement": [key]}))
+
+    def take_client(self, key: str) -> None:
+        for path in (self.root / "clients").glob(f"{key}.*"):
+            path.unlink()
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": str(self.root / "bin"),
+            "SETUP_ROOT": str(self.root),
+            "MC_STATE": str(self.root / "state.json"),
+            "MINIO_ROOT_USER": "root-user",
+            "MINIO_ROOT_PASSWORD": "root-password",
+        }
+        command = ["/bin/sh", str(STORE / "setup.sh")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    def set_up(self) -> dict:
+        done = self.run()
+        assert done.returncode == 0, done.stderr
+        return self.state
+
+
+@pytest.fixture
+def minio(tmp_path: Path) -> Minio:
+    """A fresh MinIO that knows no user, two clients, and a PATH that holds no more than the image does."""
+    for name in ("bin", "clients", "server"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(STORE / "policies", tmp_path / "policies")
+    (tmp_path / "server/access-key").write_text("perfit-server")
+    (tmp_path / "server/secret-key").write_text("of-the-server")
+    mc = tmp_path / "bin/mc"
+    mc.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("mc.py")} "$@"\n')
+    mc.chmod(0o755)
+    for program in ("cat", "sleep"):
+        os.symlink(shutil.which(program), tmp_path / "bin" / program)
+    state = {
+        "not_ready_for": 0,
+        "host": "http://root-user:root-password@minio:9000",
+        "buckets": [],
+        "policies": {},
+        "users": {},
+    }
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    minio = Minio(tmp_path)
+    minio.give_client("perfit-tiny-ann", "of-ann")
+    minio.give_client("perfit-tiny-ann-b", "of-ann-b")
+    return minio
+
+
+def test_it_makes_bucket_users_and_policies(minio):
+    state = minio.set_up()
+    assert state["buckets"] == ["perfit"]
+    assert state["users"] == {
+        "perfit-server": {"secret": "of-the-server", "policies": ["perfit-server", MARK]},
+        "perfit-tiny-ann": {"secret": "of-ann", "policies": ["client-perfit-tiny-ann", MARK]},
+        "perfit-tiny-ann-b": {"secret": "of-ann-b", "policies": ["client-perfit-tiny-ann-b", MARK]},
+    }
+    assert state["policies"]["client-perfit-tiny-ann"] == {"Statement": ["perfit-tiny-ann"]}
+    assert state["policies"]["perfit-server"] == json.loads((STORE / "policies/server.json").read_text())
+
+
+def test_it_may_run_again(minio):
+    first = minio.set_up()
+    assert minio.set_up() == first
+
+
+def test_it_gives_new_secrets_and_policies(minio):
+    minio.set_up()
+    minio.give_client("perfit-tiny-ann", "of-ann-2")
+    (minio.root / "clients/perfit-tiny-ann.policy.json").write_text('{"Statement": ["another"]}')
+    state = minio.set_up()
+    assert state["users"]["perfit-tiny-ann"]["secret"] == "of-ann-2"
+    assert state["policies"]["client-perfit-tiny-ann"] == {"Statement": ["another"]}
+
+
+def test_it_removes_users_of_clients_that_are_gone_and_nobody_elses(minio):
+    state = minio.set_up()
+    strangers = {"backup": {"secret": "x", "policies": ["readonly"]}, "idle": {"secret": "y", "policies": []}}
+    minio.set_state(users=state["users"] | strangers)
+    minio.take_client("perfit-tiny-ann")
+    assert set(minio.set_up()["users"]) == {"perfit-server", "perfit-tiny-ann-b", "backup", "idle"}
+
+
+def test_it_needs_no_clients(minio):
+    for key in ("perfit-tiny-ann", "perfit-tiny-ann-b"):
+        minio.take_client(key)
+    assert set(minio.set_up()["users"]) == {"perfit-server"}
+
+
+def test_it_goes_on_from_where_it_was_cut_off(minio):
+    """A user that was made, but given none or one of its two policies."""
+    made = {"perfit-tiny-ann": {"secret": "", "policies": []}, "perfit-server": {"secret": "", "policies": [MARK]}}
+    state = minio.set_up()
+    minio.set_state(users=state["users"] | made)
+    users = minio.set_up()["users"]
+    assert set(users["perfit-tiny-ann"]["policies"]) == {"client-perfit-tiny-ann", MARK}
+    assert set(users["perfit-server"]["policies"]) == {"perfit-server", MARK}
+
+
+def test_it_waits_for_minio(minio):
+    minio.set_state(not_ready_for=1)
+    assert minio.set_up()["buckets"] == ["perfit"]
+
+
+@pytest.mark.parametrize("broken", ["server/secret-key", "clients/perfit-tiny-ann.policy.json", "policies/server.json"])
+def test_it_fails_where_something_is_missing(minio, broken):
+    (minio.root / broken).unlink()
+    assert minio.run().returncode != 0
+
+
+def test_it_fails_with_the_wrong_password(minio):
+    minio.set_state(host="http://root-user:another@minio:9000")
+    done = minio.run()
+    assert done.returncode != 0
+
+
+def test_it_says_no_secret(minio):
+    done = minio.run()
+    for secret in ("root-password", "of-the-server", "of-ann"):
+        assert secret not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("overlay", WITH_STORE)
+def test_the_job_mounts_what_the_script_reads(overlay):
+    assert only(overlay, "ConfigMap", "minio-setup")["data"]["setup.sh"] == (STORE / "setup.sh").read_text()
+    job = only(overlay, "Job", "minio-setup")["spec"]["template"]["spec"]
+    (container,) = job["containers"]
+    assert container["command"] == ["/bin/sh", "/setup/setup.sh"]
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
+        *("/setup", "/policies", "/server", "/clients", "/tmp")
+    }
+    (server,) = (volume["secret"] for volume in job["volumes"] if volume["name"] == "server")
+    assert {item["path"] for item in server["items"]} == {"access-key", "secret-key"}
+    (clients,) = (volume["secret"] for volume in job["volumes"] if volume["name"] == "clients")
+    assert clients == {"secretName": "perfit-clients", "optional": True}

@@ -1,0 +1,182 @@
+"""What the server's key may do, against the layout that ``FederationStore`` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from perfit_storage import AccessDenied, FederationStore, Head, ObjectStore, federation_names, open_store
+
+from .iam import PolicedStore, evaluate
+from .rendering import MANIFESTS, WITH_STORE, only
+
+HASH = "0123456789abcdef" * 4
+TRAPS = ("ann", "plan", "summary", "report", "global", "rounds", "masks", "clients", "head", "spec")
+"""Clients that are called as the server's own files and directories are."""
+
+
+def load(name: str) -> dict:
+    return json.loads((MANIFESTS / "base/store/policies" / f"{name}.json").read_text())
+
+
+POLICIES = [load("server"), load("no-self-service")]
+
+
+def may(action: str, key: str) -> bool:
+    return evaluate(POLICIES, f"s3:{action}Object", f"perfit/{key}")
+
+
+def may_list(prefix: str | None) -> bool:
+    return evaluate(POLICIES, "s3:ListBucket", "perfit", prefix)
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> ObjectStore:
+    """The bucket, with nobody's eyes."""
+    return open_store(tmp_path.as_uri())
+
+
+@pytest.fixture(params=["tiny", "clients", "rounds", "masks"])
+def federation(request, objects) -> tuple[FederationStore, FederationStore]:
+    """One federation, as the server may see it and as it is; some are called as directories of the layout are."""
+    policed = PolicedStore(objects, POLICIES, "perfit")
+    return FederationStore(policed, request.param), FederationStore(objects, request.param)
+
+
+def test_the_server_does_its_part_of_a_round(federation, objects):
+    """Each call of the server's steps: prepare, plan, aggregate, report, and the commands that read."""
+    server, everybody = federation
+    with pytest.raises(LookupError if False else Exception, match="no federation"):
+        server.read_spec()
+    assert server.write_spec(b"spec", None)
+    assert server.write_spec(b"spec 2", b"spec")
+    base = server.put_global(0, b"initial")
+    assert server.create_head(base)
+    assert server.read_head() == base
+    server.create_plan(1, {"base": "0"})
+    assert server.read_record(1, "ann") is None
+    assert server.read_summary(1) is None
+    mask, values = put_update(everybody, 1, "ann")
+    assert server.get_mask("ann", HASH) == mask
+    assert server.read_update(server.read_record(1, "ann")) == values
+    assert server.read_global(base) == b"initial"
+    assert server.advance_head(base, server.put_global(1, b"one"))
+    assert server.put_global(1, b"of another attempt").key.startswith("rounds/1/global.")
+    server.put_summary(1, {"round": 1})
+    server.put_report(1, b"<html>")
+    server.put_report(1, b"<html> again")
+    assert [summary["round"] for summary in server.summaries()] == [1]
+    assert server.read_report(1) == b"<html> again"
+    assert federation_names(PolicedStore(objects, POLICIES, "perfit")) == [server.name]
+
+
+def put_update(store: FederationStore, round: int, client: str) -> tuple[bytes, bytes]:
+    """What a client leaves: its mask, an update, its record, and a file that is its own."""
+    mask, values = f"mask of {client}".encode(), f"values of {client}".encode()
+    store.put_mask(client, HASH, mask)
+    store.put_client_file(client, "adapter/adapter_model.safetensors", b"personal")
+    store.put_update(round, client, {"client": client, "status": "trained"}, values)
+    return mask, values
+
+
+@pytest.mark.parametrize("client", TRAPS)
+def test_the_server_cannot_read_or_write_what_is_a_clients_own(federation, client):
+    server, everybody = federation
+    put_update(everybody, 1, client)
+    attempts = [
+        lambda: server.get_client_file(client, "adapter/adapter_model.safetensors"),
+        lambda: server.put_client_file(client, "adapter/adapter_model.safetensors", b"forged"),
+        lambda: server.put_client_file(client, "head.json", b"forged"),
+        lambda: server.put_mask(client, HASH, b"forged"),
+        lambda: server.put_update(2, client, {"client": client, "status": "trained"}, b"forged"),
+        lambda: server.put_update(2, client, {"client": client, "status": "failed"}, None),
+    ]
+    for attempt in attempts:
+        with pytest.raises(AccessDenied):
+            attempt()
+    assert server.read_record(1, client)["status"] == "trained"
+
+
+@pytest.mark.parametrize("client", TRAPS)
+def test_updates_that_methods_keep_private_stay_so(federation, client):
+    server, everybody = federation
+    record = everybody.put_update(1, client, {"client": client, "status": "trained"}, b"values", private=True)
+    with pytest.raises(AccessDenied):
+        server.read_update(record)
+
+
+def test_the_server_deletes_nothing(federation, objects):
+    server, _ = federation
+    server.create_head(Head(0, "rounds/0/global.safetensors", hashlib.sha256(b"").hexdigest()))
+    policed = PolicedStore(objects, POLICIES, "perfit")
+    with pytest.raises(AccessDenied):
+        policed.delete(f"federations/{server.name}/head.json")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "head.json",
+        "federations/spec.yaml",
+        "federations/tiny/notes.txt",
+        "federations/tiny/rounds/1/updates/ann.json",
+        "federations/tiny/rounds/1/updates/plan.json",
+        f"federations/tiny/rounds/1/updates/global.{HASH}.safetensors",
+        f"federations/tiny/rounds/1/global.{HASH[1:]}.safetensors",
+        f"federations/tiny/masks/ann-{HASH}",
+        "federations/tiny/clients/ann/spec.yaml",
+        "other/tiny/spec.yaml",
+    ],
+)
+def test_writes_elsewhere_are_refused(key):
+    assert not may("Put", key)
+
+
+@pytest.mark.parametrize("key", ["head.json", "other/x", "federations/tiny/notes.txt", "federations/tiny/clients/a/x"])
+def test_reads_elsewhere_are_refused(key):
+    assert not may("Get", key)
+
+
+def test_listings_begin_with_the_federations_directory():
+    assert may_list("federations/")
+    assert may_list("federations/tiny/rounds/")
+    for prefix in (None, "", "other/", "feder"):
+        assert not may_list(prefix)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        *("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutBucketPolicy", "s3:DeleteBucket", "s3:ListAllMyBuckets"),
+        *("s3:PutObjectAcl", "s3:GetObjectVersion", "s3:BypassGovernanceRetention", "s3:CreateBucket"),
+        *("admin:CreateUser", "admin:CreateServiceAccount", "admin:ConfigUpdate"),
+    ],
+)
+def test_no_other_request_is_granted(action):
+    for resource in ("perfit", "perfit/federations/tiny/head.json", "another-bucket/x"):
+        assert not evaluate(POLICIES, action, resource)
+
+
+def test_another_bucket_is_out_of_reach():
+    for action in ("s3:GetObject", "s3:PutObject"):
+        assert not evaluate(POLICIES, action, "perfit-2/federations/tiny/spec.yaml")
+    assert not evaluate(POLICIES, "s3:ListBucket", "perfit-2", "federations/")
+
+
+def test_users_may_not_manage_their_own_keys():
+    """MinIO lets everybody do so who is not denied it; a key made by a thief would outlive the rotation of the first."""
+    allow_all = {"Statement": [{"Effect": "Allow", "Action": ["admin:*"]}]}
+    assert evaluate([allow_all], "admin:CreateServiceAccount", "")
+    assert not evaluate([allow_all, load("no-self-service")], "admin:CreateServiceAccount", "")
+
+
+@pytest.mark.parametrize("overlay", WITH_STORE)
+def test_the_setup_gets_these_policies(overlay):
+    data = only(overlay, "ConfigMap", "minio-policies")["data"]
+    assert {name: json.loads(text) for name, text in data.items()} == {
+        "server.json": load("server"),
+        "no-self-service.json": load("no-self-service"),
+    }

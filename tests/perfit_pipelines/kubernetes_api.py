@@ -1,0 +1,228 @@
+"""A small Kubernetes API server over HTTP, for Kubernetes' own clients: kubectl and the Python package.
+
+It keeps objects that the Python package's models accept, lists and gets them, takes server-side applies, and refuses
+what a test forbids. It schedules nothing and checks no tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from kubernetes import client
+
+Object = dict[str, Any]
+
+KINDS = {
+    "v1": {
+        "Namespace": "namespaces",
+        "Node": "nodes",
+        "Secret": "secrets",
+        "ConfigMap": "configmaps",
+        "Service": "services",
+        "ServiceAccount": "serviceaccounts",
+        "PersistentVolumeClaim": "persistentvolumeclaims",
+        "ResourceQuota": "resourcequotas",
+        "LimitRange": "limitranges",
+    },
+    "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
+    "batch/v1": {"Job": "jobs", "CronJob": "cronjobs"},
+    "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
+    "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
+    "rbac.authorization.k8s.io/v1": {
+        "Role": "roles",
+        "RoleBinding": "rolebindings",
+        "ClusterRole": "clusterroles",
+        "ClusterRoleBinding": "clusterrolebindings",
+    },
+    "scheduling.k8s.io/v1": {"PriorityClass": "priorityclasses"},
+    "storage.k8s.io/v1": {"StorageClass": "storageclasses"},
+}
+CLUSTER_WIDE = {"Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "StorageClass"}
+
+
+@dataclass
+class KubernetesApi:
+    """A cluster's objects, by API version, plural, namespace and name; and what was asked."""
+
+    objects: dict[tuple[str, str, str, str], Object] = field(default_factory=dict)
+    forbidden: set[str] = field(default_factory=set)
+    requests: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def add(self, *objects: Object) -> None:
+        """Keep objects, as ``kubectl apply`` would name them.
+
+        Raises:
+            ValueError: Kubernetes knows no such object.
+        """
+        for item in objects:
+            check_object(item)
+            version, kind, metadata = item["apiVersion"], item["kind"], item["metadata"]
+            namespace = "" if kind in CLUSTER_WIDE else metadata.get("namespace", "default")
+            self.objects[version, KINDS[version][kind], namespace, metadata["name"]] = item
+
+    def get(self, kind: str, name: str, namespace: str = "") -> Object:
+        """Return an object by its kind."""
+        version = next(version for version, kinds in KINDS.items() if kind in kinds)
+        return self.objects[version, KINDS[version][kind], namespace, name]
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Object]:
+        """Answer a request with a status and an object."""
+        discovered = _discover(path)
+        if discovered:
+            return 200, discovered
+        version, plural, namespace, name = _parse(path)
+        if plural in self.forbidden:
+            return 403, _status(403, "Forbidden", f'{plural} is forbidden: User "dev" cannot {method} {plural}')
+        if method == "PATCH":
+            return 200, self._apply(yaml.safe_load(body), version, plural, namespace, name)
+        if not name:
+            found = [item for key, item in sorted(self.objects.items()) if _is_in(key, version, plural, namespace)]
+            return 200, {"apiVersion": version, "kind": "List", "metadata": {}, "items": found}
+        found = self.objects.get((version, plural, namespace, name))
+        if found is None:
+            return 404, _status(404, "NotFound", f'{plural} "{name}" not found')
+        return 200, found
+
+    def _apply(self, item: Object, version: str, plural: str, namespace: str, name: str) -> Object:
+        if item["kind"] not in CLUSTER_WIDE:
+            item["metadata"]["namespace"] = namespace
+        if item["kind"] == "Secret":
+            item["data"] = item.get("data", {})
+        check_object(item)
+        self.objects[version, plural, namespace, name] = item
+        return item
+
+
+def check_object(item: Object) -> None:
+    """Hold an object against the Python package's model of its kind: every key known, every type right."""
+    version, kind = item["apiVersion"], item["kind"]
+    api, model = client.ApiClient(), f"V1{kind}"
+    parsed = api.deserialize(SimpleNamespace(data=json.dumps(item)), model)
+    again = api.sanitize_for_serialization(parsed)
+    if KINDS[version][kind] and again != _without_empty(item):
+        raise ValueError(f"not a {kind}: {item}\nread as {again}")
+
+
+@contextmanager
+def kubernetes_api(kubeconfig: Path) -> Iterator[KubernetesApi]:
+    """Serve an empty cluster, and write how to reach it, as context ``test``."""
+    cluster = KubernetesApi()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(cluster))
+    Thread(target=server.serve_forever, daemon=True).start()
+    cluster.url = f"http://127.0.0.1:{server.server_port}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": cluster.url}}],
+        "users": [{"name": "dev", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "dev"}}],
+    }
+    kubeconfig.write_text(yaml.safe_dump(config))
+    try:
+        yield cluster
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _handler(cluster: KubernetesApi) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._serve("GET")
+
+        def do_PATCH(self) -> None:
+            self._serve("PATCH")
+
+        def _serve(self, method: str) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            cluster.requests.append(f"{method} {self.path}")
+            status, answer = cluster.answer(method, urlsplit(self.path).path, body)
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+def _discover(path: str) -> Object | None:
+    parts = path.strip("/").split("/")
+    if parts == ["version"]:
+        return {"major": "1", "minor": "32", "gitVersion": "v1.32.4"}
+    if parts == ["api"]:
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if parts == ["apis"]:
+        groups = [version.partition("/") for version in KINDS if version != "v1"]
+        known = [{"groupVersion": f"{name}/{version}", "version": version} for name, _, version in groups]
+        listed = [
+            {"name": name, "versions": [version], "preferredVersion": version}
+            for (name, _, _), version in zip(groups, known, strict=True)
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
+    version = "/".join(parts[1:])
+    return _resources(version) if version in KINDS and len(parts) == (2 if version == "v1" else 3) else None
+
+
+def _resources(version: str) -> Object:
+    resources = [
+        {
+            "name": plural,
+            "singularName": kind.lower(),
+            "namespaced": kind not in CLUSTER_WIDE,
+            "kind": kind,
+            "verbs": ["get", "list", "patch"],
+        }
+        for kind, plural in KINDS[version].items()
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
+
+
+def _parse(path: str) -> tuple[str, str, str, str]:
+    """Return API version, plural, namespace and name of a resource's path, empty where it has none."""
+    parts = path.strip("/").split("/")
+    version, rest = ("v1", parts[2:]) if parts[0] == "api" else ("/".join(parts[1:3]), parts[3:])
+    namespace = ""
+    if rest[:1] == ["namespaces"] and len(rest) > 2:
+        namespace, rest = rest[1], rest[2:]
+    return version, rest[0] if rest else "", namespace, rest[1] if len(rest) > 1 else ""
+
+
+def _is_in(key: tuple[str, str, str, str], version: str, plural: str, namespace: str) -> bool:
+    return key[:2] == (version, plural) and namespace in ("", key[2])
+
+
+def _status(code: int, reason: str, message: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Status",
+        "metadata": {},
+        "status": "Failure",
+        "code": code,
+        "reason": reason,
+        "message": message,
+    }
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_empty(item) for key, item in value.items() if item is not None}
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,249 @@
+"""The compiled pipelines: as golden files, and what of them a cluster depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import components
+
+from perfit.errors import PerfitError
+from perfit.federation_file import parse_federation
+from perfit_pipelines.compile import compile_pipeline
+
+from .goldens import FEDERATION, IMAGES, PIPELINES, STORE, compiled, documents, golden_file, normalised
+
+STORE_KEYS = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
+CLIENT_TASKS = {"search-client", "train-client"}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A task that runs a container: its place in the nested DAGs, and all that the cluster is told of it."""
+
+    path: tuple[str, ...]
+    task: dict[str, Any]
+    dag_inputs: set[str]
+    container: dict[str, Any]
+    platform: dict[str, Any]
+
+    @property
+    def component(self) -> str:
+        return self.container["args"][-1].replace("_", "-")
+
+    @property
+    def tier(self) -> str | None:
+        return next((name.split("-")[1] for name in self.path if name.startswith("clients-")), None)
+
+    @property
+    def secrets(self) -> list[dict[str, Any]]:
+        """The Secrets with the keys to the store."""
+        found = self.platform.get("secretAsEnv", [])
+        return [secret for secret in found if {key["envVar"] for key in secret["keyToEnv"]} == STORE_KEYS]
+
+    @property
+    def mounts(self) -> dict[str, dict[str, Any]]:
+        return {mount["mountPath"]: mount["pvcNameParameter"] for mount in self.platform.get("pvcMount", [])}
+
+
+def leaves(path: Path) -> list[Leaf]:
+    """Every container task of a compiled pipeline, in the order of the DAGs."""
+    pipeline, platform = documents(path)
+    executors = pipeline["deploymentSpec"]["executors"]
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    found = []
+
+    def walk(dag: dict[str, Any], above: tuple[str, ...]) -> None:
+        for name, task in dag["dag"]["tasks"].items():
+            component = pipeline["components"][task["componentRef"]["name"]]
+            if "dag" in component:
+                walk(component, (*above, name))
+                continue
+            label = component["executorLabel"]
+            inputs = set(dag.get("inputDefinitions", {}).get("parameters", {}))
+            found.append(Leaf((*above, name), task, inputs, executors[label]["container"], settings.get(label, {})))
+
+    walk(pipeline["root"], ())
+    return found
+
+
+def tasks(path: Path) -> list[dict[str, Any]]:
+    """Every task of a compiled pipeline, those that are DAGs too."""
+    pipeline, _ = documents(path)
+    dags = [pipeline["root"], *pipeline["components"].values()]
+    return [task for dag in dags if "dag" in dag for task in dag["dag"]["tasks"].values()]
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def ir(request, tmp_path_factory) -> Path:
+    """The file of each pipeline."""
+    return compiled(request.param, tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_golden_files(pipeline, tmp_path):
+    """If the change is meant: .venv/bin/python tests/perfit_pipelines/renew_goldens.py"""
+    assert normalised(compiled(pipeline, tmp_path)) == golden_file(pipeline).read_text(encoding="utf-8")
+
+
+def test_kfp_reads_the_file(ir):
+    component = components.load_component_from_file(str(ir))
+    assert set(component.component_spec.inputs) == {"federation_file", "store", "method"}
+
+
+def test_the_parameters_default_to_the_federation_and_its_store(ir):
+    parameters = documents(ir)[0]["root"]["inputDefinitions"]["parameters"]
+    assert parse_federation(parameters["federation_file"]["defaultValue"]) == parse_federation(FEDERATION)
+    assert parameters["store"]["defaultValue"] == STORE
+    assert parameters["method"]["literals"] == ["as in the file", "perfit", "fedit", "local"]
+
+
+def test_nothing_is_answered_from_a_cache(ir):
+    assert [task["taskInfo"]["name"] for task in tasks(ir) if task.get("cachingOptions", {}).get("enableCache")] == []
+
+
+def test_a_clients_task_has_the_resources_and_the_place_of_its_tier(ir):
+    clients = [leaf for leaf in leaves(ir) if leaf.component in CLIENT_TASKS]
+    assert {leaf.tier for leaf in clients} == {"office", "gpu"}
+    for leaf in clients:
+        resources, where = leaf.container["resources"], "/".join(leaf.path)
+        placed = {"nodeSelector", "tolerations"} & set(leaf.platform)
+        if leaf.tier == "office":
+            assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("500m", "2Gi"), where
+            assert "accelerator" not in resources, where
+            assert (placed, "/data" in leaf.mounts) == (set(), False), where
+        else:
+            assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("4", "24Gi"), where
+            accelerator = resources["accelerator"]
+            assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "2"), where
+            assert leaf.platform["nodeSelector"] == {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}}
+            assert leaf.platform["tolerations"] == [
+                {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            ]
+            assert "/data" in leaf.mounts, where
+
+
+def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):
+    for leaf in leaves(ir):
+        if leaf.component not in CLIENT_TASKS:
+            continue
+        (secret,) = leaf.secrets
+        own = [secret["secretNameParameter"], *(leaf.mounts[path] for path in leaf.mounts if path == "/data")]
+        for parameter in own:
+            # The driver looks such a name up among the inputs of the DAG that the task is in, and nowhere else.
+            assert parameter["componentInputParameter"] in leaf.dag_inputs, "/".join(leaf.path)
+    names = [secret["secretName"] for leaf in leaves(ir) for secret in leaf.secrets if "secretName" in secret]
+    assert set(names) == {"perfit-server"}
+
+
+def test_the_servers_tasks_have_its_keys_and_no_accelerator(ir):
+    for leaf in leaves(ir):
+        if leaf.component in CLIENT_TASKS:
+            assert leaf.container["image"] == IMAGES.client
+            continue
+        expected = IMAGES.client if leaf.component == "prepare-federation" else IMAGES.server
+        assert leaf.container["image"] == expected, leaf.path
+        assert "accelerator" not in leaf.container.get("resources", {}), leaf.path
+        assert not {"nodeSelector", "tolerations"} & set(leaf.platform), leaf.path
+        assert [secret["secretName"] for secret in leaf.secrets] == ["perfit-server"], leaf.path
+        assert "/data" not in leaf.mounts
+
+
+def test_no_key_is_in_the_file(ir):
+    """Secrets go by name; no value of a key is a parameter or an environment variable."""
+    assert not [leaf.path for leaf in leaves(ir) if leaf.container.get("env")]
+    parameters = {name for leaf in leaves(ir) for name in leaf.task["inputs"]["parameters"]}
+    assert parameters == {
+        *("federation_file", "store", "method", "federation", "round", "tier", "client", "statuses", "first", "second")
+    } - ({"first", "second"} - parameters)
+
+
+def test_one_loop_a_tier_with_its_own_parallelism(ir):
+    limits = {}
+    pipeline = documents(ir)[0]
+    for name, component in pipeline["components"].items():
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            if "parameterIterator" in task:
+                limits.setdefault(name.split("-")[2], set()).add(task.get("iteratorPolicy", {}).get("parallelismLimit"))
+    assert limits == {"office": {3}, "gpu": {None}}
+
+
+def test_rounds_are_one_after_the_other(tmp_path):
+    path = compiled("federated_tuning", tmp_path)
+    root = documents(path)[0]["root"]["dag"]["tasks"]
+    after = {task["taskInfo"]["name"]: task.get("dependentTasks", []) for task in root.values()}
+    assert after == {
+        "Prepare": [],
+        "search": ["prepare-federation"],
+        "Round 1 of 2": ["search"],
+        "Round 2 of 2": ["round"],
+    }
+    components = [leaf.component for leaf in leaves(path)]
+    assert {name: components.count(name) for name in ("search-client", "train-client", "aggregate-round")} == {
+        "search-client": 2,
+        "train-client": 4,
+        "aggregate-round": 2,
+    }
+
+
+def test_a_round_searches_before_it_tunes(tmp_path):
+    order = [leaf.component for leaf in leaves(compiled("federated_round", tmp_path)) if leaf.tier == "gpu"]
+    assert sorted(order) == ["search-client", "train-client"]
+
+
+@pytest.mark.parametrize("tiers", [1, 3])
+def test_other_numbers_of_tiers(tiers, tmp_path):
+    text = "name: f\nmodel: m\ntiers:\n"
+    text += "".join(f"  t{n}: {{memory: {n + 1}Gi, node_selector: {{tier: t{n}}}}}\n" for n in range(tiers))
+    text += "clients:\n" + "".join(f"  - {{id: c{n}, tier: t{n}, data: s3://b/{n}.jsonl}}\n" for n in range(tiers))
+    for pipeline in PIPELINES:
+        for leaf in leaves(compiled(pipeline, tmp_path, text)):
+            if leaf.tier:
+                assert leaf.container["resources"]["resourceMemoryLimit"] == f"{int(leaf.tier[1:]) + 1}Gi"
+                assert leaf.platform["nodeSelector"] == {"labels": {"tier": leaf.tier}}
+
+
+def test_two_compilations_give_the_same_bytes(ir, tmp_path):
+    assert compiled(ir.stem, tmp_path).read_bytes() == ir.read_bytes()
+
+
+# What cannot be compiled
+
+
+def refused(text: str, target: Path) -> PerfitError:
+    with pytest.raises(PerfitError) as caught:
+        compile_pipeline(parse_federation(text), "federated_tuning", STORE, target)
+    return caught.value
+
+
+def test_a_tier_where_some_clients_have_a_volume(tmp_path):
+    error = refused(FEDERATION.replace("keys-of-north}", "keys-of-north, volume: north-records}"), tmp_path / "p.yaml")
+    assert error.problem == (
+        "tier 'office': these clients have no volume, though others of the tier have one: south"
+    )
+    assert "a tier of their own" in error.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_a_cluster_takes(tmp_path):
+    target = tmp_path / "p.yaml"
+    target.write_text("what was there")
+    error = refused(FEDERATION.replace("rounds: 2", "rounds: 60"), target)
+    assert "more than a cluster takes" in error.problem
+    assert "federated_round" in error.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
+    assert target.read_text() == "what was there"
+
+
+def test_a_directory_that_does_not_exist(tmp_path):
+    error = refused(FEDERATION, tmp_path / "none" / "p.yaml")
+    assert "none/p.yaml cannot be written" in error.problem
+    assert error.fix == "give a path in a directory that exists"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_kind(tmp_path):
+    assert refused(FEDERATION, tmp_path / "p.json").fix == "give a name that ends in .yaml"
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,6 @@ cache=${PERFIT_CI_CACHE:-/var/cache/perfit-ci}
 archive=$cache/debian-bookworm-python3.11.tar
 
 bootstrap() {
-    local work
     work=$(mktemp -d "$cache/bootstrap.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" > "$work/log" ||

@@ -35,7 +35,7 @@ def compile_pipeline(
             warnings.simplefilter("ignore", FutureWarning)
             draft = Path(directory, "pipeline.yaml")
             compiler.Compiler().compile(build(spec, store, images or Images()), str(draft))
-            size = draft.stat().st_size
+            size = _drop_comment(draft)
             if size > _MAX_WORKFLOW_BYTES:
                 raise PerfitError(
                     f"the compiled pipeline has {size:,} bytes, more than a cluster takes ({_MAX_WORKFLOW_BYTES:,})",
@@ -44,3 +44,9 @@ def compile_pipeline(
             os.replace(draft, target)
     except OSError as error:
         raise PerfitError(f"{target} cannot be written: {error}", "give a path in a directory that exists") from error
+
+
+def _drop_comment(file: Path) -> int:
+    """Remove KFP's comment on top, which a default of several lines runs out of; return the size that is left."""
+    _, start, body = file.read_text(encoding="utf-8").partition("\ncomponents:\n")
+    return file.write_text(start.lstrip() + body, encoding="utf-8")

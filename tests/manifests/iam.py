@@ -28,17 +28,23 @@ def evaluate(policies: Sequence[Policy], action: str, resource: str, prefix: str
 
 
 def _applies(statement: Policy, action: str, resource: str, prefix: str | None) -> bool:
-    """MinIO's administrative statements name no resource: those are about the whole server."""
+    # MinIO's administrative statements name no resource: they are about the whole server.
     resources = statement.get("Resource", ["*"])
-    conditions = statement.get("Condition", {"StringLike": {"s3:prefix": ["*"]}})
-    assert set(conditions) == {"StringLike"}
-    assert set(conditions["StringLike"]) == {"s3:prefix"}
     return (
         any(_matches(pattern, action) for pattern in statement["Action"])
         and any(_matches(pattern, resource) for pattern in resources)
-        and ("Condition" not in statement or prefix is not None)
-        and any(_matches(pattern, prefix or "") for pattern in conditions["StringLike"]["s3:prefix"])
+        and _holds(statement.get("Condition"), prefix)
     )
+
+
+def _holds(condition: Policy | None, prefix: str | None) -> bool:
+    """The one kind of condition that is used here; a request without a prefix does not meet it."""
+    if condition is None:
+        return True
+    ((operator, keys),) = condition.items()
+    ((name, patterns),) = keys.items()
+    assert (operator, name) == ("StringLike", "s3:prefix")
+    return prefix is not None and any(_matches(pattern, prefix) for pattern in patterns)
 
 
 def _matches(pattern: str, text: str) -> bool:

@@ -51,6 +51,11 @@ def only(overlay: str, kind: str, name: str) -> Object:
     return found
 
 
+def identity(item: Object) -> tuple[str, str | None, str]:
+    """The object's kind, namespace and name."""
+    return item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]
+
+
 def run_namespace(overlay: str) -> str:
     """Where the overlay puts what runs need."""
     return only(overlay, "ServiceAccount", "perfit-runner")["metadata"]["namespace"]

@@ -5,22 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from perfit.spec import Cluster
-from perfit_pipelines.pipelines import SERVER_SECRET
 
 from .network import matches
 from .rendering import (
     MANIFESTS,
     OVERLAYS,
     WITH_STORE,
-    Object,
     containers,
+    identity,
     of_kind,
     only,
     pod_templates,
@@ -37,15 +35,6 @@ WITHOUT_SCHEMA: set[str] = set()
 
 CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ClusterRole"}
 STORE_NAMESPACE = "perfit"
-
-FROM_DEPLOY = {
-    ("Secret", STORE_NAMESPACE, "perfit-minio"),
-    ("Secret", STORE_NAMESPACE, "perfit-server"),
-    ("Secret", STORE_NAMESPACE, "perfit-clients"),
-    ("Secret", "RUN", "perfit-server"),
-}
-FROM_KUBEFLOW = {("ConfigMap", "RUN", "kfp-launcher"), ("Secret", "RUN", "mlpipeline-minio-artifact")}
-"""Beside what these files hold: by kind, namespace (RUN for the run namespace) and name."""
 
 
 @functools.cache
@@ -75,7 +64,7 @@ def test_the_schemas_find_mistakes():
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_objects_have_names_of_their_own_and_a_known_place(overlay):
-    keys = [key(item) for item in render(overlay)]
+    keys = [identity(item) for item in render(overlay)]
     assert len(keys) == len(set(keys))
     for kind, namespace, name in keys:
         assert namespace in ({None} if kind in CLUSTER_SCOPED else {STORE_NAMESPACE, run_namespace(overlay)}), name
@@ -126,19 +115,8 @@ def test_there_is_no_secret_in_the_files():
             assert "secretGenerator" not in item, path
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_whatever_is_referred_to_is_there(overlay):
-    run = run_namespace(overlay)
-    provided = {(kind, run if place == "RUN" else place, name) for kind, place, name in FROM_DEPLOY | FROM_KUBEFLOW}
-    if overlay not in WITH_STORE:
-        provided = {entry for entry in provided if entry[1] != STORE_NAMESPACE}
-    missing = set(references(overlay)) - {key(item) for item in render(overlay)}
-    assert missing == provided
-
-
-def test_the_pipelines_use_the_same_names():
+def test_the_pipelines_mount_the_same_cache():
     only("base", "PersistentVolumeClaim", Cluster().model_cache)
-    assert ("Secret", "RUN", SERVER_SECRET) in FROM_DEPLOY
 
 
 def test_a_cluster_with_many_nodes_has_a_cache_that_all_can_mount():
@@ -185,45 +163,3 @@ def quantity(text: str) -> float:
     """A quantity of CPUs or bytes."""
     number, unit = re.fullmatch(r"([\d.]+)(m|Mi|Gi)?", text).groups()
     return float(number) * {None: 1, "m": 0.001, "Mi": 2**20, "Gi": 2**30}[unit]
-
-
-def key(item: Object) -> tuple[str, str | None, str]:
-    return item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]
-
-
-def references(overlay: str) -> Iterator[tuple[str, str | None, str]]:
-    """What objects name: of pods, services, roles and bindings."""
-    for where, template in pod_templates(overlay):
-        namespace = where.split(" ")[1].split("/")[0]
-        yield "ServiceAccount", namespace, template["spec"]["serviceAccountName"]
-        yield "PriorityClass", None, template["spec"]["priorityClassName"]
-        for kind, name in mentioned(template):
-            yield kind, namespace, name
-    for item in of_kind(overlay, "StatefulSet"):
-        yield "Service", item["metadata"]["namespace"], item["spec"]["serviceName"]
-    for item in of_kind(overlay, "RoleBinding", "ClusterRoleBinding"):
-        namespace = item["metadata"].get("namespace") if item["roleRef"]["kind"] == "Role" else None
-        yield item["roleRef"]["kind"], namespace, item["roleRef"]["name"]
-        for subject in item["subjects"]:
-            yield subject["kind"], subject["namespace"], subject["name"]
-    for item in of_kind(overlay, "Role"):
-        for rule in item["rules"]:
-            for name in rule.get("resourceNames", []):
-                yield KIND[rule["resources"][0]], item["metadata"]["namespace"], name
-
-
-KIND = {"secrets": "Secret", "configmaps": "ConfigMap", "serviceaccounts": "ServiceAccount"}
-
-
-def mentioned(template: Object) -> Iterator[tuple[str, str]]:
-    for entry in walk(template["spec"]):
-        for field in ("configMapKeyRef", "configMapRef", "configMap"):
-            if field in entry:
-                yield "ConfigMap", entry[field]["name"]
-        for field in ("secretKeyRef", "secretRef"):
-            if field in entry:
-                yield "Secret", entry[field]["name"]
-        if "secretName" in entry:
-            yield "Secret", entry["secretName"]
-        if "claimName" in entry:
-            yield "PersistentVolumeClaim", entry["claimName"]

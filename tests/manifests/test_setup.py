@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from perfit_pipelines.deploy.render import CLIENTS_SECRET, SHARDS
+
 from .rendering import MANIFESTS, WITH_STORE, only
 
 STORE = MANIFESTS / "base/store"
@@ -68,7 +70,7 @@ def minio(tmp_path: Path) -> Minio:
     (tmp_path / "server/access-key").write_text("perfit-server")
     (tmp_path / "server/secret-key").write_text("of-the-server")
     mc = tmp_path / "bin/mc"
-    mc.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("mc.py")} "$@"\n')
+    mc.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name("mc.py")} "$@"\n')
     mc.chmod(0o755)
     for program in ("cat", "sleep"):
         os.symlink(shutil.which(program), tmp_path / "bin" / program)
@@ -81,8 +83,8 @@ def minio(tmp_path: Path) -> Minio:
     }
     (tmp_path / "state.json").write_text(json.dumps(state))
     minio = Minio(tmp_path)
-    minio.give_client("perfit-tiny-ann", "of-ann")
-    minio.give_client("perfit-tiny-ann-b", "of-ann-b")
+    minio.give_client("tiny.ann", "of-ann")
+    minio.give_client("tiny.ann-b", "of-ann-b")
     return minio
 
 
@@ -91,10 +93,10 @@ def test_it_makes_bucket_users_and_policies(minio):
     assert state["buckets"] == ["perfit"]
     assert state["users"] == {
         "perfit-server": {"secret": "of-the-server", "policies": ["perfit-server", MARK]},
-        "perfit-tiny-ann": {"secret": "of-ann", "policies": ["client-perfit-tiny-ann", MARK]},
-        "perfit-tiny-ann-b": {"secret": "of-ann-b", "policies": ["client-perfit-tiny-ann-b", MARK]},
+        "tiny.ann": {"secret": "of-ann", "policies": ["client-tiny.ann", MARK]},
+        "tiny.ann-b": {"secret": "of-ann-b", "policies": ["client-tiny.ann-b", MARK]},
     }
-    assert state["policies"]["client-perfit-tiny-ann"] == {"Statement": ["perfit-tiny-ann"]}
+    assert state["policies"]["client-tiny.ann"] == {"Statement": ["tiny.ann"]}
     assert state["policies"]["perfit-server"] == json.loads((STORE / "policies/server.json").read_text())
 
 
@@ -105,35 +107,39 @@ def test_it_may_run_again(minio):
 
 def test_it_gives_new_secrets_and_policies(minio):
     minio.set_up()
-    minio.give_client("perfit-tiny-ann", "of-ann-2")
-    (minio.root / "clients/perfit-tiny-ann.policy.json").write_text('{"Statement": ["another"]}')
+    minio.give_client("tiny.ann", "of-ann-2")
+    (minio.root / "clients/tiny.ann.policy.json").write_text('{"Statement": ["another"]}')
     state = minio.set_up()
-    assert state["users"]["perfit-tiny-ann"]["secret"] == "of-ann-2"
-    assert state["policies"]["client-perfit-tiny-ann"] == {"Statement": ["another"]}
+    assert state["users"]["tiny.ann"]["secret"] == "of-ann-2"
+    assert state["policies"]["client-tiny.ann"] == {"Statement": ["another"]}
 
 
 def test_it_removes_users_of_clients_that_are_gone_and_nobody_elses(minio):
     state = minio.set_up()
     strangers = {"backup": {"secret": "x", "policies": ["readonly"]}, "idle": {"secret": "y", "policies": []}}
     minio.set_state(users=state["users"] | strangers)
-    minio.take_client("perfit-tiny-ann")
-    assert set(minio.set_up()["users"]) == {"perfit-server", "perfit-tiny-ann-b", "backup", "idle"}
+    minio.take_client("tiny.ann")
+    assert set(minio.set_up()["users"]) == {"perfit-server", "tiny.ann-b", "backup", "idle"}
 
 
 def test_it_needs_no_clients(minio):
-    for key in ("perfit-tiny-ann", "perfit-tiny-ann-b"):
+    for key in ("tiny.ann", "tiny.ann-b"):
         minio.take_client(key)
     assert set(minio.set_up()["users"]) == {"perfit-server"}
 
 
 def test_it_goes_on_from_where_it_was_cut_off(minio):
-    """A user that was made, but given none or one of its two policies."""
-    made = {"perfit-tiny-ann": {"secret": "", "policies": []}, "perfit-server": {"secret": "", "policies": [MARK]}}
+    """A user that was made, but given none or one of its two policies, or one whose name begins like it."""
     state = minio.set_up()
+    made = {"tiny.ann": {"secret": "", "policies": []}, "tiny.ann-b": {"secret": "", "policies": [MARK]}}
+    made["perfit-server"] = {"secret": "", "policies": ["perfit-server-2"]}
     minio.set_state(users=state["users"] | made)
-    users = minio.set_up()["users"]
-    assert set(users["perfit-tiny-ann"]["policies"]) == {"client-perfit-tiny-ann", MARK}
-    assert set(users["perfit-server"]["policies"]) == {"perfit-server", MARK}
+    policies = {name: set(user["policies"]) for name, user in minio.set_up()["users"].items()}
+    assert policies == {
+        "tiny.ann": {"client-tiny.ann", MARK},
+        "tiny.ann-b": {"client-tiny.ann-b", MARK},
+        "perfit-server": {"perfit-server", "perfit-server-2", MARK},
+    }
 
 
 def test_it_waits_for_minio(minio):
@@ -141,16 +147,24 @@ def test_it_waits_for_minio(minio):
     assert minio.set_up()["buckets"] == ["perfit"]
 
 
-@pytest.mark.parametrize("broken", ["server/secret-key", "clients/perfit-tiny-ann.policy.json", "policies/server.json"])
+@pytest.mark.parametrize("broken", ["server/secret-key", "clients/tiny.ann.policy.json", "policies/server.json"])
 def test_it_fails_where_something_is_missing(minio, broken):
     (minio.root / broken).unlink()
     assert minio.run().returncode != 0
 
 
-def test_it_fails_with_the_wrong_password(minio):
-    minio.set_state(host="http://root-user:another@minio:9000")
+def test_it_gives_nobody_an_empty_secret(minio):
+    minio.give_client("tiny.ann", "")
     done = minio.run()
     assert done.returncode != 0
+    assert "no secret key of tiny.ann" in done.stderr
+    assert "tiny.ann" not in minio.state["users"]
+
+
+def test_it_fails_with_the_wrong_password(minio):
+    minio.set_state(host="http://root-user:another@minio:9000")
+    assert minio.run().returncode != 0
+    assert minio.state["users"] == {}
 
 
 def test_it_says_no_secret(minio):
@@ -170,5 +184,5 @@ def test_the_job_mounts_what_the_script_reads(overlay):
     }
     (server,) = (volume["secret"] for volume in job["volumes"] if volume["name"] == "server")
     assert {item["path"] for item in server["items"]} == {"access-key", "secret-key"}
-    (clients,) = (volume["secret"] for volume in job["volumes"] if volume["name"] == "clients")
-    assert clients == {"secretName": "perfit-clients", "optional": True}
+    (clients,) = (volume["projected"]["sources"] for volume in job["volumes"] if volume["name"] == "clients")
+    assert clients == [{"secret": {"name": f"{CLIENTS_SECRET}-{n}", "optional": True}} for n in range(SHARDS)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubernetes import client
@@ -52,12 +52,22 @@ CLUSTER_WIDE = {"Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "Prior
 
 @dataclass
 class KubernetesApi:
-    """A cluster's objects, by API version, plural, namespace and name; and what was asked."""
+    """A cluster.
+
+    Attributes:
+        objects: By API version, plural, namespace and name.
+        forbidden: Plurals that nobody may touch.
+        quote: What a refusal quotes.
+        requests: What was asked.
+        url: Where it is served.
+    """
 
     objects: dict[tuple[str, str, str, str], Object] = field(default_factory=dict)
     forbidden: set[str] = field(default_factory=set)
+    quote: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     url: str = ""
+    _data_keys: dict[tuple[Any, ...], set[str]] = field(default_factory=dict)
 
     def add(self, *objects: Object) -> None:
         """Keep objects, as ``kubectl apply`` would name them.
@@ -76,16 +86,20 @@ class KubernetesApi:
         version = next(version for version, kinds in KINDS.items() if kind in kinds)
         return self.objects[version, KINDS[version][kind], namespace, name]
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Object]:
+    def answer(self, method: str, target: str, body: bytes) -> tuple[int, Object]:
         """Answer a request with a status and an object."""
+        path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
         discovered = _discover(path)
         if discovered:
             return 200, discovered
         version, plural, namespace, name = _parse(path)
         if plural in self.forbidden:
-            return 403, _status(403, "Forbidden", f'{plural} is forbidden: User "dev" cannot {method} {plural}')
+            return 403, _status(403, "Forbidden", f'{plural} is forbidden: User "dev" cannot {method} {self.quote}')
         if method == "PATCH":
-            return 200, self._apply(yaml.safe_load(body), version, plural, namespace, name)
+            return 200, self._apply(yaml.safe_load(body), (version, plural, namespace, name), query)
+        if method == "DELETE":
+            gone = self.objects.pop((version, plural, namespace, name), None)
+            return (200, gone) if gone else (404, _status(404, "NotFound", f'{plural} "{name}" not found'))
         if not name:
             found = [item for key, item in sorted(self.objects.items()) if _is_in(key, version, plural, namespace)]
             return 200, {"apiVersion": version, "kind": "List", "metadata": {}, "items": found}
@@ -94,13 +108,20 @@ class KubernetesApi:
             return 404, _status(404, "NotFound", f'{plural} "{name}" not found')
         return 200, found
 
-    def _apply(self, item: Object, version: str, plural: str, namespace: str, name: str) -> Object:
-        if item["kind"] not in CLUSTER_WIDE:
-            item["metadata"]["namespace"] = namespace
-        if item["kind"] == "Secret":
-            item["data"] = item.get("data", {})
+    def _apply(self, item: Object, key: tuple[str, str, str, str], query: dict[str, list[str]]) -> Object:
+        """Apply on the server's side. Of field ownership it knows what Secrets need: each manager owns keys of data."""
+        if key[2]:
+            item["metadata"]["namespace"] = key[2]
         check_object(item)
-        self.objects[version, plural, namespace, name] = item
+        if query.get("dryRun"):
+            return item
+        if item["kind"] == "Secret":
+            owner = (*key, *query["fieldManager"])
+            before = self.objects.get(key, {}).get("data", {})
+            mine, new = self._data_keys.get(owner, set()), item.get("data", {})
+            self._data_keys[owner] = set(new)
+            item["data"] = {name: value for name, value in before.items() if name not in mine} | new
+        self.objects[key] = item
         return item
 
 
@@ -140,9 +161,13 @@ def kubernetes_api(kubeconfig: Path) -> Iterator[KubernetesApi]:
 def _handler(cluster: KubernetesApi) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # An answer in one piece: in two, the second waits for the client to acknowledge the first.
 
         def do_GET(self) -> None:
             self._serve("GET")
+
+        def do_DELETE(self) -> None:
+            self._serve("DELETE")
 
         def do_PATCH(self) -> None:
             self._serve("PATCH")
@@ -150,7 +175,7 @@ def _handler(cluster: KubernetesApi) -> type[BaseHTTPRequestHandler]:
         def _serve(self, method: str) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             cluster.requests.append(f"{method} {self.path}")
-            status, answer = cluster.answer(method, urlsplit(self.path).path, body)
+            status, answer = cluster.answer(method, self.path, body)
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -178,6 +203,10 @@ def _discover(path: str) -> Object | None:
             for (name, _, _), version in zip(groups, known, strict=True)
         ]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
+    if parts[:2] == ["openapi", "v3"]:
+        return (
+            _openapi("/".join(parts[3:] if parts[2:3] == ["apis"] else parts[3:4])) if parts[2:] else _openapi_index()
+        )
     version = "/".join(parts[1:])
     return _resources(version) if version in KINDS and len(parts) == (2 if version == "v1" else 3) else None
 
@@ -189,11 +218,32 @@ def _resources(version: str) -> Object:
             "singularName": kind.lower(),
             "namespaced": kind not in CLUSTER_WIDE,
             "kind": kind,
-            "verbs": ["get", "list", "patch"],
+            "verbs": ["delete", "get", "list", "patch"],
         }
         for kind, plural in KINDS[version].items()
     ]
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
+
+
+def _openapi_index() -> Object:
+    places = [("api" if version == "v1" else "apis") + f"/{version}" for version in KINDS]
+    return {"paths": {place: {"serverRelativeURL": f"/openapi/v3/{place}"} for place in places}}
+
+
+def _openapi(version: str) -> Object:
+    """Say of every kind that the server itself checks what is applied, as ``add`` and applies here do."""
+    group, _, number = version.rpartition("/")
+    paths = {
+        f"/{kind}": {
+            "patch": {
+                "parameters": [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}],
+                "responses": {},
+                "x-kubernetes-group-version-kind": {"group": group, "version": number, "kind": kind},
+            }
+        }
+        for kind in KINDS[version]
+    }
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.4"}, "paths": paths}
 
 
 def _parse(path: str) -> tuple[str, str, str, str]:

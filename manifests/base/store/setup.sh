@@ -50,8 +50,10 @@ attach() {
 
 # ensure_user USER SECRET_FILE POLICY POLICY_FILE: a user that is there gets the secret as its new one.
 ensure_user() {
+    secret=$(cat "$2")
+    [ -n "$secret" ] || fail "there is no secret key of $1"
     mc admin policy create store "$3" "$4"
-    printf '%s\n%s\n' "$1" "$(cat "$2")" | mc admin user add store
+    printf '%s\n%s\n' "$1" "$secret" | mc admin user add store
     attach "$1" "$3"
     attach "$1" "$mark"
 }
@@ -77,11 +79,11 @@ mc mb --ignore-existing "store/$bucket"
 mc admin policy create store "$mark" "$root/policies/no-self-service.json"
 server=$(cat "$root/server/access-key")
 ensure_user "$server" "$root/server/secret-key" perfit-server "$root/policies/server.json"
-for secret in "$root"/clients/*.secret-key; do
-    [ -e "$secret" ] || continue
-    user=${secret##*/}
+for file in "$root"/clients/*.secret-key; do
+    [ -e "$file" ] || continue
+    user=${file##*/}
     user=${user%.secret-key}
-    ensure_user "$user" "$secret" "client-$user" "${secret%.secret-key}.policy.json"
+    ensure_user "$user" "$file" "client-$user" "${file%.secret-key}.policy.json"
 done
 remove_others
 echo "setup: done"

@@ -77,7 +77,7 @@ def connect(endpoint: Endpoint) -> Kubeflow:
         PerfitError: It cannot be reached, wants a login, or serves several users and no namespace is known.
     """
     host = endpoint.host or None
-    where = _without_credentials(host) if host else "the address in your kubeconfig"
+    where = _without_credentials(host) if host else "its default address (in a pod, else by your kubeconfig)"
     try:
         with _quietly(), redirect_stdout(io.StringIO()):
             client = _client_class()(
@@ -129,10 +129,10 @@ def _client_class() -> type[kfp.Client]:
                 _preload_content=False, _request_timeout=_SECONDS_TO_ANSWER
             )
             try:
-                found = json.loads(answer.data)
-            except ValueError:
+                multi_user = bool(json.loads(answer.data).get("multi_user"))
+            except (ValueError, AttributeError):
                 raise _NotData from None
-            return V2beta1GetHealthzResponse(multi_user=bool(found.get("multi_user")))
+            return V2beta1GetHealthzResponse(multi_user=multi_user)
 
     return Client
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from perfit_pipelines.compile import PipelineName
 
 CREDENTIALS = (
-    "Credentials are read from the environment: PERFIT_KFP_TOKEN (a bearer token) or PERFIT_KFP_COOKIES (cookies of a "
-    "browser session that is logged in). Without --host, a pod uses its service account, any other machine its kubeconfig"
+    "Credentials come from the environment: PERFIT_KFP_TOKEN (a bearer token) or PERFIT_KFP_COOKIES (cookies of a "
+    "browser session that is logged in). Without --host, a pod uses its service account, other machines a kubeconfig."
 )
 
 out = Console(highlight=False, soft_wrap=True)

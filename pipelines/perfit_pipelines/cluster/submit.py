@@ -92,6 +92,8 @@ def pipeline_tasks(ir: dict[str, Any], given: dict[str, Any] | None = None) -> l
 def advice(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> list[str]:
     """Return what to look at after a run that failed: the tasks first, then where their logs are."""
     lines = [f"failed: {task.name}" for task in outcome.failed]
+    if not lines:
+        lines.append("no task is listed as failed: the deadline (cluster.deadline_seconds) may have passed")
     keys = dict.fromkeys(task.key for task in outcome.failed)
     hints = [_HINTS[key] for key in keys if key in _HINTS]
     if any(key.endswith(DRIVER) for key in keys):

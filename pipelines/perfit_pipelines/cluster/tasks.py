@@ -75,7 +75,7 @@ class TaskReader:
         self._tasks = tasks
         self._order = {(task.stage, task.label): position for position, task in enumerate(tasks)}
         self._display = {task.key: task.label.rpartition(": ")[2] for task in tasks}
-        self._workflow, self._by_id = "", {}
+        self._by_id: dict[str, dict[str, Task]] = {}
 
     def read(self, details: Sequence[V2beta1PipelineTaskDetail]) -> list[TaskState]:
         """Return the states of tasks, in the order of the pipeline; those not started are left out."""
@@ -101,11 +101,10 @@ class TaskReader:
     def _recognise(self, key: str, children: Sequence[str]) -> Task | None:
         for child in children:
             workflow, _, number = child.rpartition("-")
-            if workflow != self._workflow:
-                self._workflow = workflow
+            if workflow not in self._by_id:
                 start = _fnv1a(workflow.encode())
-                self._by_id = {str(_fnv1a(task.node.encode(), start)): task for task in self._tasks}
-            task = self._by_id.get(number)
+                self._by_id[workflow] = {str(_fnv1a(task.node.encode(), start)): task for task in self._tasks}
+            task = self._by_id[workflow].get(number)
             if task and task.key == key:
                 return task
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
         compile_pipeline(spec, pipeline, store, file, images)
-        content = _without_header(file.read_bytes())
+        content = file.read_bytes()
         file.write_bytes(content)
         version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
         pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
@@ -99,12 +98,6 @@ def unreachable_data(spec: Federation) -> list[str]:
 def read_ir(content: bytes | str) -> dict[str, Any]:
     """Return the pipeline's specification from compiled YAML, whose second document is about Kubernetes."""
     return next(yaml.load_all(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-
-
-def _without_header(content: bytes) -> bytes:
-    """Drop KFP's comment on top: the federation file, a default of many lines, runs out of it and breaks the YAML."""
-    found = re.search(rb"^components:", content, re.MULTILINE) if content.startswith(b"#") else None
-    return content[found.start() :] if found else content
 
 
 def _pipeline(kubeflow: Kubeflow, name: str, description: str) -> V2beta1Pipeline:

@@ -132,7 +132,7 @@ def _check_owners(roles: Sequence[Role], held: Mapping[str, Key]) -> None:
         key = held.get(role.secret)
         if key and key.access_key != role.access_key:
             raise PerfitError(
-                f"the Secret {role.secret!r} is there and holds the key of {key.access_key!r}, not of {role.access_key!r}",
+                f"the Secret {role.secret!r} holds the key of {key.access_key!r}, not of {role.access_key!r}",
                 f"give client {role.name!r} another secret in the federation file (clients.<n>.secret), "
                 "or delete that Secret if nobody uses it",
             )

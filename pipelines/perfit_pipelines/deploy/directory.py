@@ -20,9 +20,9 @@ def check_directory(directory: Path) -> None:
     Raises:
         PerfitError: It holds other files, or lies in a git work tree that does not ignore it.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        if not (directory / SECRETS).is_file():
-            raise PerfitError(f"{directory} exists and is no earlier output of this command", "give a new directory")
+    ours = (directory / SECRETS).is_file()
+    if directory.exists() and not ours and (not directory.is_dir() or any(directory.iterdir())):
+        raise PerfitError(f"{directory} exists and is no earlier output of this command", "give a new directory")
     if _git_would_take(directory.resolve()):
         raise PerfitError(
             f"{directory} lies in a git work tree that does not ignore it, and would hold secrets",

@@ -71,7 +71,7 @@ class Kubectl:
 
         Args:
             directory: With a kustomization.yaml.
-            manager: Who owns the fields. What it applied before and leaves out now is removed; what others applied stays.
+            manager: Who owns the fields. What it applied before and leaves out now goes; what others applied stays.
             hidden: Texts that are never shown.
             dry_run: Whether the server only checks.
 

@@ -14,14 +14,14 @@ import yaml
 from perfit.spec import Federation
 from perfit_pipelines.deploy.directory import SECRETS
 from perfit_pipelines.deploy.kubectl import encode
-from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay
+from perfit_pipelines.deploy.overlay import Overlay
 from perfit_pipelines.deploy.roles import SERVER_SECRET, Key, Role
 from perfit_pipelines.policies import policy_text
 
 ROOT_SECRET = "perfit-minio"
 CLIENTS_SECRET = "perfit-clients"
 SHARDS = 8
-"""Secrets over which clients are spread for MinIO's setup: one holds a mebibyte, and a client's policy takes 4 kB."""
+"""Secrets that MinIO's setup reads clients from: one holds a mebibyte, and a client's policy takes 4 kB."""
 
 Object = dict[str, Any]
 
@@ -80,14 +80,12 @@ def policy_path(deployment: Deployment, role: Role) -> str:
 def _kustomization(deployment: Deployment, directory: Path) -> Object:
     overlay = deployment.overlay
     base = os.path.relpath(overlay.directory, directory.resolve())
-    patches = _move_runs(overlay, deployment.namespace) if deployment.namespace != overlay.run_namespace else []
-    if overlay.store_namespace:
-        patches.append(_mount_shards())
+    moved = deployment.namespace != overlay.run_namespace
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [base, SECRETS],
-        "patches": patches,
+        "patches": _move_runs(overlay, deployment.namespace) if moved else [],
     }
 
 
@@ -106,19 +104,6 @@ def _move_runs(overlay: Overlay, namespace: str) -> list[Object]:
     ]
 
 
-def _mount_shards() -> Object:
-    """A patch that mounts all Secrets with clients, as one directory, into MinIO's setup."""
-    sources = [{"secret": {"name": f"{CLIENTS_SECRET}-{shard}", "optional": True}} for shard in range(SHARDS)]
-    volume = {"name": "clients", "secret": None, "projected": {"sources": sources}}
-    patch = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": SETUP_JOB},
-        "spec": {"template": {"spec": {"volumes": [volume]}}},
-    }
-    return {"target": {"kind": "Job", "name": SETUP_JOB}, "patch": _yaml(patch)}
-
-
 def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
     """All Secrets by namespace and name: a role's own, and those of MinIO's setup."""
     found = []
@@ -130,9 +115,9 @@ def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
         root = {"MINIO_ROOT_USER": deployment.root.access_key, "MINIO_ROOT_PASSWORD": deployment.root.secret_key}
         found.append(_secret(deployment, store, ROOT_SECRET, root))
         found.append(_secret(deployment, store, SERVER_SECRET, _environment(deployment, server)))
+        # Empty ones too: one that is left out would keep the key of a client that is gone.
         for shard, texts in enumerate(_shards(deployment)):
-            if texts:
-                found.append(_secret(deployment, store, f"{CLIENTS_SECRET}-{shard}", texts))
+            found.append(_secret(deployment, store, f"{CLIENTS_SECRET}-{shard}", texts))
     return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in found}
 
 

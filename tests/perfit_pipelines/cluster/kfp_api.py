@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
 import time
 import traceback
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -62,6 +64,7 @@ class KfpApi:
         cookie: If set, what the ``cookie`` header must be, else the answer is a redirect to a login page.
         largest_upload: In bytes.
         page: How many items a list holds at most.
+        before: What to do before requests of a path are handled, given their query and body: what somebody else does.
     """
 
     multi_user: bool = False
@@ -80,6 +83,7 @@ class KfpApi:
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     enabled_at_once: list[int] = field(default_factory=list)
+    before: dict[str, Callable[[dict[str, str], Any], None]] = field(default_factory=dict)
     crashes: list[str] = field(default_factory=list)
     _clock: Iterator[datetime] = field(default_factory=lambda: _times())
 
@@ -99,7 +103,10 @@ class KfpApi:
         """Handle a request that is allowed to be made."""
         for verb, pattern, handler in ROUTES:
             if verb == method and (found := pattern.fullmatch(path)):
-                return handler(self, query, _body(content, kind), **found.groupdict())
+                body = _body(content, kind)
+                if meanwhile := self.before.pop(path.removeprefix(ROOT), None):
+                    meanwhile(query, body)
+                return handler(self, query, body, **found.groupdict())
         raise Refusal(404, f"Not Found: {method} {path}")
 
     def now(self) -> datetime:
@@ -152,7 +159,8 @@ def create_experiment(api: KfpApi, query, body):
 
 @route("GET", "/pipelines")
 def list_pipelines(api: KfpApi, query, body):
-    space = api.namespace(query.get("namespace") or "shared", "A pipeline") if query.get("namespace") else ""
+    # Without a namespace, several users see the pipelines that they share.
+    space = api.namespace(query["namespace"], "A pipeline") if query.get("namespace") else ""
     found = [item for item in api.pipelines.values() if item.namespace == space]
     return _page(api, query, found, models.V2beta1ListPipelinesResponse, "pipelines")
 
@@ -298,7 +306,7 @@ def _add_version(api: KfpApi, pipeline_id: str, name: str, file: Any) -> models.
         raise Refusal(400, "File size too large. Maximum supported file size: 32MB")
     if any((v.display_name, v.pipeline_id) == (name, pipeline_id) for v in api.versions.values()):
         raise Refusal(409, "Failed to create a pipeline version")
-    documents = list(yaml.safe_load_all(file))
+    documents = list(yaml.load_all(file, Loader=yaml.CSafeLoader))
     json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
     for document in documents[1:]:
         json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec())
@@ -318,7 +326,7 @@ def _page(api: KfpApi, query: dict[str, str], items: list, response: type, key: 
     """The part of a list that is asked for; an empty one has no items, as in protobuf's JSON."""
     for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
         predicate["string_value"] = predicate.pop("stringValue", predicate.get("string_value"))
-        if predicate["operation"] not in (1, "EQUALS") or predicate["key"] not in items_keys(items):
+        if predicate["operation"] not in (1, "EQUALS") or predicate["key"] not in _keys(items):
             raise Refusal(400, f"invalid filter: {predicate}")
         items = [item for item in items if getattr(item, predicate["key"]) == predicate["string_value"]]
     start, size = int(query.get("page_token") or 0), min(int(query.get("page_size") or 20), api.page)
@@ -326,7 +334,7 @@ def _page(api: KfpApi, query: dict[str, str], items: list, response: type, key: 
     return response(**{key: items[start : start + size] or None}, total_size=len(items), next_page_token=rest)
 
 
-def items_keys(items: list) -> set[str]:
+def _keys(items: list) -> set[str]:
     return set(type(items[0]).openapi_types) if items else {"display_name", "name"}
 
 
@@ -441,12 +449,19 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.api, self.lock = api, threading.Lock()
 
+    def handle_error(self, request, client_address) -> None:
+        """Nothing: a client may go away, or speak no TLS."""
+
 
 @contextmanager
-def serving(api: KfpApi) -> Iterator[KfpApi]:
-    """Serve on a free port of this machine; ``api.url`` says where."""
+def serving(api: KfpApi, certificate: Path | None = None) -> Iterator[KfpApi]:
+    """Serve on a free port of this machine; ``api.url`` says where. With a certificate and its key, over TLS."""
     server = _Server(api)
-    api.url = f"http://127.0.0.1:{server.server_port}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    api.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -1,10 +1,208 @@
-import json
+"""``perfit submit``: what it leaves in Kubeflow, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from perfit.spec import Federation
 
 from .argo import details
-from .conftest import QUICK, Perfit, write_federation
+from .conftest import QUICK, write_federation
+from .kfp_api import upload_version
+
+LOOP = "root.round.clients-default.for-loop-1.iteration-iterations"
 
 
-def test_a_run_is_submitted_followed_and_linked(api, perfit, file):
+def only(items: dict):
+    """Return the one value of a dictionary."""
+    (item,) = items.values()
+    return item
+
+
+def executors(version) -> dict:
+    return version.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
+
+
+def test_uploads_the_pipeline_and_starts_a_run(api, perfit, file):
     out = perfit.succeed("submit", file, *QUICK)
-    (pipeline,) = api.pipelines.values()
-    print(out)
+
+    pipeline, version, run, experiment = map(only, (api.pipelines, api.versions, api.runs, api.experiments))
+    assert (pipeline.display_name, experiment.display_name) == ("demo-tuning", "demo")
+    assert re.fullmatch("[0-9a-f]{12}", version.display_name)
+    assert run.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
+    assert (run.experiment_id, run.display_name[:12]) == (experiment.experiment_id, "demo-tuning ")
+    assert f"{api.url}/#/runs/details/{run.run_id}" in out
+    assert f"{api.url}/#/pipelines/details/{pipeline.pipeline_id}/version/{version.pipeline_version_id}" in out
+    assert "the run succeeded" in out
+
+
+def test_the_pipeline_carries_the_federation_file_and_the_store(api, perfit, file):
+    perfit.succeed("submit", file, "--store", "s3://other/place", *QUICK)
+
+    parameters = only(api.versions).pipeline_spec["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    kept = Federation.model_validate(yaml.safe_load(parameters["federation_file"]["defaultValue"]))
+    assert (kept.name, [client.id for client in kept.clients]) == ("demo", ["bank", "kitchen"])
+    assert parameters["store"]["defaultValue"] == "s3://other/place"
+    assert not only(api.runs).runtime_config.parameters
+
+
+def test_an_unchanged_file_uses_its_version_again(api, perfit, file):
+    perfit.succeed("submit", file, *QUICK)
+    assert "unchanged" in perfit.succeed("submit", file, *QUICK)
+    assert (len(api.versions), len(api.runs), len(api.experiments)) == (1, 2, 1)
+
+    perfit.succeed("submit", write_federation(file, rounds=1), *QUICK)
+    assert (len(api.pipelines), len(api.versions)) == (1, 2)
+
+
+def test_names_images_and_service_account_can_be_given(api, perfit, file):
+    images = ("--client-image", "registry/client:1", "--server-image", "registry/server:1")
+    names = ("--experiment", "trials", "--run-name", "first", "--service-account", "tuner")
+    perfit.succeed("submit", file, "--pipeline", "federated_round", *images, *names, *QUICK)
+
+    run = only(api.runs)
+    assert only(api.pipelines).display_name == "demo-round"
+    assert (only(api.experiments).display_name, run.display_name, run.service_account) == ("trials", "first", "tuner")
+    used = {key: executor["container"]["image"] for key, executor in executors(only(api.versions)).items()}
+    assert (used["exec-train-client"], used["exec-aggregate-round"]) == ("registry/client:1", "registry/server:1")
+
+
+def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
+    start = {"root.prepare-federation": "SUCCEEDED", "root.round.plan-round": "SUCCEEDED"}
+    training = {f"{LOOP}({n}:{n}).iteration-item.train-client": "RUNNING" for n in range(2)}
+    trained = dict.fromkeys(training, "SUCCEEDED")
+    end = {"root.round.aggregate-round": "SUCCEEDED", "root.round.report-round": "SUCCEEDED"}
+    api.play(
+        ("PENDING", []),
+        ("RUNNING", details({"root.prepare-federation": "RUNNING"}, pending=1)),
+        ("RUNNING", details({**start, **training})),
+        ("RUNNING", details({**start, **training})),
+        ("SUCCEEDED", details({**start, **trained, **end})),
+    )
+    out = perfit.succeed("submit", file, *QUICK)
+
+    lines = [line.strip().partition("  ")[2] for line in out.splitlines() if re.match(r" +\d+:\d\d  ", line)]
+    assert lines == [
+        "run: pending",
+        "Prepare: running",
+        "1 pod waiting for a node or an image",
+        "run: running",
+        "Prepare: succeeded",
+        "Round 1 of 2: Plan default: succeeded",
+        "Round 1 of 2: bank: train-client: running",
+        "Round 1 of 2: kitchen: train-client: running",
+        "Round 1 of 2: bank: train-client: succeeded",
+        "Round 1 of 2: kitchen: train-client: succeeded",
+        "Round 1 of 2: Aggregate: succeeded",
+        "Round 1 of 2: Report: succeeded",
+        "run: succeeded",
+    ]
+
+
+def test_a_failed_run_ends_with_3_and_says_what_to_look_at(api, perfit, file):
+    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.train-client": "FAILED"})))
+    result = perfit("submit", file, *QUICK)
+
+    assert result.exit_code == 3
+    assert "failed: Round 1 of 2: kitchen: train-client" in result.stderr
+    assert "OOMKilled" in result.stderr
+    assert f"kubectl -n kubeflow logs -l pipeline/runid={only(api.runs).run_id} -c main" in result.stderr
+
+
+def test_a_task_that_could_not_be_prepared_points_to_the_doctor(api, perfit, file):
+    api.play(("FAILED", details({"root.prepare-federation-driver": "FAILED"})))
+    result = perfit("submit", file, *QUICK)
+
+    assert result.exit_code == 3
+    assert "failed: preparation of prepare-federation" in result.stderr
+    assert "perfit doctor" in result.stderr
+
+
+def test_a_run_that_failed_without_a_failed_task_may_be_out_of_time(api, perfit, file):
+    api.play(("FAILED", []))
+    result = perfit("submit", file, *QUICK)
+    assert (result.exit_code, "cluster.deadline_seconds" in result.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(("state", "word"), [("CANCELED", "cancelled"), ("SKIPPED", "skipped")])
+def test_a_run_that_was_stopped_ends_with_4(api, perfit, file, state, word):
+    api.play(("RUNNING", []), (state, []))
+    result = perfit("submit", file, *QUICK)
+    assert (result.exit_code, f"the run was {word}" in result.stderr) == (4, True)
+
+
+def test_a_run_that_takes_too_long_ends_with_4_and_goes_on(api, perfit, file):
+    api.play(("RUNNING", []))
+    result = perfit("submit", file, "--timeout", "1s", *QUICK)
+    assert result.exit_code == 4
+    assert f"the run goes on. Follow again: perfit follow {only(api.runs).run_id}" in result.stderr
+
+
+def test_without_following_it_ends_at_once(api, perfit, file):
+    api.play(("RUNNING", []))
+    out = perfit.succeed("submit", file, "--no-follow")
+    assert f"perfit follow {only(api.runs).run_id}" in out
+    assert not api.calls("GET", "/runs/")
+
+
+def test_a_terminal_shows_a_table_by_stage(api, perfit, file, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    api.play(("SUCCEEDED", details({f"{LOOP}({n}:{n}).iteration-item.train-client": "SUCCEEDED" for n in range(2)})))
+    out = perfit.succeed("submit", file, *QUICK)
+    # Of the seven tasks of a round: plan, two clients, aggregate, report.
+    assert re.search(r"Round 1 of 2\s+2/5", out)
+
+
+def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):
+    data = tmp_path / "bank.jsonl"
+    data.write_text("")
+    file = write_federation(tmp_path / "f.yaml", clients=[{"id": "bank", "data": "bank.jsonl"}])
+    result = perfit("submit", file, *QUICK)
+    assert result.exit_code == 0
+    assert f"warning: client bank: {data} is a path of this machine" in result.stderr
+
+
+def test_somebody_else_may_upload_the_same_at_the_same_time(api, perfit, file):
+    api.before["/pipelines/upload_version"] = lambda query, body: upload_version(api, query, body)
+    assert "unchanged" in perfit.succeed("submit", file, *QUICK)
+    assert len(api.versions) == 1
+
+
+def test_a_name_that_is_taken_by_something_hidden(api, perfit, file):
+    api.fail("POST", "/pipelines$", 409, "The name demo-tuning already exists")
+    error = perfit.fail("submit", file)
+    assert error.problem == "pipeline demo-tuning exists in Kubeflow, but is not shown to you under this name"
+    assert "rename" in error.fix
+
+
+def test_a_pipeline_too_large_for_the_cluster(api, perfit, file):
+    api.largest_upload = 1000
+    error = perfit.fail("submit", file)
+    assert "File size too large" in error.problem
+    assert "lower rounds" in error.fix
+    assert not api.runs
+
+
+@pytest.mark.parametrize("status", [413, 500])
+def test_a_workflow_too_large_for_kubernetes(api, perfit, file, status):
+    api.fail("POST", "/runs$", status, "etcdserver: request is too large")
+    error = perfit.fail("submit", file)
+    assert f"would not create the run ({status}): etcdserver: request is too large" in error.problem
+    assert "lower rounds" in error.fix
+
+
+def test_a_file_that_is_no_federation(api, perfit, tmp_path):
+    file = tmp_path / "values.yaml"
+    file.write_text("replicas: 3\n")
+    assert "values.yaml:1: replicas: unknown key" in perfit.fail("submit", file).problem
+    assert not api.requests
+
+
+@pytest.mark.parametrize("store", [None, "file:///srv/store"])
+def test_a_store_that_pods_cannot_use(api, perfit, tmp_path, store):
+    file = write_federation(tmp_path / "federation.yaml", store=store)
+    assert "s3://bucket/prefix" in perfit.fail("submit", file).fix
+    assert not api.requests

@@ -1,0 +1,127 @@
+"""What the doctor reads of a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from kubernetes import client, config
+from kubernetes.client import (
+    V1LimitRange,
+    V1Namespace,
+    V1Node,
+    V1PersistentVolumeClaim,
+    V1ResourceQuota,
+    V1ServiceAccount,
+    V1StorageClass,
+)
+from kubernetes.config import ConfigException
+from urllib3.exceptions import HTTPError, MaxRetryError
+
+from perfit.errors import PerfitError
+
+_TIMEOUT_S = (5, 30)
+
+
+class NotAllowed(Exception):
+    """This user may not read something; the text says what."""
+
+
+class Cluster:
+    """A Kubernetes cluster, by the kubeconfig, or from within it by the pod's own account.
+
+    Reading what is not there gives None. Each method raises ``NotAllowed``, or ``PerfitError`` if the cluster cannot be
+    reached.
+
+    Args:
+        context: Of the kubeconfig; None for its current one.
+
+    Raises:
+        PerfitError: There is no kubeconfig, and this is no pod; or it has no such context.
+    """
+
+    def __init__(self, context: str | None = None):
+        settings = _settings(context)
+        self.url = settings.host
+        api = client.ApiClient(settings)
+        self._core, self._storage = client.CoreV1Api(api), client.StorageV1Api(api)
+
+    def namespace(self, name: str) -> V1Namespace | None:
+        """Read a namespace."""
+        return self._read("namespaces", self._core.read_namespace, name)
+
+    def service_account(self, namespace: str, name: str) -> V1ServiceAccount | None:
+        """Read a service account."""
+        return self._read("service accounts", self._core.read_namespaced_service_account, name, namespace)
+
+    def secret(self, namespace: str, name: str) -> dict[str, str] | None:
+        """Read what a Secret holds."""
+        found = self._read(f"the Secret {name}", self._core.read_namespaced_secret, name, namespace)
+        if found is None:
+            return None
+        return {key: base64.b64decode(value).decode(errors="replace") for key, value in (found.data or {}).items()}
+
+    def claim(self, namespace: str, name: str) -> V1PersistentVolumeClaim | None:
+        """Read a volume claim."""
+        read = self._core.read_namespaced_persistent_volume_claim
+        return self._read("persistent volume claims", read, name, namespace)
+
+    def storage_class(self, name: str) -> V1StorageClass | None:
+        """Read a storage class."""
+        return self._read("storage classes", self._storage.read_storage_class, name)
+
+    def nodes(self) -> list[V1Node]:
+        """List the nodes."""
+        return self._list("nodes", self._core.list_node)
+
+    def quotas(self, namespace: str) -> list[V1ResourceQuota]:
+        """List the quotas of a namespace."""
+        return self._list("resource quotas", self._core.list_namespaced_resource_quota, namespace)
+
+    def limit_ranges(self, namespace: str) -> list[V1LimitRange]:
+        """List the limit ranges of a namespace."""
+        return self._list("limit ranges", self._core.list_namespaced_limit_range, namespace)
+
+    def _list(self, what: str, call: Callable[..., Any], *names: str) -> list[Any]:
+        found = self._read(what, call, *names)
+        return found.items if found else []
+
+    def _read(self, what: str, call: Callable[..., Any], *names: str) -> Any:
+        try:
+            return call(*names, _request_timeout=_TIMEOUT_S)
+        except client.ApiException as error:
+            if error.status == 404:
+                return None
+            if error.status == 403:
+                raise NotAllowed(f"read {what}") from error
+            raise PerfitError(
+                f"Kubernetes at {self.url} answered {error.status} {error.reason}",
+                "log in to the cluster again (its token may have expired), and try kubectl get namespaces",
+            ) from error
+        except HTTPError as error:
+            reason = error.reason if isinstance(error, MaxRetryError) else error
+            raise PerfitError(
+                f"Kubernetes at {self.url} cannot be reached: {reason}",
+                "check the kubeconfig and its context (--context), and try kubectl get namespaces",
+            ) from error
+
+
+def _settings(context: str | None) -> client.Configuration:
+    settings = client.Configuration()
+    settings.retries = 1
+    try:
+        config.load_kube_config(context=context, client_configuration=settings)
+        return settings
+    except ConfigException as error:
+        problem = str(error)
+    try:
+        if context is None:
+            config.load_incluster_config(client_configuration=settings)
+            return settings
+    except ConfigException:
+        pass
+    raise PerfitError(
+        f"no Kubernetes cluster is known: {problem}",
+        "set KUBECONFIG to your kubeconfig, or give one of its contexts with --context",
+    )

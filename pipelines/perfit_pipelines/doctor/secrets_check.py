@@ -1,0 +1,72 @@
+"""Whether every role's Secret is there, with a key to the store of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perfit.spec import Federation
+from perfit_components.steps.plan import client_secret
+from perfit_pipelines.deploy.roles import SERVER_SECRET
+from perfit_pipelines.doctor.check import Check, fail, ok, unknown
+from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
+
+NAME = "Secrets"
+KEYS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+_ALLOW_FIX = "let yourself be bound to a Role as manifests/base/run/doctor.yaml, with the names of the clients' Secrets"
+
+
+@dataclass(frozen=True)
+class RoleKeys:
+    """The environment that a role's pods get; ``client`` is None for the server."""
+
+    client: str | None
+    secret: str
+    environment: Mapping[str, str]
+
+
+def check_secrets(cluster: Cluster, spec: Federation, namespace: str) -> tuple[list[Check], list[RoleKeys]]:
+    """Read the Secrets of the server and of all clients.
+
+    Returns:
+        The findings, and the roles whose keys are whole.
+    """
+    names = {None: SERVER_SECRET} | {client.id: client_secret(spec, client) for client in spec.clients}
+    problems, roles = [], []
+    for client, name in names.items():
+        found, problem = _read(cluster, namespace, name)
+        if problem:
+            problems.append(problem)
+        else:
+            roles.append(RoleKeys(client, name, found))
+    problems += _shared_keys(roles)
+    if problems:
+        return problems, roles
+    return [ok(NAME, f"the server and {len(spec.clients)} clients have theirs in namespace {namespace}")], roles
+
+
+def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], Check | None]:
+    fix = f"make it with: perfit deploy FILE --overlay NAME --apply --namespace {namespace}"
+    try:
+        held = cluster.secret(namespace, name)
+    except NotAllowed as error:
+        return {}, unknown(NAME, f"you may not {error} in namespace {namespace}", _ALLOW_FIX)
+    if held is None:
+        return {}, fail(NAME, f"there is no Secret {name} in namespace {namespace}", fix)
+    missing = [key for key in KEYS if not held.get(key, "").strip()]
+    if missing:
+        finding = f"the Secret {name} in namespace {namespace} lacks {', '.join(missing)}"
+        return {}, fail(NAME, finding, f"add what is missing, or {fix}")
+    return {key: held[key].strip() for key in KEYS}, None
+
+
+def _shared_keys(roles: list[RoleKeys]) -> list[Check]:
+    owners: dict[str, str] = {}
+    problems = []
+    for role in roles:
+        first = owners.setdefault(role.environment["AWS_ACCESS_KEY_ID"], role.secret)
+        if first != role.secret:
+            finding = f"the Secrets {first} and {role.secret} hold the same access key: each may do what the other may"
+            fix = "delete one of the two and run perfit deploy again: it makes a key for each"
+            problems.append(fail(NAME, finding, fix))
+    return problems

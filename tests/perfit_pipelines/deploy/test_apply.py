@@ -1,0 +1,134 @@
+"""``perfit deploy --apply``: the real kubectl against a small API server."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from perfit.errors import PerfitError
+
+from .conftest import write_federation
+
+
+def held(cluster, name: str, namespace: str = "kubeflow") -> dict[str, str]:
+    data = cluster.get("Secret", name, namespace)["data"]
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def client_files(cluster) -> dict[str, str]:
+    """What MinIO's setup finds of clients."""
+    names = [key[3] for key in cluster.objects if key[1] == "secrets" and key[3].startswith("perfit-clients-")]
+    return {file: text for name in names for file, text in held(cluster, name, "perfit").items()}
+
+
+def all_secrets(cluster) -> list[str]:
+    keys = [held(cluster, key[3], key[2]) for key in cluster.objects if key[1] == "secrets"]
+    return [text for texts in keys for name, text in texts.items() if "SECRET" in name or "PASSWORD" in name]
+
+
+@pytest.fixture(autouse=True)
+def scratch(place, monkeypatch) -> Path:
+    """Where temporary files would be."""
+    directory = place / "scratch"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return directory
+
+
+def test_the_cluster_gets_all_and_the_disk_nothing(deploy, cluster, place, scratch):
+    said = deploy("federation.yaml", "--overlay", "kind", "--apply")
+    assert "statefulset.apps/minio serverside-applied" in said
+    assert "keys of the server and of 2 clients, as Secrets in namespace kubeflow" in said
+    assert held(cluster, "perfit-server") == held(cluster, "perfit-server", "perfit")
+    assert client_files(cluster)["tiny.ann.secret-key"] == held(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
+    assert list(scratch.iterdir()) == []
+    assert not (place / ".perfit").exists()
+    assert len(all_secrets(cluster)) == 5
+    assert not any(secret in said for secret in all_secrets(cluster))
+
+
+def test_keys_that_the_cluster_has_are_kept(deploy, cluster):
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    first = {key: value["data"] for key, value in cluster.objects.items() if key[1] == "secrets"}
+    cluster.requests.clear()
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    assert {key: value["data"] for key, value in cluster.objects.items() if key[1] == "secrets"} == first
+    setups = [
+        request for request in cluster.requests if "jobs/minio-setup" in request and not request.startswith("GET")
+    ]
+    assert [request.split()[0] for request in setups] == ["DELETE", "PATCH"], "the Job runs again"
+    deploy("federation.yaml", "--overlay", "kind", "--apply", "--rotate", "server")
+    changed = {key[2:] for key, data in first.items() if cluster.objects[key]["data"] != data}
+    assert changed == {("kubeflow", "perfit-server"), ("perfit", "perfit-server")}
+
+
+def test_the_server_has_one_key_in_all_namespaces(deploy, cluster):
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    deploy("federation.yaml", "--overlay", "kind", "--apply", "--namespace", "alice")
+    assert held(cluster, "perfit-server", "alice") == held(cluster, "perfit-server")
+
+
+def test_federations_do_not_take_each_others_users_away(deploy, cluster, place):
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    other = write_federation(place / "other.yaml", name="other")
+    deploy(other, "--overlay", "kind", "--apply")
+    write_federation(place / "federation.yaml", clients=[{"id": "bob", "data": "owner/bob:train"}])
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    users = {name.removesuffix(".secret-key") for name in client_files(cluster) if name.endswith(".secret-key")}
+    assert users == {"other.ann", "other.bob", "tiny.bob"}
+
+
+def test_a_secret_of_another_federations_client_is_refused(deploy, cluster, place):
+    """Federation ``tiny`` with client ``a-b`` and federation ``tiny-a`` with client ``b`` name their Secrets alike."""
+    deploy(
+        write_federation(place / "one.yaml", clients=[{"id": "a-b", "data": "o/d:train"}]),
+        "--overlay",
+        "kind",
+        "--apply",
+    )
+    two = write_federation(place / "two.yaml", name="tiny-a", clients=[{"id": "b", "data": "o/d:train"}])
+    with pytest.raises(PerfitError, match=r"'perfit-tiny-a-b' holds the key of 'tiny\.a-b', not of 'tiny-a\.b'"):
+        deploy(two, "--overlay", "kind", "--apply")
+
+
+def test_a_dry_run_changes_nothing(deploy, cluster):
+    before = dict(cluster.objects)
+    said = deploy("federation.yaml", "--overlay", "kind", "--apply", "--dry-run")
+    assert "nothing was changed" in said
+    assert "secret/perfit-tiny-ann serverside-applied (server dry run)" in said
+    assert cluster.objects == before
+
+
+def test_what_the_cluster_refuses_is_shown_without_secrets(deploy, cluster):
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    secret = held(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
+    # A server that quotes what it was sent, in both forms in which a secret travels.
+    cluster.quote = [secret, base64.b64encode(secret.encode()).decode()]
+    cluster.forbidden.add("services")
+    with pytest.raises(PerfitError, match=r"(?s)not applied whole.*services is forbidden.*\(hidden\)") as refused:
+        deploy("federation.yaml", "--overlay", "kind", "--apply")
+    assert not any(text in str(refused.value) for text in cluster.quote)
+
+
+def test_no_cluster(deploy):
+    Path(os.environ["KUBECONFIG"]).write_text("")
+    with pytest.raises(PerfitError, match="Secrets in namespace kubeflow cannot be read"):
+        deploy("federation.yaml", "--overlay", "kind", "--apply")
+
+
+def test_nothing_secret_is_on_a_command_line(deploy, cluster, place, monkeypatch):
+    """A kubectl in front of the real one writes down how it is called."""
+    log, front = place / "calls.log", place / "bin"
+    front.mkdir()
+    (front / "kubectl").write_text(f'#!/bin/sh\necho "$@" >>{log}\nPATH=${{PATH#*:}} exec kubectl "$@"\n')
+    (front / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{front}:{os.environ['PATH']}")
+    deploy("federation.yaml", "--overlay", "kind", "--apply", "--context", "test")
+    calls = log.read_text()
+    assert calls.count("--context test") == 5
+    assert not any(secret in calls for secret in all_secrets(cluster))

@@ -1,0 +1,205 @@
+"""``perfit deploy`` into a directory, over the overlays of this repository, built by kubectl."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from perfit.errors import PerfitError
+from perfit_pipelines.deploy.kubectl import Kubectl
+
+from ..kubernetes_api import check_object
+from .conftest import write_federation
+
+OVERLAYS = ["kind", "gpu", "kubeflow-multiuser", "existing-minio"]
+RUNS = {"kubeflow-multiuser": "kubeflow-user-example-com"}
+EXISTING = ("--endpoint", "https://s3.example.com", "--region", "eu-west-1")
+
+
+def options(overlay: str) -> tuple[str, ...]:
+    return ("--overlay", overlay, *(EXISTING if overlay == "existing-minio" else ()))
+
+
+def build(directory: Path) -> dict[tuple[str, str, str], dict]:
+    """Build a kustomization; return its objects by kind, namespace and name."""
+    objects = Kubectl().build(directory)
+    return {(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]): item for item in objects}
+
+
+def texts(secret: dict) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+
+
+def written_secrets(directory: Path) -> dict[tuple[str, str], dict[str, str]]:
+    documents = yaml.safe_load_all((directory / "secrets.yaml").read_text())
+    return {(item["metadata"]["namespace"], item["metadata"]["name"]): texts(item) for item in documents}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_written_is_a_kustomization_on_top_of_the_overlay(deploy, overlay):
+    deploy("federation.yaml", *options(overlay), "--output", "out")
+    objects = build(Path("out"))
+    for item in objects.values():
+        check_object(item)
+    run = RUNS.get(overlay, "kubeflow")
+    for name, access_key in [("server", "perfit-server"), ("tiny-ann", "tiny.ann"), ("tiny-bob", "tiny.bob")]:
+        held = texts(objects["Secret", run, f"perfit-{name}"])
+        assert set(held) == {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
+        assert held["AWS_ACCESS_KEY_ID"] == access_key
+    assert ("ServiceAccount", run, "perfit-runner") in objects
+
+
+@pytest.mark.parametrize("overlay", ["kind", "gpu", "kubeflow-multiuser"])
+def test_minios_setup_finds_what_it_reads(deploy, overlay):
+    """Resolves the setup Job's volumes as a kubelet would, and looks for the files that setup.sh names."""
+    deploy("federation.yaml", *options(overlay), "--output", "out")
+    objects = build(Path("out"))
+    pod = objects["Job", "perfit", "minio-setup"]["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    run = RUNS.get(overlay, "kubeflow")
+    server, ann = (texts(objects["Secret", run, f"perfit-{name}"]) for name in ("server", "tiny-ann"))
+
+    mounted = texts(objects["Secret", "perfit", volumes["server"]["secret"]["secretName"]])
+    assert mounted == server
+    assert server["AWS_ENDPOINT_URL"] == "http://minio.perfit.svc:9000"
+
+    clients: dict[str, str] = {}
+    for source in volumes["clients"]["projected"]["sources"]:
+        secret = objects.get(("Secret", "perfit", source["secret"]["name"]))
+        assert secret or source["secret"]["optional"]
+        clients |= texts(secret) if secret else {}
+    assert sorted(clients) == [f"tiny.{id}.{end}" for id in ("ann", "bob") for end in ("policy.json", "secret-key")]
+    assert clients["tiny.ann.secret-key"] == ann["AWS_SECRET_ACCESS_KEY"]
+    policy = json.loads(clients["tiny.ann.policy.json"])
+    assert "arn:aws:s3:::perfit/federations/tiny/clients/ann/*" in policy["Statement"][0]["Resource"]
+
+    root = texts(objects["Secret", "perfit", pod["containers"][0]["envFrom"][0]["secretRef"]["name"]])
+    assert set(root) == {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
+    assert root["MINIO_ROOT_PASSWORD"].isalnum()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_runs_in_another_namespace(deploy, overlay):
+    deploy("federation.yaml", *options(overlay), "--output", "out", "--namespace", "alice")
+    objects = build(Path("out"))
+    assert {namespace for _, namespace, _ in objects} - {"", "perfit"} == {"alice"}
+    assert objects["RoleBinding", "alice", "perfit-runner"]["subjects"][0]["namespace"] == "alice"
+    if overlay != "existing-minio":
+        source = objects["NetworkPolicy", "perfit", "minio"]["spec"]["ingress"][0]["from"][0]
+        assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "alice"}
+
+
+def test_a_second_call_keeps_the_keys_but_the_rotated_one(deploy, place):
+    deploy("federation.yaml", "--overlay", "kind", "--output", "out")
+    first = written_secrets(Path("out"))
+    deploy("federation.yaml", "--overlay", "kind", "--output", "out")
+    assert written_secrets(Path("out")) == first
+    deploy("federation.yaml", "--overlay", "kind", "--output", "out", "--rotate", "ann")
+    second = written_secrets(Path("out"))
+    changed = {name for name in first if first[name] != second[name]}
+    shard = next(key for key, held in second.items() if "tiny.ann.secret-key" in held)
+    assert changed == {("kubeflow", "perfit-tiny-ann"), shard}
+
+    eve = {"id": "eve", "data": "owner/eve:train"}
+    clients = [{"id": "ann", "data": "owner/ann:train"}, eve]
+    write_federation(place / "federation.yaml", clients=clients)
+    deploy("federation.yaml", "--overlay", "kind", "--output", "out")
+    third = written_secrets(Path("out"))
+    assert third["kubeflow", "perfit-tiny-ann"] == second["kubeflow", "perfit-tiny-ann"]
+    assert ("kubeflow", "perfit-tiny-eve") in third
+    assert ("kubeflow", "perfit-tiny-bob") not in third
+    assert not any("tiny.bob.secret-key" in held for held in third.values())
+
+
+def test_a_store_that_is_there_already(deploy):
+    with pytest.raises(PerfitError, match=r"no store of its own(?s:.*)--endpoint"):
+        deploy("federation.yaml", "--overlay", "existing-minio", "--output", "out")
+    said = deploy("federation.yaml", *options("existing-minio"), "--output", "out", "--store", "s3://tuning/team")
+    held = written_secrets(Path("out"))["kubeflow", "perfit-tiny-ann"]
+    assert (held["AWS_ENDPOINT_URL"], held["AWS_REGION"]) == ("https://s3.example.com", "eu-west-1")
+    policies = {path.name: json.loads(path.read_text()) for path in Path("out/policies").iterdir()}
+    assert set(policies) == {"perfit-server.tiny.json", "tiny.ann.json", "tiny.bob.json"}
+    assert (
+        "arn:aws:s3:::tuning/team/federations/tiny/spec.yaml" in policies["tiny.ann.json"]["Statement"][1]["Resource"]
+    )
+    assert "tiny.ann  out/policies/tiny.ann.json" in said
+    deploy("federation.yaml", "--overlay", "existing-minio", "--output", "out", "--store", "s3://tuning/team")
+    assert written_secrets(Path("out"))["kubeflow", "perfit-tiny-ann"] == held, "endpoint and region are kept too"
+
+
+def test_files_are_the_owners_alone_and_nothing_secret_is_said(deploy):
+    said = deploy("federation.yaml", "--overlay", "kind", "--output", "deep/out")
+    for path in Path("deep/out").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert stat.S_IMODE(Path("deep/out").stat().st_mode) == 0o700
+    for held in written_secrets(Path("deep/out")).values():
+        for name, text in held.items():
+            if "SECRET" in name or "PASSWORD" in name or name.endswith("secret-key"):
+                assert text not in said
+    assert "kubectl apply --server-side --force-conflicts --field-manager=perfit-tiny -k deep/out" in said
+    assert "kubectl delete job minio-setup -n perfit --ignore-not-found" in said
+
+
+def test_a_work_tree_is_refused_unless_it_ignores_the_directory(deploy, place):
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    subprocess.run(["git", "init", "-q", "tree"], check=True, env={"HOME": str(place), "PATH": "/usr/bin:/bin"})
+    with pytest.raises(PerfitError, match=r"tree/out lies in a git work tree(?s:.*)out/ to \.gitignore"):
+        deploy("federation.yaml", "--overlay", "kind", "--output", "tree/out")
+    assert not Path("tree/out").exists()
+    Path("tree/.gitignore").write_text("out/\n")
+    deploy("federation.yaml", "--overlay", "kind", "--output", "tree/out")
+    assert Path("tree/out/secrets.yaml").is_file()
+
+
+def test_by_default_the_directory_is_below_perfit(deploy):
+    deploy("federation.yaml", "--overlay", "kind")
+    assert Path(".perfit/deploy/tiny/kind/kustomization.yaml").is_file()
+
+
+def test_a_directory_with_other_files_is_refused(deploy):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("kept")
+    with pytest.raises(PerfitError, match="mine exists and is no earlier output"):
+        deploy("federation.yaml", "--overlay", "kind", "--output", "mine")
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_an_overlay_by_its_path(deploy, place):
+    overlays = Path(__file__).parents[3] / "manifests" / "overlays"
+    with pytest.raises(PerfitError, match=r"no overlay 'none'(?s:.*)existing-minio, gpu, kind, kubeflow-multiuser"):
+        deploy("federation.yaml", "--overlay", "none")
+    own = place / "own"
+    own.mkdir()
+    resources = [str(Path("..", *[".."] * (len(place.parts) - 1), *overlays.parts[1:], "kind"))]
+    (own / "kustomization.yaml").write_text(yaml.safe_dump({"resources": resources}))
+    deploy("federation.yaml", "--overlay", own, "--output", "out")
+    assert ("Secret", "kubeflow", "perfit-tiny-ann") in build(Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("store", "problem"),
+    [
+        ("s3://perfit/team", r"keeps federations in s3://perfit"),
+        ("file:///store", r"keeps federations in s3://perfit"),
+        (None, r"names no store"),
+    ],
+)
+def test_minio_of_the_overlays_has_one_place(deploy, place, store, problem):
+    write_federation(place / "federation.yaml", store=store)
+    with pytest.raises(PerfitError, match=problem):
+        deploy("federation.yaml", "--overlay", "kind", "--output", "out")
+    assert not Path("out").exists()
+
+
+def test_without_kubectl(deploy, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(PerfitError, match="no `kubectl` on PATH"):
+        deploy("federation.yaml", "--overlay", "kind")

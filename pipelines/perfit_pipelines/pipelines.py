@@ -27,6 +27,7 @@ from perfit_components.train_client import train_client
 
 SERVER_SECRET = "perfit-server"
 HUB_SECRET = "perfit-hub"
+ROLE_LABEL = "perfit/role"
 DATA_MOUNT = "/data"
 CACHE_MOUNT = "/cache"
 _USER = 10001
@@ -118,7 +119,7 @@ def _offer_methods(pipeline: BaseComponent) -> BaseComponent:
 
 def _prepare(spec: Federation, images: Images, federation_file, store, method) -> dsl.PipelineTask:
     prepared = prepare_federation(federation_file=federation_file, store=store, method=method)
-    task = _on_server(prepared, images.client)
+    task = _on_server(prepared, images.client, "prepare")
     _with_model(task, spec.cluster)
     return task.set_display_name("Prepare")
 
@@ -194,15 +195,15 @@ def _all_tiers(tiers: dict[str, BaseComponent], federation, round, images: Image
     return merged
 
 
-def _on_server(task: dsl.PipelineTask, image: str) -> dsl.PipelineTask:
+def _on_server(task: dsl.PipelineTask, image: str, role: str = "server") -> dsl.PipelineTask:
     """Settings of every task that reads and writes the whole federation."""
-    return _with_store(task, SERVER_SECRET).set_container_image(image)
+    return _with_store(task, SERVER_SECRET, role).set_container_image(image)
 
 
 def _on_client(task: dsl.PipelineTask, item, spec: Federation, tier_name: str, images: Images) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    _with_store(task, item.secret).set_container_image(images.client)
+    _with_store(task, item.secret, "client").set_container_image(images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
@@ -211,7 +212,9 @@ def _on_client(task: dsl.PipelineTask, item, spec: Federation, tier_name: str, i
     return task
 
 
-def _with_store(task: dsl.PipelineTask, secret) -> dsl.PipelineTask:
+def _with_store(task: dsl.PipelineTask, secret, role: str) -> dsl.PipelineTask:
+    """Give a task its keys, and the label by which the network policies let its role reach the store."""
+    kubernetes.add_pod_label(task, ROLE_LABEL, role)
     kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in _STORE_KEYS})
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
     # The store is the state: KFP must not answer from its cache what another run may have changed.

@@ -14,14 +14,15 @@ RUNNER = [
 ]
 DOCTOR = [
     ("", "secrets", "perfit-server", "get"),
-    ("", "persistentvolumeclaims", None, "get list"),
-    ("", "resourcequotas", None, "get list"),
+    ("", "persistentvolumeclaims", None, "get"),
+    ("", "resourcequotas", None, "list"),
+    ("", "limitranges", None, "list"),
     ("", "serviceaccounts", "perfit-runner", "get"),
 ]
 DOCTOR_CLUSTER = [
-    ("", "nodes", None, "get list"),
+    ("", "nodes", None, "list"),
     ("", "namespaces", None, "get"),
-    ("storage.k8s.io", "storageclasses", None, "get list"),
+    ("storage.k8s.io", "storageclasses", None, "get"),
 ]
 READING = {"get", "list", "watch"}
 WRITING_ALLOWED = {("workflowtaskresults", "create"), ("workflowtaskresults", "patch")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from perfit.errors import PerfitError
 from perfit_components.steps.client import search, train
 from perfit_components.steps.outcome import brief
 from perfit_components.steps.search_result import check_search
+from perfit_storage import open_store
 
-from .running import RECORDS, THREE, files
+from .running import RECORDS, THREE, Site, files
 
 
 def test_a_search_leaves_a_mask_of_the_clients_budget(make_site):
@@ -50,9 +52,12 @@ def test_what_a_round_leaves(trained):
     assert (header.federation, header.round, header.client, header.rank, header.expansion) == ("tiny", 1, "bob", 1, 2)
     assert record["budget"] == adapter.budget == space.budget(1)
     assert (record["samples"], record["held_out_records"]) == (RECORDS["bob"] - 1, 1)
-    assert record["bytes_up"] == record["bytes"] == len(update)
+    assert record["bytes"] == len(update)
+    assert record["bytes_up"] == len(update) + len(stored[f"masks/bob-{record['mask_sha256']}"])
     assert record["bytes_down"] == len(stored["rounds/0/global.safetensors"])
-    assert record["perplexity"]["before"] == pytest.approx(json.loads(stored["clients/bob/baseline.json"])["perplexity"])
+    assert record["perplexity"]["before"] == pytest.approx(
+        json.loads(stored["clients/bob/baseline.json"])["perplexity"]
+    )
     assert len(record["losses"]) == trained.spec.training.steps
     assert {key for key in stored if key.startswith("clients/bob/")} == {
         "clients/bob/baseline.json",
@@ -72,17 +77,52 @@ def test_a_second_training_trains_nothing(trained, capsys):
 @pytest.mark.parametrize(
     "lost",
     [
-        ["updates/ann.json"],
-        ["updates/ann.json", "updates/ann.safetensors"],
+        ["rounds/1/updates/ann.json", "clients/ann/baseline.json"],
+        ["rounds/1/updates/ann.json", "clients/ann/baseline.json", "rounds/1/updates/ann.safetensors"],
     ],
+    ids=["before the record", "before the update"],
 )
 def test_a_training_that_was_cut_off_gives_the_same_bytes(trained, lost, capsys):
     before = files(trained.root)
     for key in lost:
-        (trained.root / "rounds/1" / key).unlink()
+        (trained.root / key).unlink()
     assert train(trained.uri, 1, "ann")["status"] == "trained"
     assert "client=ann step=2/2" in capsys.readouterr().out
     assert files(trained.root) == before
+
+
+def test_a_training_that_was_cut_off_at_its_very_end_changes_no_later_round(make_site, tmp_path):
+    undisturbed = make_site(rounds=2).run()
+    site = Site(undisturbed.spec, (tmp_path / "disturbed").as_uri()).prepare().search()
+    site.aggregate(1, site.train(1))
+    (site.root / "clients/ann/baseline.json").unlink()
+    site.train(1)
+    site.aggregate(2, site.train(2))
+    assert files(site.root) == files(undisturbed.root)
+
+
+def test_a_mask_is_sent_once(make_site):
+    site = make_site(rounds=2).run()
+    first, second = (site.store.read_record(round, "ann") for round in (1, 2))
+    assert first["bytes_up"] - first["bytes"] == len(site.store.get_mask("ann", first["mask_sha256"]))
+    assert second["bytes_up"] == second["bytes"]
+
+
+def test_records_in_an_s3_store_are_fetched(make_site, s3_server, monkeypatch, tmp_path):
+    here = make_site(clients={"ann": {}}).prepare().search()
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    folder = f"{s3_server.store_uri}/{uuid.uuid4()}"
+    open_store(folder).put("ann.jsonl", here.data("ann").read_bytes())
+    client = here.spec.clients[0].model_copy(update={"data": f"{folder}/ann.jsonl"})
+    there = Site(here.spec.model_copy(update={"clients": (client,)}), (tmp_path / "there").as_uri())
+    there.prepare().search()
+    for site in (here, there):
+        assert [status["status"] for status in site.train(1)] == ["trained"]
+    expected = files(here.root)
+    assert {key: data for key, data in files(there.root).items() if key != "spec.yaml"} == {
+        key: data for key, data in expected.items() if key != "spec.yaml"
+    }
 
 
 def test_progress_is_a_line_a_step(make_site, capsys):

@@ -37,9 +37,7 @@ def test_other_errors_are_told_by_kind_alone(capsys):
     assert "1234" in output.err  # the pod's own log
 
 
-@pytest.mark.parametrize(
-    "action", [lambda: np.empty(10**15), lambda: torch.empty(10**15)], ids=["numpy", "torch"]
-)
+@pytest.mark.parametrize("action", [lambda: np.empty(10**15), lambda: torch.empty(10**15)], ids=["numpy", "torch"])
 def test_memory_that_is_not_there(action):
     reason = softly("ann", action)["reason"]
     assert reason.startswith("out of memory\n  fix: lower training.batch_size")

@@ -30,9 +30,7 @@ def site(make_site) -> Site:
 
 def test_the_search_is_for_all_clients_and_writes_nothing(site):
     before = files(site.root)
-    assert plan(site.uri, 0, "weak") == [
-        {"id": f"w{i}", "secret": f"keys-{i}", "volume": ""} for i in range(4)
-    ]
+    assert plan(site.uri, 0, "weak") == [{"id": f"w{i}", "secret": f"keys-{i}", "volume": ""} for i in range(4)]
     assert plan(site.uri, 0, "strong") == [
         {"id": f"s{i}", "secret": f"perfit-tiny-s{i}", "volume": f"claim-{i}"} for i in range(6)
     ]

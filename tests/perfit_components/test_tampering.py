@@ -87,7 +87,9 @@ def architecture_of_bob(eve: Eve) -> None:
     """Bob's mask, which is of a smaller budget, and an update that fits it."""
     bob = json.loads((eve.root / "rounds/1/updates/bob.json").read_text())
     sha256 = bob["mask_sha256"]
-    _, _, eve.mask = load_mask(shutil.copy(eve.root / f"masks/bob-{sha256}", eve.root / f"masks/eve-{sha256}").read_bytes())
+    _, _, eve.mask = load_mask(
+        shutil.copy(eve.root / f"masks/bob-{sha256}", eve.root / f"masks/eve-{sha256}").read_bytes()
+    )
     eve.sends(eve.header, eve.adapter.values[: np.count_nonzero(eve.mask)], mask_sha256=sha256)
 
 

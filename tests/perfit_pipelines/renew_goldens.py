@@ -1,6 +1,6 @@
 """Write the golden pipelines anew; look at the difference before you commit it.
 
-    .venv/bin/python tests/perfit_pipelines/renew_goldens.py
+.venv/bin/python tests/perfit_pipelines/renew_goldens.py
 """
 
 from __future__ import annotations

@@ -152,7 +152,9 @@ def test_a_store_that_cannot_be_reached(home, command, monkeypatch):
     result = home.perfit(command, *arguments, "--store", "s3://bucket/prefix")
     assert result.code == 1
     assert re.match(f"error: cannot (read|list) s3://bucket/prefix/federations\\S* at {endpoint}: ", result.err)
-    assert result.err.endswith("\n  fix: check AWS_ENDPOINT_URL, and that the store runs and can be reached from here\n")
+    assert result.err.endswith(
+        "\n  fix: check AWS_ENDPOINT_URL, and that the store runs and can be reached from here\n"
+    )
     everything = result.out + result.err + "".join(map(str, files(home.directory).values()))
     assert "secret-of-this-test" not in everything
 

@@ -313,10 +313,7 @@ def test_a_split_data_set_makes_a_valid_federation(tmp_path, scheme, options):
     assert [client.id for client in spec.clients] == ["client-1", "client-2", "client-3"]
     assert perfit("validate", "f.yaml", cwd=tmp_path).code == 0
     records = [
-        json.loads(line)
-        for client in spec.clients
-        for path in (client.data, client.held_out)
-        for line in open(path)
+        json.loads(line) for client in spec.clients for path in (client.data, client.held_out) for line in open(path)
     ]
     assert sorted(records, key=json.dumps) == sorted(RECORDS, key=json.dumps)
 

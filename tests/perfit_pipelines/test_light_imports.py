@@ -32,8 +32,6 @@ finally:
 )
 def test_a_command_that_needs_no_model(arguments, tmp_path):
     (tmp_path / "federation.yaml").write_text(FEDERATION)
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", CODE, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "imported:"

@@ -140,6 +140,8 @@ def _verified(
     )
     if not opened.spec.method.exchanges:  # its values stay with the client
         return Contribution(SparseAdapter(space, mask, np.zeros(np.count_nonzero(mask), np.float32)), trained.samples)
+    if not (trained.key or "").startswith(f"rounds/{plan['round']}/updates/{client}."):
+        raise _Refused(f"its record names {trained.key!r} as its update")
     header, adapter = load_values(opened.store.read_update(record), mask)
     for name, value in asdict(expected).items():
         if getattr(header, name) != value:

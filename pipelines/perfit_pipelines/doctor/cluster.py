@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,8 @@ def _settings(context: str | None) -> client.Configuration:
     settings = client.Configuration()
     settings.retries = 1
     try:
-        config.load_kube_config(context=context, client_configuration=settings)
+        # The package itself reads KUBECONFIG once, when it is imported.
+        config.load_kube_config(os.environ.get("KUBECONFIG"), context=context, client_configuration=settings)
         return settings
     except ConfigException as error:
         problem = str(error)

@@ -1,31 +1,45 @@
 """Whether the store answers to every role's key as the policies say, tried with requests that change nothing.
 
 Writes are tried with ``If-Match`` and a version that no object has: a store that permits the write refuses the
-condition, one that forbids it says so, and neither writes. That it minds conditions at all is tried first, where a write
-would do no harm.
+condition, one that forbids it says so, and neither writes. That it minds conditions at all is tried first, where a
+write would do no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from perfit.errors import PerfitError
+from perfit.federation_file import parse_federation
 from perfit.spec import Federation
 from perfit_pipelines.doctor.check import Check, fail, ok, unknown
 from perfit_pipelines.doctor.secrets_check import RoleKeys
-from perfit_storage import AccessDenied, ObjectStore, StoreError, StoreUnreachable, open_store
+from perfit_storage import AccessDenied, ObjectNotFound, ObjectStore, StoreError, StoreUnreachable, open_store
 
 NAME = "store"
 _NO_VERSION = '"perfit-doctor"'
 _PROBE = "perfit-doctor"
 _NO_HASH = "0" * 64
 _AT_ONCE = 8
-_POLICY_FIX = "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says of them"
+_CONDITIONS_FIX = "use a store with conditional writes: MinIO, SeaweedFS 4 or newer, AWS S3"
+_POLICY_FIX = (
+    "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says of them"
+)
 
 
-class _Wrong(Exception):
-    """What is not as it should be; the text says it of the role."""
+@dataclass(frozen=True)
+class _Rights:
+    """What a key must be allowed, and what it must be denied, by paths in the federation's directory."""
+
+    reads: tuple[str, ...]
+    lists: tuple[str, ...]
+    writes: tuple[str, ...]
+    no_reads: tuple[str, ...]
+    no_lists: tuple[str, ...]
+    no_writes: tuple[str, ...]
 
 
 def check_store(spec: Federation, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Check]:
@@ -74,21 +88,106 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
 
 def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Check | None:
     who = f"the key of {role.client or 'the server'} (Secret {role.secret})"
-    directory = _Directory(objects, spec.name)
     try:
-        directory.must_read("spec.yaml")
-    except (StoreError, _Wrong) as error:
-        if isinstance(error.__cause__, AccessDenied):
-            error = error.__cause__
-        problem, fix = (error.problem, error.fix) if isinstance(error, StoreError) else (str(error), _POLICY_FIX)
-        return fail(NAME, f"{who}: {problem}", fix)
-    try:
-        if role.client is None:
-            _try_server(spec, directory)
-        else:
-            _try_client(spec, directory, role.client)
-    except _Wrong as wrong:
-        return fail(NAME, f"{who} {wrong}", _POLICY_FIX)
+        data = objects.get(f"federations/{spec.name}/spec.yaml").data
+    except ObjectNotFound:
+        data = None
     except StoreError as error:
         return fail(NAME, f"{who}: {error.problem}", error.fix)
+    if data and role.client is None and (other := _difference(spec, data)):
+        return fail(
+            NAME, f"the store has another federation {spec.name!r}: {other}", "choose another name for this one"
+        )
+    rights = _server_rights(spec) if role.client is None else _client_rights(spec, role.client)
+    try:
+        wrong = _first_wrong(objects, f"federations/{spec.name}/", rights)
+    except StoreError as error:
+        return fail(NAME, f"{who}: {error.problem}", error.fix)
+    return fail(NAME, f"{who} {wrong}", _POLICY_FIX) if wrong else None
+
+
+def _difference(spec: Federation, data: bytes) -> str | None:
+    try:
+        return spec.difference(parse_federation(data.decode(errors="replace"), "its spec.yaml"))
+    except PerfitError as error:
+        return error.problem
+
+
+def _client_rights(spec: Federation, client: str) -> _Rights:
+    other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
+    theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}-{_NO_HASH}")
+    mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}-{_NO_HASH}")
+    shared = ("head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
+    return _Rights(
+        reads=(*mine, *shared),
+        lists=(f"masks/{client}-", f"clients/{client}/"),
+        writes=mine,
+        no_reads=(*theirs, "rounds/1/summary.json"),
+        no_lists=("", "clients/", f"clients/{other}/"),
+        no_writes=(*theirs, *shared, "spec.yaml"),
+    )
+
+
+def _server_rights(spec: Federation) -> _Rights:
+    private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
+    return _Rights(
+        reads=("head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
+        lists=("rounds/",),
+        writes=("rounds/0/report.html",),
+        no_reads=private,
+        no_lists=(),
+        no_writes=private,
+    )
+
+
+def _first_wrong(objects: ObjectStore, root: str, rights: _Rights) -> str | None:
+    """Try what must be allowed, then what must be denied; return the first that is otherwise."""
+    for path in rights.reads:
+        if not _may_read(objects, root + path):
+            return f"may not read {path}, or is told so of what is missing"
+    for prefix in rights.lists:
+        if not _may_list(objects, root + prefix):
+            return f"may not list what begins with {prefix}"
+    for path in rights.writes:
+        if not _may_write(objects, root + path):
+            return f"may not write {path}"
+    for path in rights.no_reads:
+        if _may_read(objects, root + path):
+            return f"may read {path}, which is not its own"
+    for prefix in rights.no_lists:
+        if _may_list(objects, root + prefix):
+            return f"may list {prefix or 'everything'}, which is not its own"
+    for path in rights.no_writes:
+        if _may_write(objects, root + path):
+            return f"may write {path}, which is not its own"
     return None
+
+
+def _may_read(objects: ObjectStore, key: str) -> bool:
+    try:
+        objects.get(key)
+    except ObjectNotFound:
+        return True
+    except AccessDenied:
+        return False
+    return True
+
+
+def _may_list(objects: ObjectStore, prefix: str) -> bool:
+    try:
+        list(objects.list(prefix))
+    except AccessDenied:
+        return False
+    return True
+
+
+def _may_write(objects: ObjectStore, key: str) -> bool:
+    """Whether a write is permitted that cannot happen."""
+    try:
+        written = objects.replace(key, b"", _NO_VERSION)
+    except AccessDenied as error:
+        # Where the write is permitted, a look follows at what is there instead: that may be denied.
+        return not error.problem.startswith("cannot replace")
+    if written:
+        raise StoreError(f"it ignores the condition If-Match: {key} was written", _CONDITIONS_FIX)
+    return True

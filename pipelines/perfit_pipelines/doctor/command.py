@@ -1,0 +1,50 @@
+"""The command ``perfit doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.options import CREDENTIALS, ClientImage, File, ServerImage, Store, connecting, out
+
+_STANDALONE = "kubeflow"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor", epilog=CREDENTIALS)(connecting(doctor))
+
+
+def doctor(
+    endpoint: Endpoint,
+    file: File,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig; else its current one.")] = None,
+    store: Store = None,
+    store_endpoint: Annotated[
+        str | None, typer.Option(help="URL of the store as this machine reaches it; else that of the Secrets.")
+    ] = None,
+    client_image: ClientImage = None,
+    server_image: ServerImage = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check whether a cluster is ready for a federation, before anything is booked. Nothing is changed.
+
+    Exit code: 0 if nothing is known to stand in a run's way, 1 if something is.
+    """
+    from perfit.federation_file import load_federation
+    from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
+    from perfit_pipelines.doctor.display import as_json, succeeded, summary, table
+    from perfit_pipelines.doctor.examine import Subject, examine
+
+    spec = load_federation(file)
+    namespace = endpoint.namespace or _STANDALONE
+    images = (client_image or CLIENT_IMAGE, server_image or SERVER_IMAGE)
+    checks = examine(Subject(spec, endpoint, namespace, context, store or spec.store, store_endpoint, images))
+    if json:
+        typer.echo(as_json(checks))
+    else:
+        out.print(table(checks))
+        out.print(summary(checks), markup=False)
+    raise typer.Exit(0 if succeeded(checks) else 1)

@@ -1,0 +1,120 @@
+"""Whether some node fits each tier, and how many of its clients can train at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+
+from kubernetes.client import V1Node, V1Taint
+from kubernetes.utils.quantity import parse_quantity
+
+from perfit.spec import Federation, Tier, Toleration
+from perfit_pipelines.doctor.check import Check, fail, ok, warn
+
+Amounts = dict[str, Decimal]
+"""Amounts of resources by their name in Kubernetes; cpu in cores, memory in bytes."""
+
+_HARD_TAINTS = ("NoSchedule", "NoExecute")
+
+
+def check_tiers(spec: Federation, nodes: Sequence[V1Node]) -> list[Check]:
+    """Hold every tier that has clients against the nodes. What other pods take of them now is not looked at."""
+    return [_check_tier(spec, name, nodes) for name in spec.tiers_in_use()]
+
+
+def fitting_nodes(tier: Tier, nodes: Sequence[V1Node]) -> list[V1Node]:
+    """Return the nodes that take a pod of the tier: ready, selected, with no taint in its way, and large enough."""
+    asked = tier_amounts(tier)
+    return [node for node in nodes if _obstacle(tier, node) is None and _pods(asked, node)]
+
+
+def tier_amounts(tier: Tier) -> Amounts:
+    """Return what a pod of the tier asks for."""
+    amounts = {"cpu": parse_quantity(tier.cpu), "memory": parse_quantity(tier.memory)}
+    if tier.accelerator:
+        amounts[tier.accelerator.type] = Decimal(tier.accelerator.count)
+    return amounts
+
+
+def at_once(spec: Federation, name: str) -> int:
+    """Return how many clients of a tier train at the same time, if there is room."""
+    clients = sum(client.tier == name for client in spec.clients)
+    return min(spec.tiers[name].parallelism or clients, clients)
+
+
+def _check_tier(spec: Federation, name: str, nodes: Sequence[V1Node]) -> Check:
+    tier, title = spec.tiers[name], f"tier {name}"
+    obstacles = [_obstacle(tier, node) for node in nodes]
+    open_nodes = [node for node, obstacle in zip(nodes, obstacles, strict=True) if obstacle is None]
+    if not open_nodes:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(filter(None, obstacles)).most_common())
+        finding = f"none of {len(nodes)} nodes takes its pods: {reasons or 'there are none'}"
+        return fail(
+            title, finding, f"change tiers.{name}.node_selector or tolerations, or the nodes' labels and taints"
+        )
+    asked = tier_amounts(tier)
+    pods = sum(_pods(asked, node) for node in open_nodes)
+    if not pods:
+        finding = f"a pod asks for {_say(asked)}; {_largest(asked, open_nodes)}"
+        return fail(title, finding, f"lower what tiers.{name} asks for, or add larger nodes")
+    wanted = at_once(spec, name)
+    fitting = len(fitting_nodes(tier, nodes))
+    finding = f"room for {pods} of its pods ({_say(asked)}) on {fitting} of {len(nodes)} nodes"
+    if pods < wanted:
+        fix = f"add nodes, or set tiers.{name}.parallelism to {pods}"
+        return warn(title, f"{finding}, for {wanted} clients at once: the others wait", fix)
+    return ok(title, finding)
+
+
+def _obstacle(tier: Tier, node: V1Node) -> str | None:
+    """Why no pod of the tier may go to a node, however large it is."""
+    labels = node.metadata.labels or {}
+    if any(labels.get(key) != value for key, value in tier.node_selector.items()):
+        return "not matched by the node selector"
+    ready = next((c.status for c in node.status.conditions or [] if c.type == "Ready"), "Unknown")
+    if ready != "True":
+        return "not ready"
+    if node.spec.unschedulable:
+        return "cordoned"
+    for taint in node.spec.taints or []:
+        if taint.effect in _HARD_TAINTS and not any(_tolerates(toleration, taint) for toleration in tier.tolerations):
+            value = f"={taint.value}" if taint.value else ""
+            return f"with the taint {taint.key}{value}:{taint.effect}"
+    return None
+
+
+def _tolerates(toleration: Toleration, taint: V1Taint) -> bool:
+    if toleration.effect not in (None, taint.effect):
+        return False
+    if toleration.key is None:
+        return toleration.operator == "Exists"
+    return toleration.key == taint.key and (
+        toleration.operator == "Exists" or (toleration.value or "") == (taint.value or "")
+    )
+
+
+def _pods(asked: Amounts, node: V1Node) -> int:
+    """How many pods a node has room for, were it empty."""
+    return min(int(_allocatable(node, resource) // amount) for resource, amount in asked.items() if amount)
+
+
+def _allocatable(node: V1Node, resource: str) -> Decimal:
+    return parse_quantity((node.status.allocatable or {}).get(resource, 0))
+
+
+def _largest(asked: Amounts, nodes: Sequence[V1Node]) -> str:
+    """What is too little: the best of each resource, or that no one node has all of them."""
+    best = {resource: max(_allocatable(node, resource) for node in nodes) for resource in asked}
+    short = {resource: amount for resource, amount in best.items() if amount < asked[resource]}
+    if not short:
+        return "no node that it may use has all of these"
+    return f"the most that a node it may use has is {_say(short)}"
+
+
+def _say(amounts: Amounts) -> str:
+    parts = []
+    for resource, amount in amounts.items():
+        text = f"{amount / 2**30:.3g}Gi" if resource == "memory" else f"{amount:.4g}"
+        parts.append(f"{resource} {text}")
+    return ", ".join(parts)

@@ -6,7 +6,6 @@ import gc
 import shutil
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 

@@ -220,6 +220,6 @@ def test_an_aggregator_that_has_seen_another_update_does_not_commit_over_the_fir
 def test_a_head_whose_adapter_was_exchanged(trained):
     path = trained.root / "rounds/0/global.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CorruptObject, match="has sha256 .* but its record says"):
+    with pytest.raises(CorruptObject, match=r"has sha256 .* but its record says"):
         trained.aggregate(1)
     assert trained.store.read_head() == Head(**json.loads(files(trained.root)["rounds/1/plan.json"])["base"])

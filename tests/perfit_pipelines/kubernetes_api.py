@@ -76,7 +76,7 @@ class KubernetesApi:
             ValueError: Kubernetes knows no such object.
         """
         for item in objects:
-            check_object(item)
+            read_object(item)
             version, kind, metadata = item["apiVersion"], item["kind"], item["metadata"]
             namespace = "" if kind in CLUSTER_WIDE else metadata.get("namespace", "default")
             self.objects[version, KINDS[version][kind], namespace, metadata["name"]] = item
@@ -112,7 +112,7 @@ class KubernetesApi:
         """Apply on the server's side. Of field ownership it knows what Secrets need: each manager owns keys of data."""
         if key[2]:
             item["metadata"]["namespace"] = key[2]
-        check_object(item)
+        read_object(item)
         if query.get("dryRun"):
             return item
         if item["kind"] == "Secret":
@@ -125,14 +125,19 @@ class KubernetesApi:
         return item
 
 
-def check_object(item: Object) -> None:
-    """Hold an object against the Python package's model of its kind: every key known, every type right."""
+def read_object(item: Object) -> Any:
+    """Return an object as the Python package's model of its kind.
+
+    Raises:
+        ValueError: The model does not know all of it, or not so.
+    """
     version, kind = item["apiVersion"], item["kind"]
-    api, model = client.ApiClient(), f"V1{kind}"
-    parsed = api.deserialize(SimpleNamespace(data=json.dumps(item)), model)
-    again = api.sanitize_for_serialization(parsed)
-    if KINDS[version][kind] and again != _without_empty(item):
+    api = client.ApiClient()
+    model = api.deserialize(SimpleNamespace(data=json.dumps(item)), f"V1{kind}")
+    again = api.sanitize_for_serialization(model)
+    if kind not in KINDS[version] or again != _without_empty(item):
         raise ValueError(f"not a {kind}: {item}\nread as {again}")
+    return model
 
 
 @contextmanager
@@ -140,7 +145,7 @@ def kubernetes_api(kubeconfig: Path) -> Iterator[KubernetesApi]:
     """Serve an empty cluster, and write how to reach it, as context ``test``."""
     cluster = KubernetesApi()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(cluster))
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     cluster.url = f"http://127.0.0.1:{server.server_port}"
     config = {
         "apiVersion": "v1",

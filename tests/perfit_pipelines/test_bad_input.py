@@ -17,7 +17,10 @@ SEGMENT = "is not a safe name: use lower-case letters, digits and inner hyphens,
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is spoilt, what the command says of it (``{at}`` stands for the federation file's directory), and the fix."""
+    """What is spoilt, and what the command says of it.
+
+    In the problem, ``{at}`` stands for the directory, and ``{text}`` for the number of the line that begins so.
+    """
 
     spoil: Callable[[Home], object]
     problem: str

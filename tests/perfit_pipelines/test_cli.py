@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -312,9 +313,8 @@ def test_a_split_data_set_makes_a_valid_federation(tmp_path, scheme, options):
     spec = load_federation(tmp_path / "f.yaml")
     assert [client.id for client in spec.clients] == ["client-1", "client-2", "client-3"]
     assert perfit("validate", "f.yaml", cwd=tmp_path).code == 0
-    records = [
-        json.loads(line) for client in spec.clients for path in (client.data, client.held_out) for line in open(path)
-    ]
+    paths = [Path(path) for client in spec.clients for path in (client.data, client.held_out)]
+    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     assert sorted(records, key=json.dumps) == sorted(RECORDS, key=json.dumps)
 
     before = files(tmp_path)

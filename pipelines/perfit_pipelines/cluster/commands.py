@@ -63,7 +63,7 @@ def submit(
     run_name: Annotated[str | None, typer.Option(help="Name of the run; else pipeline and time.")] = None,
     client_image: ClientImage = None,
     server_image: ServerImage = None,
-    service_account: ServiceAccount = None,
+    service_account: ServiceAccount = "perfit-runner",
     follow: Annotated[bool, typer.Option(help="Stay until the run is over.")] = True,
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,

@@ -42,7 +42,7 @@ def create(
     experiment: Experiment = None,
     client_image: ClientImage = None,
     server_image: ServerImage = None,
-    service_account: ServiceAccount = None,
+    service_account: ServiceAccount = "perfit-runner",
 ) -> None:
     """Run a round of a federation at set times: one at a time, missed ones are not made up for.
 

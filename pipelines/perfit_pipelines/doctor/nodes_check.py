@@ -115,6 +115,6 @@ def _largest(asked: Amounts, nodes: Sequence[V1Node]) -> str:
 def _say(amounts: Amounts) -> str:
     parts = []
     for resource, amount in amounts.items():
-        text = f"{amount / 2**30:.3g}Gi" if resource == "memory" else f"{amount:.4g}"
+        text = f"{float(amount) / 2**30:.3g}Gi" if resource == "memory" else f"{float(amount):.4g}"
         parts.append(f"{resource} {text}")
     return ", ".join(parts)

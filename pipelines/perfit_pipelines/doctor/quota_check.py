@@ -94,4 +94,4 @@ def _unprefixed(resource: str) -> str:
 
 
 def _plain(amount: Decimal) -> str:
-    return f"{amount / 2**30:.3g}Gi" if amount >= 2**30 else f"{amount:.4g}"
+    return f"{float(amount) / 2**30:.3g}Gi" if amount >= 2**30 else f"{float(amount):.4g}"

@@ -15,7 +15,7 @@ import yaml
 from perfit.errors import PerfitError
 from perfit_pipelines.deploy.kubectl import Kubectl
 
-from ..kubernetes_api import check_object
+from ..kubernetes_api import read_object
 from .conftest import write_federation
 
 OVERLAYS = ["kind", "gpu", "kubeflow-multiuser", "existing-minio"]
@@ -47,7 +47,7 @@ def test_what_is_written_is_a_kustomization_on_top_of_the_overlay(deploy, overla
     deploy("federation.yaml", *options(overlay), "--output", "out")
     objects = build(Path("out"))
     for item in objects.values():
-        check_object(item)
+        read_object(item)
     run = RUNS.get(overlay, "kubeflow")
     for name, access_key in [("server", "perfit-server"), ("tiny-ann", "tiny.ann"), ("tiny-bob", "tiny.bob")]:
         held = texts(objects["Secret", run, f"perfit-{name}"])

@@ -1,0 +1,274 @@
+"""What a federation of many clients costs, by calculation and by simulation on this machine: docs/scaling.md.
+
+    python tests/benchmarks/scaling.py [pipelines] [parameters] [traffic] [average] [server]
+
+Nothing here runs in a cluster. ``pipelines`` compiles and counts pods as KFP's Argo compiler makes them; ``parameters``
+and ``traffic`` write the real files and take their length; ``average`` and ``server`` run the server's own code on
+random updates, each case in a process of its own, whose peak is its largest resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from perfit.adapter import SparseAdapter, mask_hash
+from perfit.adapter_file import AdapterHeader, dump_mask, dump_values, load_mask, load_values
+from perfit.aggregation import Contribution, aggregate
+from perfit.space import LoraSpace
+from perfit.spec import Federation
+
+STORE = "s3://perfit"
+MANY = 1000
+MODELS = {
+    # Layers, hidden size, outputs of q_proj and of v_proj, from the models' own config.json.
+    "SmolLM2-135M, rank 8": (30, 576, (576, 192), 8),
+    "SmolLM2-135M, rank 16": (30, 576, (576, 192), 16),
+    "7B (Llama 2), rank 16": (32, 4096, (4096, 4096), 16),
+}
+
+
+def main() -> None:
+    """Print the tables of the parts named, or of all."""
+    parts = {
+        "pipelines": pipelines,
+        "parameters": parameters,
+        "traffic": traffic,
+        "average": average,
+        "server": server,
+    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(parts)}")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        name, clients = arguments.case.split(":")
+        print(json.dumps({"average": measure_average, "server": measure_server}[name](int(clients))))
+        return
+    for name in arguments.parts or parts:
+        parts[name]()
+
+
+def federation(clients: int = MANY, tiers: int = 1, rounds: int = 1) -> Federation:
+    """A federation of clients spread evenly over tiers, none of which limits its parallelism."""
+    entries = [
+        {
+            "id": f"client-{number:04d}",
+            "tier": f"tier-{number % tiers}",
+            "data": f"{STORE}/data/client-{number:04d}.jsonl",
+        }
+        for number in range(clients)
+    ]
+    tree = {"name": "hospitals", "model": "owner/model", "rounds": rounds, "clients": entries}
+    return Federation.model_validate({**tree, "tiers": {f"tier-{number}": {} for number in range(tiers)}})
+
+
+def space(model: str) -> LoraSpace:
+    """The expanded space (expansion 2) of a LoRA on q_proj and v_proj."""
+    layers, hidden, outputs, rank = MODELS[model]
+    return _space(layers, hidden, outputs, 2 * rank)
+
+
+def _space(layers: int, hidden: int, outputs: tuple[int, int], rank: int) -> LoraSpace:
+    shapes = {}
+    for layer, (module, width) in itertools.product(range(layers), zip(("q_proj", "v_proj"), outputs, strict=True)):
+        name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+        shapes |= {f"{name}.lora_A.weight": (rank, hidden), f"{name}.lora_B.weight": (width, rank)}
+    return LoraSpace.from_shapes(shapes)
+
+
+# Calculated
+
+
+def pipelines() -> None:
+    """Size of the compiled pipelines, and pods of a run in which all clients take part."""
+    from perfit.errors import PerfitError
+    from perfit_pipelines.compile import compile_pipeline
+
+    print("| pipeline | clients | tiers | rounds | compiled bytes | pods |\n| --- | --- | --- | --- | --- | --- |")
+    cases = [("federated_round", clients, 1, 1) for clients in (10, 100)]
+    cases += [("federated_round", MANY, tiers, 1) for tiers in (1, 4, 8)]
+    cases += [("federated_tuning", MANY, tiers, rounds) for tiers in (1, 4, 8) for rounds in (1, 3, 10, 30)]
+    with tempfile.TemporaryDirectory() as directory:
+        for pipeline, clients, tiers, rounds in cases:
+            target, spec = Path(directory, "pipeline.yaml"), federation(clients, tiers, rounds)
+            try:
+                compile_pipeline(spec, pipeline, STORE, target)
+            except PerfitError as error:
+                print(f"| {pipeline} | {clients} | {tiers} | {rounds} | refused: {error.problem} | |", flush=True)
+                continue
+            ir = next(yaml.load_all(target.read_text(), Loader=yaml.CSafeLoader))
+            pods = 1 + _pods(ir, ir["root"], clients // tiers)
+            size = target.stat().st_size
+            print(f"| {pipeline} | {clients} | {tiers} | {rounds} | {size:,} | {pods:,} |", flush=True)
+
+
+def _pods(ir: dict[str, Any], component: dict[str, Any], clients: int) -> int:
+    """Pods below a component: a driver and an executor a container, a driver a DAG, a loop and each iteration."""
+    count = 0
+    for task in component["dag"]["tasks"].values():
+        inner = ir["components"][task["componentRef"]["name"]]
+        if "dag" not in inner:
+            count += 2
+        elif "parameterIterator" in task:
+            count += 1 + clients * (1 + _pods(ir, inner, clients))
+        else:
+            count += 1 + _pods(ir, inner, clients)
+    return count
+
+
+def parameters() -> None:
+    """Size of what passes through KFP as parameters, and of what deploying writes into Secrets."""
+    from perfit_components.steps.outcome import TRAINED, brief
+    from perfit_components.steps.plan import client_secret
+    from perfit_pipelines.deploy.roles import roles_of
+    from perfit_pipelines.policies import policy_text
+
+    print("| clients | federation file | the same as one line | items of a loop | statuses | policies of clients |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for clients in (10, 100, MANY):
+        spec = federation(clients)
+        items = [{"id": c.id, "secret": client_secret(spec, c), "volume": ""} for c in spec.clients]
+        statuses = [brief({"client": client.id, "status": TRAINED}) for client in spec.clients]
+        sizes = [len(spec.to_yaml()), len(json.dumps(spec.model_dump(mode="json", exclude_defaults=True)))]
+        sizes += [len(json.dumps(items)), len(json.dumps(statuses))]
+        sizes.append(sum(len(policy_text(role.policy)) for role in roles_of(spec, STORE) if role.client))
+        print(f"| {clients} | {' | '.join(f'{size:,}' for size in sizes)} |", flush=True)
+
+
+def traffic() -> None:
+    """Length of the files that a client and the server exchange, in MB (10^6 bytes)."""
+    from perfit.export import peft_files
+
+    columns = ["positions", "budget", "mask", "global adapter", "update", "update in bfloat16", "personal adapter"]
+    print(f"| model | {' | '.join(columns)} |\n|{' --- |' * (1 + len(columns))}")
+    for model in MODELS:
+        here, rank = space(model), MODELS[model][3]
+        mask = here.plain_mask(rank)
+        part = SparseAdapter(here, mask, np.zeros(here.budget(rank), np.float32))
+        whole = SparseAdapter(here, np.ones(here.size, bool), np.zeros(here.size, np.float32))
+        spec = Federation.model_validate({**federation(1).model_dump(), "lora": {"rank": rank}})
+        files = [dump_mask(_header("one"), here, mask), dump_values(_header(None), whole)]
+        files += [dump_values(_header("one"), part), dump_values(_header("one"), part, "bfloat16")]
+        sizes = [len(file) for file in files] + [sum(map(len, peft_files(spec, part).values()))]
+        counts = f"{here.size:,} | {here.budget(rank):,}"
+        print(f"| {model} | {counts} | {' | '.join(f'{size / 1e6:.2f}' for size in sizes)} |", flush=True)
+
+
+# Simulated
+
+
+def average() -> None:
+    """Seconds and peak memory of reading and averaging updates from memory, without a store."""
+    print("| clients | positions | seconds | seconds a client | peak MiB | MiB before |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for clients in (10, 100, MANY):
+        found = _in_own_process(f"average:{clients}")
+        cells = f"{found['positions']:,} | {found['seconds']:.2f} | {found['seconds'] / clients:.4f}"
+        print(f"| {clients} | {cells} | {found['peak']:.0f} | {found['before']:.0f} |", flush=True)
+
+
+def measure_average(clients: int) -> dict[str, float]:
+    """Average as the server does: check every file, then sum; eight different updates take turns."""
+    here = space("SmolLM2-135M, rank 8")
+    files = [_files(here, 8, seed) for seed in range(8)]
+    before = _peak_mib()
+
+    def contributions() -> Iterator[Contribution]:
+        for mask_file, update in itertools.islice(itertools.cycle(files), clients):
+            mask = load_mask(mask_file)[2]
+            yield Contribution(load_values(update, mask)[1], 100)
+
+    previous = here.initial_values(0)
+    started = time.perf_counter()
+    aggregate(previous, contributions())
+    seconds = time.perf_counter() - started
+    return {"positions": here.size, "seconds": seconds, "peak": _peak_mib(), "before": before}
+
+
+def server() -> None:
+    """Seconds of the server's steps on a store of files on this machine, with a small space."""
+    print("| clients | plan s | aggregate s | report s | report MB | peak MiB |\n| --- | --- | --- | --- | --- | --- |")
+    for clients in (10, 100, MANY):
+        found = _in_own_process(f"server:{clients}")
+        cells = " | ".join(f"{found[key]:.2f}" for key in ("plan", "aggregate", "report", "megabytes"))
+        print(f"| {clients} | {cells} | {found['peak']:.0f} |", flush=True)
+
+
+def measure_server(clients: int) -> dict[str, float]:
+    """Plan, commit and report one round, in which every client delivers."""
+    from perfit_components.steps.aggregate import aggregate_updates
+    from perfit_components.steps.plan import plan
+    from perfit_components.steps.prepare import global_header
+    from perfit_components.steps.report import report
+    from perfit_storage import FederationStore
+
+    spec, here = federation(clients), _space(2, 576, (576, 192), 16)
+    initial = SparseAdapter(here, np.ones(here.size, bool), here.initial_values(0))
+    with tempfile.TemporaryDirectory() as directory:
+        store = FederationStore.open(Path(directory).as_uri(), spec.name)
+        store.write_spec(spec.to_yaml().encode(), None)
+        store.create_head(store.put_global(0, dump_values(global_header(spec, 0), initial)))
+        found = {"plan": _seconds(lambda: plan(store.uri, 1, "tier-0"))}
+        for seed, client in enumerate(spec.clients):
+            _deliver(store, here, client.id, seed)
+        found["aggregate"] = _seconds(lambda: aggregate_updates(store.uri, 1, []))
+        found["report"] = _seconds(lambda: report(store.uri, 1))
+        found["megabytes"] = len(store.read_report(1)) / 1e6
+    return {**found, "peak": _peak_mib()}
+
+
+def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
+    """Store what a client leaves after a round."""
+    mask_file, update = _files(here, 8, seed, client)
+    sha256 = mask_hash(here, load_mask(mask_file)[2])
+    store.put_mask(client, sha256, mask_file)
+    record = {"client": client, "status": "trained", "reason": None, "round": 1, "tier": "tier-0", "rank": 8}
+    record |= {"budget": here.budget(8), "samples": 100, "held_out_records": 20, "skipped_records": 0}
+    record |= {"truncated_records": 0, "losses": [2.0, 1.5] * 10, "mask_sha256": sha256}
+    record |= {"perplexity": {"round_0": 9.0, "before": 8.0, "after": 7.0}}
+    store.put_update(1, client, {**record, "bytes_up": len(update), "bytes_down": len(update)}, update)
+
+
+def _files(here: LoraSpace, rank: int, seed: int, client: str = "one") -> tuple[bytes, bytes]:
+    """A random mask of a rank's budget, and values on it."""
+    draw, budget = np.random.default_rng(seed), here.budget(rank)
+    mask = np.zeros(here.size, dtype=bool)
+    mask[draw.permutation(here.size)[:budget]] = True
+    adapter = SparseAdapter(here, mask, draw.standard_normal(budget, dtype=np.float32))
+    return dump_mask(_header(client), here, mask), dump_values(_header(client, 1), adapter)
+
+
+def _header(client: str | None, round: int = 0) -> AdapterHeader:
+    return AdapterHeader("hospitals", round, client, "owner/model", 8, 2)
+
+
+def _in_own_process(case: str) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", __file__, "--case", case]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

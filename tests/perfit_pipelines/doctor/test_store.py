@@ -1,0 +1,155 @@
+"""The store's check, against a real SeaweedFS with right and wrong policies."""
+
+from __future__ import annotations
+
+import copy
+import socket
+
+import pytest
+
+from perfit_pipelines.policies import client_policy, server_policy
+from perfit_storage import open_store
+
+from ..store_roles import SERVER, role_policies
+
+BUCKET = "arn:aws:s3:::perfit"
+ROOT = f"{BUCKET}/federations/tiny"
+
+
+def allow(action: str, resource: str, **more) -> dict:
+    return {"Effect": "Allow", "Action": [action], "Resource": [resource], **more}
+
+
+def key_for(site, name: str, role: str, policy: dict) -> None:
+    """Give a role another key, under another policy, in its Secret."""
+    site.store.server.add_users({name: (f"secret-of-{name}", policy)})
+    secret = "perfit-server" if role == SERVER else f"perfit-tiny-{role}"
+    site.add_keys(secret, role, AWS_ACCESS_KEY_ID=name, AWS_SECRET_ACCESS_KEY=f"secret-of-{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "statement", "finding"),
+    [
+        ("reads", allow("s3:GetObject", f"{ROOT}/clients/*"), "may read clients/bob/perfit-doctor"),
+        ("updates", allow("s3:GetObject", f"{ROOT}/rounds/*"), "may read rounds/1/updates/bob.json"),
+        ("masks", allow("s3:GetObject", f"{ROOT}/masks/*"), "may read masks/bob-0"),
+        ("lists", allow("s3:ListBucket", BUCKET), "may list everything"),
+        (
+            "names",
+            allow("s3:ListBucket", BUCKET, Condition={"StringEquals": {"s3:prefix": "federations/tiny/clients/"}}),
+            "may list clients/",
+        ),
+        ("writes", allow("s3:PutObject", f"{ROOT}/clients/*"), "may write clients/bob/perfit-doctor"),
+        ("heads", allow("s3:PutObject", f"{ROOT}/head.json"), "may write head.json"),
+        ("plans", allow("s3:PutObject", f"{ROOT}/rounds/1/plan.json"), "may write rounds/1/plan.json"),
+    ],
+)
+def test_a_client_that_may_too_much(site, name, statement, finding):
+    policy = copy.deepcopy(role_policies(site.store.spec, "s3://perfit")["ann"])
+    policy["Statement"].append(statement)
+    key_for(site, f"much-{name}", "ann", policy)
+    found = site.only("fail", "store")["finding"]
+    assert found.startswith("the key of ann (Secret perfit-tiny-ann)")
+    assert finding in found
+    assert "not its own" in found
+
+
+@pytest.mark.parametrize(
+    ("statement", "finding"),
+    [
+        (0, "may not read clients/ann/perfit-doctor"),
+        (1, r"cannot read s3://perfit/federations/tiny/spec.yaml"),
+        (2, "may not list what begins with masks/ann-"),
+    ],
+)
+def test_a_client_that_may_too_little(site, statement, finding):
+    policy = copy.deepcopy(role_policies(site.store.spec, "s3://perfit")["ann"])
+    del policy["Statement"][statement]
+    key_for(site, f"little-{statement}", "ann", policy)
+    assert finding in site.only("fail", "store")["finding"]
+
+
+def test_a_client_that_may_not_write(site):
+    policy = copy.deepcopy(role_policies(site.store.spec, "s3://perfit")["ann"])
+    policy["Statement"][0]["Action"] = ["s3:GetObject"]
+    key_for(site, "mute", "ann", policy)
+    assert "may not write clients/ann/perfit-doctor" in site.only("fail", "store")["finding"]
+
+
+def test_a_server_that_reads_clients_files(site):
+    policy = server_policy(site.store.spec, "s3://perfit")
+    policy["Statement"].append(allow("s3:GetObject", f"{ROOT}/*"))
+    key_for(site, "curious", SERVER, policy)
+    found = site.only("fail", "store")["finding"]
+    assert "the key of the server (Secret perfit-server) may read clients/ann/perfit-doctor" in found
+
+
+def test_policies_of_another_store(site):
+    policy = client_policy(site.store.spec, site.store.spec.clients[0], "s3://other")
+    key_for(site, "elsewhere", "ann", policy)
+    assert "cannot read s3://perfit/federations/tiny/spec.yaml" in site.only("fail", "store")["finding"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding", "fix"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch", "correct AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "NOBODY"}, "InvalidAccessKeyId", "correct AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_a_key_that_the_store_does_not_know(site, changes, finding, fix):
+    site.add_keys("perfit-tiny-ann", "ann", **changes)
+    found = site.only("fail", "store")
+    assert finding in found["finding"]
+    assert fix in found["fix"]
+    assert "wrong" not in found["finding"]
+
+
+def test_a_bucket_that_is_not_there(site):
+    found = site.findings("--store", "s3://missing")
+    assert {(check["status"], check["name"]) for check in found} == {("fail", "store")}
+
+
+@pytest.mark.parametrize("uri", ["file:///store", "gs://bucket"])
+def test_a_store_that_pods_cannot_share(site, uri):
+    assert f"pods cannot share {uri}" in site.only("fail", "store", "--store", uri)["finding"]
+
+
+def test_a_store_that_is_not_named(site):
+    site.write(store=None)
+    assert "pods cannot share" in site.only("fail", "store")["finding"]
+
+
+def test_a_store_by_its_name_in_the_cluster(site):
+    """From a laptop, its address resolves to nothing: that says nothing of the pods."""
+    for secret, role in [("perfit-server", SERVER), ("perfit-tiny-ann", "ann"), ("perfit-tiny-bob", "bob")]:
+        site.add_keys(secret, role, AWS_ENDPOINT_URL="http://minio.perfit.svc:9000")
+    found = site.only("unknown", "store")
+    assert "minio.perfit.svc has a name of the cluster" in found["finding"]
+    assert "--store-endpoint http://localhost:9000" in found["fix"]
+    endpoint = site.store.environment("ann")["AWS_ENDPOINT_URL"]
+    assert site.findings("--store-endpoint", endpoint) == []
+
+
+def test_a_store_that_does_not_answer(site):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    assert "cannot look up" in site.only("fail", "store", "--store-endpoint", endpoint)["finding"]
+
+
+def test_a_name_that_another_federation_has(site):
+    administrator = open_store("s3://perfit", site.store.server.administrator)
+    other = site.store.spec.model_copy(update={"lora": site.store.spec.lora.model_copy(update={"rank": 4})})
+    administrator.put("federations/tiny/spec.yaml", other.to_yaml().encode())
+    try:
+        found = site.only("fail", "store")
+        assert "the store has another federation 'tiny': lora.rank is 8 here and 4 there" in found["finding"]
+        administrator.put("federations/tiny/spec.yaml", replace_rounds(site.store.spec).to_yaml().encode())
+        assert site.findings() == [], "rounds may change"
+    finally:
+        administrator.delete("federations/tiny/spec.yaml")
+
+
+def replace_rounds(spec):
+    return spec.model_copy(update={"rounds": spec.rounds + 1})

@@ -13,6 +13,7 @@ import torch
 
 from perfit.adapter import SparseAdapter
 from perfit.data import ExampleSet, load_examples, split_held_out
+from perfit.errors import TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import compact, expand, read_values, set_dense
 from perfit.memory import check_tier, memory_need
@@ -21,7 +22,7 @@ from perfit.search import search_architecture
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, Federation
-from perfit.training import OnStep, TrainingDiverged, train
+from perfit.training import OnStep, train
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,3 +18,7 @@ class PerfitError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.problem, self.fix)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a finite number any more."""

@@ -14,12 +14,13 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from perfit.data import Example
+from perfit.errors import TrainingDiverged
 from perfit.importance import METRICS
 from perfit.lora import dense_weights, set_dense
 from perfit.pruning import cubic_schedule, prune
 from perfit.space import LoraSpace
 from perfit.spec import Method, Training
-from perfit.training import OnStep, TrainingDiverged, train
+from perfit.training import OnStep, train
 
 
 def search_architecture(

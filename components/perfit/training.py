@@ -19,14 +19,11 @@ from transformers import (
 )
 
 from perfit.data import Example
+from perfit.errors import TrainingDiverged
 from perfit.spec import Training
 
 OnStep = Callable[[int, int, float], None]
 """Called after every optimizer step with the step (from 1), the number of steps and the loss (nats per token)."""
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is not a finite number any more."""
 
 
 def train(

@@ -28,11 +28,8 @@ def images() -> Images:
 
 @pytest.fixture(scope="session")
 def daemon(images) -> Iterator[DockerClient]:
-    """The Docker daemon at DOCKER_HOST."""
-    docker = pytest.importorskip("docker")
-    try:
-        client = docker.from_env()
-    except docker.errors.DockerException as error:
-        pytest.skip(f"no Docker daemon: {error}")
-    with closing(client):
+    """The Docker daemon at DOCKER_HOST, which must be there if images are named."""
+    import docker
+
+    with closing(docker.from_env()) as client:
         yield client

@@ -14,7 +14,7 @@ DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
 
 TOOL = """#!/bin/sh
 # Stands for docker: keeps what it is called with, and the directory that it shall build from.
-printf '%s\\n' "$@" > "$RECORD/$(basename "$(dirname "$6")").arguments"
+printf '%s\\n' "$@" > "$RECORD/arguments"
 for last; do :; done
 cp -r "$last" "$RECORD/context"
 """
@@ -35,7 +35,7 @@ def test_both_images_are_linted():
 def test_dockerfiles_pin_what_they_name(dockerfile):
     text = dockerfile.read_text()
     assert "ARG BASE=python:3.11.14-slim-bookworm\n" in text
-    assert f"ARG VERSION={_version()}\n" in text
+    assert "'tini=0.19.0-*'" in text
 
 
 @pytest.fixture
@@ -70,8 +70,7 @@ def test_the_context_holds_no_more_than_the_images_need(build):
 
 def test_one_image_gets_its_name_labels_and_base(build):
     record = build("server", IMAGE_PREFIX="registry.example/", BASE="debian:own", BUILD_FLAGS="--network=host --pull")
-    arguments = (record / "server.arguments").read_text().splitlines()
-    assert arguments[-1] == arguments[-1].strip()
+    arguments = (record / "arguments").read_text().splitlines()
     assert f"registry.example/perfit-server:{_version()}" in arguments
     assert {"BASE=debian:own", f"VERSION={_version()}", "--network=host", "--pull", "--format=docker"} <= set(arguments)
 

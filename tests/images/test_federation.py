@@ -6,7 +6,6 @@ import builtins
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(daemon, images, s3_server, tmp_path_factory) -> Iterator[Finished]:
+def finished(daemon, images, s3_server, tmp_path_factory) -> Finished:
     """Two clients of unequal rank in two tiers, one round, through an S3 server on this machine."""
     from ..perfit.tiny import save_gguf, save_llama
 
@@ -53,7 +52,7 @@ def finished(daemon, images, s3_server, tmp_path_factory) -> Iterator[Finished]:
     environment = {**s3_server.environment, "OMP_NUM_THREADS": "1"}
     _run_in_containers(spec, uri, images, environment, inputs, outputs, cache)
     objects = open_store(f"{uri}/federations/{spec.name}", s3_server.environment)
-    yield Finished(spec, {key: objects.get(key).data for key in objects.list("")}, outputs, cache)
+    return Finished(spec, {key: objects.get(key).data for key in objects.list("")}, outputs, cache)
 
 
 def _run_in_containers(spec, uri, images, environment, inputs: Path, outputs: Path, cache: Path) -> None:

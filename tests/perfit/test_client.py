@@ -11,11 +11,10 @@ from numpy.testing import assert_array_equal
 
 from perfit.adapter import SparseAdapter
 from perfit.client import evaluate, find_mask, load_client_data, load_expanded, tune
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import set_dense
 from perfit.spec import Client
-from perfit.training import TrainingDiverged
 
 from .tiny import base_hash, loaded, write_records
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from perfit.data import IGNORE_INDEX, Example, ExampleSet, load_examples, split_held_out, tokenize
 from perfit.errors import PerfitError
 from perfit.records import BadRecord
@@ -58,9 +59,7 @@ def test_the_prompt_is_tokenised_as_at_generation(tiny_tokenizer):
     example = tokenize([QUESTION, ANSWER], tiny_tokenizer, 100)
     prompt = tiny_tokenizer.apply_chat_template([QUESTION], add_generation_prompt=True)["input_ids"]
     assert example.input_ids[: len(prompt)] == prompt
-    assert example.labels[: len(prompt) + 1] == [IGNORE_INDEX] * len(prompt) + [
-        example.input_ids[len(prompt)]
-    ]
+    assert example.labels[: len(prompt) + 1] == [IGNORE_INDEX] * len(prompt) + [example.input_ids[len(prompt)]]
 
 
 def test_the_plain_layout_of_a_model_without_template():
@@ -148,9 +147,7 @@ def test_load_examples_names_what_it_leaves_out(tmp_path, tiny_tokenizer):
     assert [len(example.input_ids) <= 60 for example in examples.examples] == [True, True]
     assert examples.truncated == 1
     assert [line for line, _ in examples.skipped] == [2, 3]
-    with pytest.raises(
-        PerfitError, match="2 of 4 records cannot be used: line 2: no response; line 3: the prompt"
-    ):
+    with pytest.raises(PerfitError, match="2 of 4 records cannot be used: line 2: no response; line 3: the prompt"):
         load_examples(source, tiny_tokenizer, 60, "refuse")
 
 

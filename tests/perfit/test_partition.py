@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from perfit.errors import PerfitError
 from perfit.partition import by_category, dirichlet, iid, write_partition
 from perfit.records import Record, read_records
@@ -174,9 +175,7 @@ def test_unsafe_client_ids(tmp_path, name):
     ],
 )
 def test_bad_partitions_write_nothing(tmp_path, records, names, problem):
-    parts = (
-        [np.arange(2), np.arange(2, len(records))] if len(records) < 10 else [np.arange(5), np.arange(5, 10)]
-    )
+    parts = [np.arange(2), np.arange(2, len(records))] if len(records) < 10 else [np.arange(5), np.arange(5, 10)]
     with pytest.raises(PerfitError) as raised:
         write_partition(records, parts, names, tmp_path / "data", 0.5, seed=0)
     assert problem in raised.value.problem

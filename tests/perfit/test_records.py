@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from perfit.errors import PerfitError
 from perfit.records import BadRecord, Record, check_records, read_records, to_messages
 
@@ -103,9 +104,7 @@ def test_sources_that_are_no_file(source, problem):
 
 def python(code: str, home: Path) -> str:
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -10,10 +10,11 @@ import torch
 from numpy.testing import assert_array_equal
 
 from perfit.client import find_mask
+from perfit.errors import TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import dense_weights, set_dense
 from perfit.search import search_architecture
-from perfit.training import TrainingDiverged, features
+from perfit.training import features
 
 from .tiny import base_hash, loaded
 

@@ -14,10 +14,11 @@ from perfit.adapter import SparseAdapter
 from perfit.adapter_file import to_wire
 from perfit.client import load_expanded
 from perfit.data import IGNORE_INDEX, Example
+from perfit.errors import TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import compact, read_values
 from perfit.spec import Training
-from perfit.training import TrainingDiverged, features, train
+from perfit.training import features, train
 
 from .tiny import base_hash, loaded
 

@@ -50,4 +50,6 @@ class Finished:
 def finished(tiny_llama, tmp_path_factory) -> Finished:
     """``perfit run`` on a file store. Leave the home as it is."""
     home = make_home(tmp_path_factory.mktemp("finished"), tiny_llama)
-    return Finished(home, home.stored("run", home.file))
+    result = home.stored("run", home.file)
+    assert result.code == 0, result.err
+    return Finished(home, result)

@@ -15,6 +15,7 @@ from perfit_storage.local_server import find_weed
 
 from ..perfit_components.running import files
 from .commands import perfit
+from .goldens import documents
 
 RECORDS = [
     {"instruction": f"What is {topic} {n}?", "context": "", "response": f"{topic} {n}.", "category": topic}
@@ -124,17 +125,20 @@ def test_compile_takes_the_store_of_the_file_or_the_one_given(home):
         result = home.perfit("compile", "federation.yaml", "-o", name, *options)
         assert result.code == 0, result.err
         assert result.out.startswith(f"wrote {name}")
-    assert "Default: 's3://of-the-file'" in (home.directory / "a.yaml").read_text()
-    assert "Default: 's3://given'" in (home.directory / "b.yaml").read_text()
+    defaults = [
+        documents(home.directory / name)[0]["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"]
+        for name in ("a.yaml", "b.yaml")
+    ]
+    assert defaults == ["s3://of-the-file", "s3://given"]
 
 
 def test_compile_one_round_with_other_images(home):
     options = ["--pipeline", "federated_round", "--client-image", "r/client:2", "--server-image", "r/server:2"]
     home.perfit("compile", "federation.yaml", "-o", "round.yaml", "--store", "s3://bucket", *options)
-    text = (home.directory / "round.yaml").read_text()
-    assert "# Name: federated-round\n" in text
-    images = {line.split()[-1] for line in text.splitlines() if line.strip().startswith("image:")}
-    assert images == {"r/client:2", "r/server:2"}
+    pipeline, _ = documents(home.directory / "round.yaml")
+    assert pipeline["pipelineInfo"]["name"] == "federated-round"
+    executors = pipeline["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {"r/client:2", "r/server:2"}
 
 
 def test_compile_into_a_directory_that_does_not_exist(home):
@@ -152,10 +156,14 @@ def test_run_shows_every_stage_and_where_things_are(finished):
     out = finished.result.out
     lines = out.splitlines()
     assert lines[0] == f"federation tiny: perfit, store {finished.home.site.store_uri}"
-    assert [line.split("  loss")[0] for line in lines if "  loss " in line] == [
-        *(f"search  {client}  step {n}/3" for client in ("ann", "bob") for n in (1, 2, 3)),
-        *(f"round {r}/2  {client}  step {n}/2" for r in (1, 2) for client in ("ann", "bob") for n in (1, 2)),
-    ]
+    shown = [line.split("  loss")[0] for line in lines if "  loss " in line]
+    stages = [("search", 3), ("round 1/2", 2), ("round 2/2", 2)]
+    for stage, steps in stages:  # one tier after the other, in an order of KFP's own
+        printed, shown = shown[: 2 * steps], shown[2 * steps :]
+        assert sorted(printed) == [
+            f"{stage}  {client}  step {n}/{steps}" for client in ("ann", "bob") for n in range(1, steps + 1)
+        ]
+    assert shown == []
     rows = {line.split()[0]: line.split() for line in lines if line.startswith((" ann", " bob"))}
     summary = finished.home.site.store.read_summary(2)
     for record in summary["clients"]:

@@ -12,9 +12,8 @@ from perfit.adapter import SparseAdapter
 from perfit.adapter_file import AdapterFileError, AdapterHeader, dump_values, load_mask, load_values
 from perfit.aggregation import Contribution, aggregate
 from perfit.errors import PerfitError
-from perfit_components.steps.opening import OpenFederation, open_federation
+from perfit_components.steps.opening import OpenFederation, global_header, open_federation
 from perfit_components.steps.outcome import FAILED, TRAINED
-from perfit_components.steps.prepare import global_header
 from perfit_components.steps.record import TrainedRecord
 from perfit_storage import CorruptObject, Head, ObjectNotFound
 

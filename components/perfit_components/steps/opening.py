@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfit.adapter import SparseAdapter
-from perfit.adapter_file import AdapterFileError, load_dense
+from perfit.adapter_file import AdapterFileError, AdapterHeader, load_dense
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.spec import Client, Federation
@@ -94,3 +94,15 @@ def read_federation(store: FederationStore) -> OpenFederation:
 def model_cache() -> Path:
     """Return where converted models are kept: $PERFIT_CACHE, a volume on the cluster, or the user's cache."""
     return Path(os.environ.get("PERFIT_CACHE") or Path.home() / ".cache" / "perfit")
+
+
+def global_header(spec: Federation, round: int) -> AdapterHeader:
+    """Return the header of the global adapter of a round; budget and mask are filled in when it is written."""
+    return AdapterHeader(
+        federation=spec.name,
+        round=round,
+        client=None,
+        base_model=spec.model,
+        rank=spec.expanded_rank,
+        expansion=spec.expansion,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, TrainingDiverged
 from perfit_storage import StoreError
 
 TRAINED, SEARCHED, FAILED = "trained", "searched", "failed"
@@ -36,8 +36,6 @@ _OUT_OF_MEMORY = (
 
 
 def _reason(error: Exception) -> str:
-    from perfit.training import TrainingDiverged
-
     if isinstance(error, TrainingDiverged):
         return f"{error}\n  fix: lower training.learning_rate, and look at the client's records"
     return f"{type(error).__name__}, see the log of this client's pod"

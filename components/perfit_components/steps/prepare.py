@@ -10,11 +10,11 @@ import numpy as np
 import yaml
 
 from perfit.adapter import SparseAdapter
-from perfit.adapter_file import AdapterHeader, dump_values
+from perfit.adapter_file import dump_values
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.spec import Federation
-from perfit_components.steps.opening import model_cache
+from perfit_components.steps.opening import global_header, model_cache
 from perfit_storage import FederationStore, ObjectNotFound
 
 T = TypeVar("T")
@@ -84,18 +84,6 @@ def _initial_adapter(spec: Federation) -> bytes:
     space = inspect_model(spec, model_cache())
     adapter = SparseAdapter(space, np.ones(space.size, dtype=bool), space.initial_values(spec.training.seed))
     return dump_values(global_header(spec, 0), adapter)
-
-
-def global_header(spec: Federation, round: int) -> AdapterHeader:
-    """Return the header of the global adapter of a round; budget and mask are filled in when it is written."""
-    return AdapterHeader(
-        federation=spec.name,
-        round=round,
-        client=None,
-        base_model=spec.model,
-        rank=spec.expanded_rank,
-        expansion=spec.expansion,
-    )
 
 
 def _check_same(spec: Federation, stored: bytes, uri: str) -> None:

@@ -20,7 +20,9 @@ def deploy(
         Path | None, typer.Option("--output", "-o", help="Directory to write; else .perfit/deploy/<name>/<overlay>.")
     ] = None,
     apply: Annotated[bool, typer.Option(help="Apply it with kubectl instead, and leave nothing on disk.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="With --apply: let the server check, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="With --apply: let the server check alone; its namespaces must be there.")
+    ] = False,
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", help="Where runs live; else where the overlay puts them.")
     ] = None,

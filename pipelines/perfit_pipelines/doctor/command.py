@@ -25,6 +25,7 @@ def doctor(
     store_endpoint: Annotated[
         str | None, typer.Option(help="URL of the store as this machine reaches it; else that of the Secrets.")
     ] = None,
+    service_account: Annotated[str, typer.Option(help="Service account that runs act as.")] = "perfit-runner",
     client_image: ClientImage = None,
     server_image: ServerImage = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -41,7 +42,8 @@ def doctor(
     spec = load_federation(file)
     namespace = endpoint.namespace or _STANDALONE
     images = (client_image or CLIENT_IMAGE, server_image or SERVER_IMAGE)
-    checks = examine(Subject(spec, endpoint, namespace, context, store or spec.store, store_endpoint, images))
+    uri = store or spec.store
+    checks = examine(Subject(spec, endpoint, namespace, context, uri, store_endpoint, service_account, images))
     if json:
         typer.echo(as_json(checks))
     else:

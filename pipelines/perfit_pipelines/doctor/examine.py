@@ -10,7 +10,7 @@ from kubernetes.client import V1Node
 from perfit.errors import PerfitError
 from perfit.spec import Federation
 from perfit_pipelines.cluster.endpoint import Endpoint
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown, warn
+from perfit_pipelines.doctor.check import Check, fail, ok, unknown
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.images_check import check_images
 from perfit_pipelines.doctor.nodes_check import check_tiers, fitting_nodes
@@ -20,7 +20,6 @@ from perfit_pipelines.doctor.secrets_check import RoleKeys, check_secrets
 from perfit_pipelines.doctor.store_check import check_store
 from perfit_pipelines.doctor.volumes_check import check_volumes
 
-_RUNNER = "perfit-runner"
 _ALLOW_FIX = "let an administrator bind you to the Role and ClusterRole perfit-doctor of manifests/, or run it"
 
 
@@ -35,6 +34,7 @@ class Subject:
         context: Of the kubeconfig; None for its current one.
         store: URI of the store.
         store_endpoint: URL of the store as this machine reaches it; None for that of the Secrets.
+        service_account: That runs act as.
         images: Of clients and server.
     """
 
@@ -44,6 +44,7 @@ class Subject:
     context: str | None
     store: str | None
     store_endpoint: str | None
+    service_account: str
     images: Sequence[str]
 
 
@@ -60,7 +61,7 @@ def examine(subject: Subject) -> list[Check]:
 def _examine_cluster(subject: Subject, cluster: Cluster) -> list[Check]:
     spec, namespace = subject.spec, subject.namespace
     checks = _allowed("namespace", lambda: _check_namespace(cluster, namespace))
-    checks += _allowed("service account", lambda: _check_runner(cluster, namespace))
+    checks += _allowed("service account", lambda: _check_account(cluster, namespace, subject.service_account))
     found, roles = check_secrets(cluster, spec, namespace)
     checks += found
     checks += _check_store(subject, roles)
@@ -94,8 +95,9 @@ def _check_namespace(cluster: Cluster, name: str) -> list[Check]:
     return [ok("namespace", f"{name} is there")]
 
 
-def _check_runner(cluster: Cluster, namespace: str) -> list[Check]:
-    if cluster.service_account(namespace, _RUNNER):
-        return [ok("service account", f"{_RUNNER} is there")]
-    finding = f"there is no {_RUNNER}: runs would use Kubeflow's account, which may read the keys of all clients"
-    return [warn("service account", finding, "perfit deploy FILE --overlay NAME --apply makes it")]
+def _check_account(cluster: Cluster, namespace: str, name: str) -> list[Check]:
+    if cluster.service_account(namespace, name):
+        return [ok("service account", f"{name} is there")]
+    finding = f"there is no service account {name} in namespace {namespace}: no pod of a run would start"
+    fix = "perfit deploy FILE --overlay NAME --apply makes perfit-runner; for another one give --service-account"
+    return [fail("service account", finding, fix)]

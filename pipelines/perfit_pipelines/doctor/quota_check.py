@@ -27,7 +27,7 @@ def check_quotas(cluster: Cluster, spec: Federation, namespace: str) -> list[Che
         return problems
     if not quotas:
         return [ok(NAME, f"none bounds pods of runs in namespace {namespace}")]
-    return [ok(NAME, f"{', '.join(quota.metadata.name for quota in quotas)} leave room for all clients at once")]
+    return [ok(NAME, f"room for all clients at once in {', '.join(quota.metadata.name for quota in quotas)}")]
 
 
 def _counts(quota: V1ResourceQuota) -> bool:

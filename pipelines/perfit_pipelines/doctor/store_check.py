@@ -79,7 +79,7 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
     inside = host.endswith((".svc", ".svc.cluster.local")) or "." not in host
     if inside and not endpoint:
         fix = (
-            "run perfit doctor in a pod, or forward a port (kubectl -n perfit port-forward svc/minio 9000) and give "
+            "forward a port, for the overlays' MinIO with kubectl -n perfit port-forward svc/minio 9000, and give "
             "--store-endpoint http://localhost:9000"
         )
         return unknown(NAME, f"{host} has a name of the cluster, which this machine does not reach", fix)

@@ -56,7 +56,7 @@ def test_all_is_found_in_one_run(site):
     found = [(check["status"], check["name"]) for check in site.findings()]
     assert found == [
         ("fail", "Kubeflow Pipelines"),
-        ("warn", "service account"),
+        ("fail", "service account"),
         ("fail", "volumes"),
         ("fail", "tier gpu"),
     ]
@@ -83,6 +83,10 @@ def test_kubeflow_pipelines(site, health, status, finding):
 def test_kubeflow_new_enough_and_as_its_ui_says_it(site, tag):
     site.pipelines.health = {"apiServerTagName": tag, "apiServerReady": True}
     assert site.findings() == []
+
+
+def test_the_service_account_of_runs(site):
+    assert "no service account other" in site.only("fail", "service account", "--service-account", "other")["finding"]
 
 
 def test_kubeflow_that_does_not_answer(site):

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Builds both images for real and runs tests/images on them, on a Debian machine where no image registry is reachable:
+# the base image is made from Debian's packages, and the Docker daemon is this script's own, stopped and wiped at the end.
+#
+#   images/ci/run.sh        as root, in a checkout with .venv (make test makes it)
+#
+# WHEELS (default: PIP_FIND_LINKS, if a directory) should hold torch without CUDA: PyPI's needs gigabytes more. CA_BUNDLE
+# (default: PIP_CERT) is for a TLS proxy, see images/build.sh. PERFIT_CI_CACHE keeps the base image, see images/ci/base.sh.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+python=$PWD/.venv/bin/python
+work=$(mktemp -d /var/tmp/perfit-images.XXXXXX)
+daemon=
+started=$SECONDS
+
+clean_up() {
+    if [ -n "$daemon" ]; then
+        kill "$daemon" 2> /dev/null || true
+        wait "$daemon" || true
+    fi
+    rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+# Runs a command; prints its name, and how long it took. Its output is shown if it fails.
+phase() {
+    local name=$1 from=$SECONDS
+    shift
+    if ! "$@" > "$work/output" 2>&1; then
+        tail -n 100 "$work/output" >&2
+        echo "images: $name failed" >&2
+        exit 1
+    fi
+    echo "images: $name: $((SECONDS - from)) s"
+}
+
+install_tools() {
+    command -v dockerd debootstrap > /dev/null && return
+    [ "$(id -u)" = 0 ] && command -v apt-get || { echo "docker.io and debootstrap are needed, or root on Debian"; return 1; }
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends \
+        docker.io debootstrap
+}
+
+start_daemon() {
+    export DOCKER_HOST=unix://$work/docker.sock
+    # No bridge, no firewall rules: containers are on the host's network, or have none.
+    dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/pid" --host "$DOCKER_HOST" \
+        --bridge=none --iptables=false > "$work/daemon.log" 2>&1 &
+    daemon=$!
+    local tries
+    for tries in {1..100}; do
+        docker info > /dev/null 2>&1 && return
+        kill -0 "$daemon" 2> /dev/null || break
+        sleep 0.2
+    done
+    echo "dockerd does not answer after $tries tries"
+    tail -n 20 "$work/daemon.log"
+    return 1
+}
+
+run_tests() {
+    PERFIT_TEST_IMAGES="perfit-client:$tag perfit-server:$tag" "$python" -m pytest -q tests/images
+}
+
+phase "install docker and debootstrap" install_tools
+phase "start the daemon" start_daemon
+phase "make the base image" images/ci/base.sh perfit-base:bookworm
+
+tag=$("$python" -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
+export IMAGE_TAG=$tag BASE=perfit-base:bookworm BUILD_FLAGS="--network=host --progress=plain"
+export CA_BUNDLE=${CA_BUNDLE-${PIP_CERT:-}}
+[ -n "${WHEELS:-}" ] || [ ! -d "${PIP_FIND_LINKS:-}" ] || export WHEELS=$PIP_FIND_LINKS
+# Debian's docker has BuildKit inside; another docker on PATH may want a plugin for it.
+export CONTAINER_TOOL=/usr/bin/docker DOCKER_BUILDKIT=1
+phase "build perfit-client" images/build.sh client
+phase "build perfit-server" images/build.sh server
+docker images --format 'images: {{.Repository}}:{{.Tag}} is {{.Size}}'
+
+phase "test" run_tests
+tail -n 1 "$work/output"
+clean_up
+trap - EXIT
+echo "images: all: $((SECONDS - started)) s"

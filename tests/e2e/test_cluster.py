@@ -1,0 +1,152 @@
+"""Install, submit, kill a client's pod, schedule, on a live cluster: in this order, on one federation.
+
+Later tests go on from where earlier ones left the federation: run the file whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from perfit_components.steps.plan import client_secret
+from perfit_pipelines.cluster.client import connect
+from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.schedule import list_schedules
+from perfit_pipelines.doctor.secrets_check import KEYS
+from perfit_storage import AccessDenied, FederationStore
+
+from .conftest import ROUNDS, Cluster, Home, wait_for
+
+RUN_ID = re.compile(r"id ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster, home: Home) -> Home:
+    """The overlay with the federation's keys, applied; MinIO's users made."""
+    endpoint = ["--endpoint", cluster.pods_endpoint] if cluster.pods_endpoint else []
+    succeed(
+        cluster.perfit(
+            "deploy", home.file, "--overlay", cluster.overlay, "--apply",
+            "--context", cluster.context, "--namespace", cluster.namespace, *endpoint,
+        )
+    )  # fmt: skip
+    if cluster.overlay != "existing-minio":
+        cluster.kubectl("wait", "job/minio-setup", "-n", "perfit", "--for=condition=complete", "--timeout=15m")
+    return home
+
+
+@pytest.fixture(scope="module")
+def tuned(installed: Home) -> Home:
+    """The federation after ``perfit submit`` of all its rounds."""
+    submitted = succeed(installed.submit("--timeout", "1h"))
+    assert "the run succeeded" in submitted.stdout
+    return installed
+
+
+def test_every_role_has_a_secret_with_a_key_of_its_own(cluster: Cluster, installed: Home):
+    names = ["perfit-server", *(client_secret(installed.spec, client) for client in installed.spec.clients)]
+    held = [json.loads(cluster.kubectl("get", "secret", name, "-o", "json"))["data"] for name in names]
+    assert all(set(KEYS) <= set(data) for data in held)
+    assert len({data["AWS_SECRET_ACCESS_KEY"] for data in held}) == len(names)
+
+
+def test_doctor_finds_nothing_in_the_way(cluster: Cluster, installed: Home):
+    done = cluster.perfit("doctor", installed.file, *cluster.connection, "--context", cluster.context, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"]) == (0, True), found
+
+
+def test_submit_commits_all_rounds_with_both_clients(tuned: Home):
+    assert tuned.files.read_head().round == ROUNDS
+    summaries = tuned.files.summaries()
+    assert [summary["round"] for summary in summaries] == list(range(1, ROUNDS + 1))
+    for summary in summaries:
+        assert {record["client"]: record["status"] for record in summary["clients"]} == {
+            client.id: "trained" for client in tuned.spec.clients
+        }
+
+
+def test_head_names_an_adapter_that_is_there_and_intact(tuned: Home):
+    head = tuned.files.read_head()
+    assert tuned.files.read_global(head)  # raises if the bytes are not those that the head names
+
+
+def test_report_names_every_client(tuned: Home):
+    html = tuned.files.read_report(ROUNDS).decode()
+    assert all(client.id in html for client in tuned.spec.clients)
+
+
+def test_submit_again_changes_nothing(tuned: Home):
+    before = tuned.files.read_head()
+    succeed(tuned.submit("--timeout", "1h"))
+    assert tuned.files.read_head() == before
+
+
+def test_a_clients_key_does_not_open_the_other_clients_files(cluster: Cluster, tuned: Home):
+    ours, other = tuned.spec.clients
+    data = json.loads(cluster.kubectl("get", "secret", client_secret(tuned.spec, ours), "-o", "json"))["data"]
+    key = {name: base64.b64decode(data[name]).decode() for name in KEYS if name != "AWS_ENDPOINT_URL"}
+    files = FederationStore.open(cluster.store, tuned.spec.name, {**_endpoint(), **key})
+    assert files.list_client_files(ours.id)
+    with pytest.raises(AccessDenied):
+        files.list_client_files(other.id)
+
+
+def test_a_killed_client_pod_leaves_the_head_and_a_second_run_goes_on(cluster: Cluster, tuned: Home):
+    before = tuned.files.read_head()
+    tuned.edit(rounds=before.round + 1)
+    run_id = _run_id(succeed(tuned.submit("--no-follow")))
+    pod = wait_for("a client's pod of the new round", lambda: tuned.pods(run_id, "train-client"), minutes=30)[0]
+    cluster.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
+
+    followed = cluster.perfit("follow", run_id, *cluster.connection, "--timeout", "30m")
+    assert followed.returncode == 3, followed.stdout + followed.stderr
+    assert tuned.files.read_head() == before
+
+    succeed(tuned.submit("--timeout", "1h"))
+    assert tuned.files.read_head().round == before.round + 1
+
+
+@pytest.fixture
+def schedule(cluster: Cluster, tuned: Home) -> Iterator[str]:
+    """The name of a schedule that starts a round each minute, one at a time."""
+    name = f"{tuned.spec.name}-schedule"
+    succeed(cluster.perfit("schedule", "create", tuned.file, "--every", "1m", "--name", name, *cluster.running))
+    yield name
+    succeed(cluster.perfit("schedule", "delete", name, *cluster.connection))
+
+
+def test_schedule_commits_rounds_until_it_is_paused(cluster: Cluster, tuned: Home, schedule: str):
+    before = tuned.files.read_head().round
+    kubeflow = connect(Endpoint(cluster.kfp, cluster.namespace))
+    assert [found.enabled for found in list_schedules(kubeflow) if found.name == schedule] == [True]
+
+    wait_for("a scheduled round", lambda: tuned.files.read_head().round > before, minutes=45, seconds=15)
+
+    succeed(cluster.perfit("schedule", "pause", schedule, *cluster.connection))
+    assert [found.enabled for found in list_schedules(kubeflow) if found.name == schedule] == [False]
+    summary = wait_for("its summary", lambda: tuned.files.read_summary(before + 1), minutes=5)
+    assert sum(record["status"] == "trained" for record in summary["clients"]) == len(tuned.spec.clients)
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """Return a command's result, once it is sure that it is one."""
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def _run_id(submitted: subprocess.CompletedProcess[str]) -> str:
+    found = RUN_ID.search(submitted.stdout)
+    assert found, submitted.stdout
+    return found[1]
+
+
+def _endpoint() -> dict[str, str]:
+    """Where this machine reaches the store: pods have another address for it."""
+    return {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]} if os.environ.get("AWS_ENDPOINT_URL") else {}

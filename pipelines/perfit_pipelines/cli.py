@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from perfit.errors import PerfitError
+from perfit_pipelines import deploy, doctor
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.stores import STATE, use_store
 from perfit_storage import StoreError
@@ -237,4 +238,5 @@ def partition(
     print(yaml.safe_dump({"clients": entries}, sort_keys=False), end="")
 
 
-cluster.register(app)
+for commands in (cluster, deploy, doctor):
+    commands.register(app)

@@ -15,6 +15,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.spec import Federation
 from perfit_components.steps.opening import global_header, model_cache
+from perfit_components.steps.plan import client_secret
 from perfit_storage import FederationStore, ObjectNotFound
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ def _by_method(spec: Federation, method: str) -> Federation:
     if method in (AS_IN_FILE, spec.method.name):
         return spec
     tree = spec.model_dump(mode="json")
+    for entry, client in zip(tree["clients"], spec.clients, strict=True):
+        entry["secret"] = client_secret(spec, client)  # the keys go by the name that was deployed
     tree["name"] = f"{spec.name}-{method}"
     tree["method"]["name"] = method
     return parse_federation(yaml.safe_dump(tree), "federation file with another method")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -282,6 +283,12 @@ class Federation(_Section):
     def to_yaml(self) -> str:
         """Return the whole file, defaults included, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def to_json(self) -> str:
+        """Return what differs from the defaults on one line, which a text field of the UI takes."""
+        return json.dumps(
+            self.model_dump(mode="json", exclude_defaults=True), separators=(",", ":"), ensure_ascii=False
+        )
 
     def difference(self, other: Federation) -> str | None:
         """Name the first key in which two files describe different federations, or None.

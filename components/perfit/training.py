@@ -26,6 +26,9 @@ OnStep = Callable[[int, int, float], None]
 """Called after every optimizer step with the step (from 1), the number of steps and the loss (nats per token)."""
 
 
+_CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+
+
 def train(
     model: torch.nn.Module,
     examples: Sequence[Example],
@@ -68,8 +71,7 @@ def train(
             lr_scheduler_type="constant",
             optim="adamw_torch",
             bf16=options.precision == "bfloat16",
-            gradient_checkpointing=options.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            **_CHECKPOINTING if options.gradient_checkpointing else {},
             seed=seed,
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),

@@ -18,6 +18,7 @@ clean_up() {
     if [ -n "$daemon" ]; then
         kill "$daemon" 2> /dev/null || true
         wait "$daemon" || true
+        umount "$work"/exec/netns/* 2> /dev/null || true    # left behind by the daemon
     fi
     rm -rf "$work"
 }

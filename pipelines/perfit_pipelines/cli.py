@@ -25,7 +25,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets.")
 app.add_typer(data_app, name="data")
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
 
 File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
 StoreOption = Annotated[
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         app()
     except (PerfitError, StoreError) as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         console.print("[bold red]error:[/]", end=" ")
         console.print(error.problem, markup=False)
         console.print("  [bold]fix:[/]", end=" ")

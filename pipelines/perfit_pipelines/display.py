@@ -26,7 +26,7 @@ class RunDisplay:
 
     def __init__(self, spec: Federation, console: Console):
         self._rounds = spec.rounds
-        self._console = Console(file=console.file, highlight=False)
+        self._console = Console(file=console.file, highlight=False, emoji=False, soft_wrap=True)
         self._bars: dict[tuple[int, str], TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -51,8 +51,8 @@ def run_locally(
         except RuntimeError as error:
             # KFP's message names the failed task; ours says why it failed.
             message = errors.last or f"a task failed: {plain(str(error))}"
-            problem, _, fix = message.partition("\n  fix: ")
-            raise PerfitError(problem, fix or f"look at the end of {log}") from error
+            problem, found, fix = message.rpartition("\n  fix: ")
+            raise PerfitError(problem or message, fix if found else f"look at the end of {log}") from error
 
 
 def _call_pipeline(spec: Federation, store: str, root: Path) -> None:

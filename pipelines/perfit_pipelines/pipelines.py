@@ -55,24 +55,25 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
     Raises:
         PerfitError: Some, but not all clients of a tier have a volume.
     """
-    search, rounds = _search_stage(spec, images), _round_stage(spec, images, searching=False)
+    search, rounds = _search_stage(spec, images), _round_stage(spec, images)
 
     @dsl.pipeline(
         name="federated-tuning", description=_describe(spec, f"{spec.rounds} rounds"), pipeline_config=_config(spec)
     )
-    def pipeline(federation_file: str = spec.to_yaml(), store: str = store, method: str = AS_IN_FILE):
+    def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
         """Run a federation.
 
         Args:
-            federation_file: The federation file (YAML). Rounds and tiers were fixed when the pipeline was compiled.
+            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the pipeline
+                was compiled with.
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
         prepared = _prepare(spec, images, federation_file, store, method)
-        federation = search(federation=prepared.outputs["federation"]).output
+        federation = _uncached(search(federation=prepared.outputs["federation"])).output
         for number in range(1, spec.rounds + 1):
             stage = rounds(federation=federation, round=number)
-            federation = stage.set_display_name(f"Round {number} of {spec.rounds}").output
+            federation = _uncached(stage).set_display_name(f"Round {number} of {spec.rounds}").output
 
     return _offer_methods(pipeline)
 
@@ -90,21 +91,22 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
     Raises:
         PerfitError: Some, but not all clients of a tier have a volume.
     """
-    stage = _round_stage(spec, images, searching=True)
+    stage = _round_stage(spec, images)
 
     @dsl.pipeline(
         name="federated-round", description=_describe(spec, "one round from the head"), pipeline_config=_config(spec)
     )
-    def pipeline(federation_file: str = spec.to_yaml(), store: str = store, method: str = AS_IN_FILE):
+    def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
         """Run a federation.
 
         Args:
-            federation_file: The federation file (YAML). Rounds and tiers were fixed when the pipeline was compiled.
+            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the pipeline
+                was compiled with.
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
         prepared = _prepare(spec, images, federation_file, store, method)
-        stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"])
+        _uncached(stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"]))
 
     return _offer_methods(pipeline)
 
@@ -131,7 +133,7 @@ def _config(spec: Federation) -> dsl.PipelineConfig:
 
 
 def _search_stage(spec: Federation, images: Images) -> BaseComponent:
-    tiers = {tier: _tier_clients(spec, tier, images, searching=True, tuning=False) for tier in spec.tiers_in_use()}
+    tiers = {tier: _tier_clients(spec, tier, images, tuning=False) for tier in spec.tiers_in_use()}
 
     @dsl.pipeline(name="search")
     def search(federation: str) -> str:
@@ -142,8 +144,8 @@ def _search_stage(spec: Federation, images: Images) -> BaseComponent:
     return search
 
 
-def _round_stage(spec: Federation, images: Images, *, searching: bool) -> BaseComponent:
-    tiers = {tier: _tier_clients(spec, tier, images, searching=searching) for tier in spec.tiers_in_use()}
+def _round_stage(spec: Federation, images: Images) -> BaseComponent:
+    tiers = {tier: _tier_clients(spec, tier, images, tuning=True) for tier in spec.tiers_in_use()}
 
     @dsl.pipeline(name="round")
     def round_stage(federation: str, round: int) -> str:
@@ -157,26 +159,30 @@ def _round_stage(spec: Federation, images: Images, *, searching: bool) -> BaseCo
     return round_stage
 
 
-def _tier_clients(
-    spec: Federation, tier: str, images: Images, *, searching: bool, tuning: bool = True
-) -> BaseComponent:
-    """The clients of one tier, side by side. A pipeline of its own: the fields of a loop's items reach a task's
-    platform settings (secret, volume) only where the list is an input of the pipeline that loops.
+def _tier_clients(spec: Federation, tier: str, images: Images, *, tuning: bool) -> BaseComponent:
+    """The clients of one tier, side by side, each in a pipeline of its own.
+
+    Two traps of KFP 2.17 shape this. Secret and volume reach a task's platform settings only as plain inputs of the
+    pipeline that holds the task, not as fields of a loop's item. And platform settings of a nested pipeline with two
+    executors can end up at those of another tier, so that each client is one task.
     """
+
+    @dsl.pipeline(name=f"client-{tier}")
+    def one_client(federation: str, round: int, client: str, secret: str, volume: str) -> dict[str, str]:
+        if tuning:
+            task = train_client(federation=federation, round=round, client=client)
+        else:
+            task = search_client(federation=federation, client=client)
+        return _on_client(task, secret, volume, spec, tier, images).output
 
     @dsl.pipeline(name=f"clients-{tier}")
     def clients_of_tier(federation: str, round: int, clients: list[dict[str, str]]) -> list[dict[str, str]]:
-        with dsl.ParallelFor(clients, parallelism=spec.tiers[tier].parallelism or None) as client:
-            tasks = []
-            if searching:
-                tasks.append(search_client(federation=federation, client=client.id))
-            if tuning:
-                tasks.append(train_client(federation=federation, round=round, client=client.id))
-            for task in tasks:
-                _on_client(task, client, spec, tier, images)
-            if searching and tuning:
-                tasks[1].after(tasks[0])
-        return dsl.Collected(tasks[-1].output)
+        with dsl.ParallelFor(clients, parallelism=spec.tiers[tier].parallelism or None) as item:
+            done = one_client(
+                federation=federation, round=round, client=item.id, secret=item.secret, volume=item.volume
+            )
+            _uncached(done)
+        return dsl.Collected(done.output)
 
     return clients_of_tier
 
@@ -188,7 +194,7 @@ def _all_tiers(tiers: dict[str, BaseComponent], federation, round, images: Image
         planned = plan_round(federation=federation, round=round, tier=tier)
         _on_server(planned, images.server).set_display_name(f"Plan {tier}")
         clients = clients_of_tier(federation=federation, round=round, clients=planned.output)
-        statuses = clients.set_display_name(f"Clients: {tier}").output
+        statuses = _uncached(clients).set_display_name(f"Clients: {tier}").output
         if merged is not None:
             statuses = _on_server(merge_statuses(first=merged, second=statuses), images.server).output
         merged = statuses
@@ -200,15 +206,17 @@ def _on_server(task: dsl.PipelineTask, image: str, role: str = "server") -> dsl.
     return _with_store(task, SERVER_SECRET, role).set_container_image(image)
 
 
-def _on_client(task: dsl.PipelineTask, item, spec: Federation, tier_name: str, images: Images) -> dsl.PipelineTask:
+def _on_client(
+    task: dsl.PipelineTask, secret, volume, spec: Federation, tier_name: str, images: Images
+) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    _with_store(task, item.secret, "client").set_container_image(images.client)
+    _with_store(task, secret, "client").set_container_image(images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
     if _has_volumes(spec, tier_name):
-        kubernetes.mount_pvc(task, pvc_name=item.volume, mount_path=DATA_MOUNT)
+        kubernetes.mount_pvc(task, pvc_name=volume, mount_path=DATA_MOUNT)
     return task
 
 
@@ -217,6 +225,10 @@ def _with_store(task: dsl.PipelineTask, secret, role: str) -> dsl.PipelineTask:
     kubernetes.add_pod_label(task, ROLE_LABEL, role)
     kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in _STORE_KEYS})
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
+    return _uncached(task)
+
+
+def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
     # The store is the state: KFP must not answer from its cache what another run may have changed.
     return task.set_caching_options(False)
 

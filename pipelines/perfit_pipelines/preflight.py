@@ -34,5 +34,7 @@ def _check_source(spec: Federation, client: Client, uri: str) -> str:
     if not is_local(uri):
         return f"{client.id}: {uri} is not on this machine and was not read"
     checked = check_records(uri, spec.data.bad_records)
+    if len(checked.usable) < 2 and not client.held_out:
+        raise PerfitError(f"{uri}: one record, of which none can be held out", "give more records, or held_out records")
     skipped = "".join(f"\n  skipped line {line}: {reason}" for line, reason in checked.skipped)
     return f"{client.id}: {uri}: {len(checked.usable)} records{skipped}"

@@ -28,6 +28,7 @@ class Store:
 
         Raises:
             PerfitError: The store has no federation, or several and none was named.
+            StoreError: It cannot be reached, or has none of this name.
         """
         if name is None:
             names = federation_names(open_store(self.uri, self.environment))
@@ -38,7 +39,9 @@ class Store:
                     "name one with --federation" if names else "run one first: perfit run FILE",
                 )
             name = names[0]
-        return FederationStore.open(self.uri, name, self.environment)
+        federation = FederationStore.open(self.uri, name, self.environment)
+        federation.read_spec()  # names the federations that are there, if this is none of them
+        return federation
 
 
 @contextmanager

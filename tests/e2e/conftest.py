@@ -29,7 +29,6 @@ NEEDED = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
-RUNNER = "perfit-runner"
 ROUNDS = 2
 EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples" / "data"
 CLIENTS = ("hospital", "bank")
@@ -66,7 +65,7 @@ class Cluster:
         """Options of commands that start runs."""
         named = {"--client-image": "PERFIT_E2E_CLIENT_IMAGE", "--server-image": "PERFIT_E2E_SERVER_IMAGE"}
         images = [(option, os.environ[name]) for option, name in named.items() if os.environ.get(name)]
-        return (*self.connection, "--service-account", RUNNER, *(word for pair in images for word in pair))
+        return (*self.connection, *(word for pair in images for word in pair))
 
 
 @dataclass(frozen=True)

@@ -188,11 +188,14 @@ def test_a_failed_search_is_soft_until_too_few_are_left(make_site):
     assert [status["status"] for status in statuses] == ["searched", "searched", "failed"]
 
 
-def test_a_client_without_an_architecture_does_not_tune(make_site):
-    site = make_site().prepare()
-    site.planned(1)
+def test_a_client_without_an_architecture_searches_it_before_it_tunes(make_site):
+    site, searched = make_site().prepare(), make_site().prepare().search()
+    for each in (site, searched):
+        each.planned(1)
     record = train(site.uri, 1, "ann")
-    assert record["reason"].startswith("client 'ann' has no architecture yet: its search did not end well")
+    assert record["status"] == "trained"
+    assert record == train(searched.uri, 1, "ann")
+    assert site.store.find_masks("ann") == searched.store.find_masks("ann") == [record["mask_sha256"]]
 
 
 def test_a_client_that_the_federation_does_not_know(trained):

@@ -47,7 +47,6 @@ def test_a_round_takes_the_fraction_of_every_tier(site):
         "federation": "tiny",
         "round": 1,
         "base": json.loads(files(site.root)["head.json"]),
-        "minimum_clients": 2,
         "participants": [
             {"id": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]]} for id in drawn
         ],

@@ -67,7 +67,7 @@ def aggregate_updates(uri: str, round: int, statuses: Iterable[dict]) -> dict:
     reasons = {status["client"]: status.get("reason") for status in statuses}
     values = aggregate(previous.values, _contributions(opened, plan, previous, reasons, tally))
     if head.round < round:
-        _check_quorum(plan, tally)
+        _check_quorum(opened, plan, tally)
         adapter = SparseAdapter(previous.space, previous.mask, values)
         new = store.put_global(round, dump_values(global_header(opened.spec, round), adapter))
         if not store.advance_head(base, new):
@@ -80,7 +80,7 @@ def aggregate_updates(uri: str, round: int, statuses: Iterable[dict]) -> dict:
         "method": opened.spec.method.name,
         "round": round,
         "base": asdict(base),
-        "minimum_clients": plan["minimum_clients"],
+        "minimum_clients": opened.spec.participation.minimum_clients,
         "positions": previous.space.size,
         "positions_held": int(np.count_nonzero(tally.held)),
         "clients": tally.outcomes,
@@ -124,9 +124,22 @@ def _verified(
         trained = TrainedRecord.model_validate(record)
     except ValidationError as error:
         raise _Refused(f"its record is malformed: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    budget = previous.space.budget(rank)
+    promised = {
+        "client": client,
+        "round": plan["round"],
+        "tier": participant["tier"],
+        "rank": rank,
+        "budget": budget,
+    }
+    for name, value in promised.items():
+        if getattr(trained, name) != value:
+            raise _Refused(f"its record says {name} {getattr(trained, name)!r}, the plan {value!r}")
     _, space, mask = load_mask(opened.store.get_mask(client, trained.mask_sha256))
     if space != previous.space:
         raise _Refused("its mask stands in another space")
+    if np.count_nonzero(mask) != budget:
+        raise _Refused(f"its mask holds {np.count_nonzero(mask)} positions, its rank gives {budget}")
     expected = AdapterHeader(
         federation=opened.spec.name,
         round=plan["round"],
@@ -134,7 +147,7 @@ def _verified(
         base_model=opened.spec.model,
         rank=rank,
         expansion=opened.spec.expansion,
-        budget=space.budget(rank),
+        budget=budget,
         mask_sha256=trained.mask_sha256,
     )
     if not opened.spec.method.exchanges:  # its values stay with the client
@@ -148,8 +161,9 @@ def _verified(
     return Contribution(adapter, trained.samples)
 
 
-def _check_quorum(plan: dict, tally: _Tally) -> None:
-    minimum = plan["minimum_clients"]
+def _check_quorum(opened: OpenFederation, plan: dict, tally: _Tally) -> None:
+    # As the file has it now: lowering it rescues a round whose planned clients are gone for good.
+    minimum = opened.spec.participation.minimum_clients
     if tally.delivered >= minimum:
         return
     lost = [

@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from perfit.adapter import SparseAdapter, mask_hash
 from perfit.adapter_file import AdapterHeader, dump_mask, dump_values, load_mask, load_values
@@ -24,7 +23,7 @@ from perfit_components.steps.record import Perplexity, TrainedRecord
 from perfit_storage import Head, ObjectNotFound, StoreError, open_store
 
 if TYPE_CHECKING:
-    from perfit.client import ClientData, ExpandedModel
+    from perfit.client import ClientData, ExpandedModel, Tuning
 
 _BASELINE = "baseline.json"
 ADAPTER_DIRECTORY = "adapter"
@@ -43,6 +42,7 @@ def search(uri: str, client_id: str) -> dict:
 def train(uri: str, round: int, client_id: str) -> dict:
     """Tune a client's values for a round and upload them, unless the round has its update.
 
+    A client that has no mask yet searches it first, with the model that is loaded anyway.
     The personal adapter is written to the client's own part of the store, then the update, then its record.
 
     Returns:
@@ -57,51 +57,108 @@ def train(uri: str, round: int, client_id: str) -> dict:
 
 
 def _search(opened: OpenFederation, client_id: str) -> dict:
-    client = opened.client(client_id)
-    found = opened.store.find_masks(client_id)
-    if found:
-        return {"client": client_id, "status": SEARCHED, "mask_sha256": found[0]}
-    space = opened.global_adapter(opened.store.read_head())[0].space
-    if opened.spec.method.searches:
-        mask = _searched_mask(opened.spec, client)
-    else:
-        mask = space.plain_mask(opened.spec.rank_of(client))
-    sha256 = mask_hash(space, mask)
-    opened.store.put_mask(client_id, sha256, dump_mask(_header(opened.spec, client, SEARCH_ROUND), space, mask))
-    return {"client": client_id, "status": SEARCHED, "mask_sha256": sha256}
-
-
-def _searched_mask(spec: Federation, client: Client) -> np.ndarray:
-    from perfit.client import find_mask
-
-    model, data = _load(spec, client)
-    initial = model.space.initial_values(spec.training.seed)
-    return find_mask(model, spec, client, data, initial, _progress(SEARCH_ROUND, client.id))
+    workplace = _Workplace(opened, opened.client(client_id))
+    return {"client": client_id, "status": SEARCHED, "mask_sha256": _find_mask(workplace)}
 
 
 def _train(opened: OpenFederation, round: int, client_id: str) -> dict:
-    store, spec, client = opened.store, opened.spec, opened.client(client_id)
+    store, spec = opened.store, opened.spec
+    workplace = _Workplace(opened, opened.client(client_id))
     done = store.read_record(round, client_id)
     if done and done["status"] == TRAINED:
         return done
     from perfit.client import tune  # torch, which a round that is done does not need
 
     base = Head(**store.read_plan(round)["base"])
-    start = _start(opened, round, client, base)
-    model, data = _load(spec, client)
-    if model.space != start.adapter.space:
+    start = _start(workplace, round, base)
+    model, data = workplace.loaded
+    tuning = tune(model, spec, workplace.client, round, data, start.adapter, _progress(round, client_id))
+    baseline = _baseline(workplace)
+    _write_personal_adapter(opened, client_id, tuning.adapter)
+    update = dump_values(_header(spec, workplace.client, round), tuning.adapter, spec.wire_dtype)
+    record = _record(workplace, round, tuning, start, baseline, update)
+    stored = store.put_update(round, client_id, record.model_dump(), update, private=not spec.method.exchanges)
+    store.put_client_file(client_id, _BASELINE, json.dumps(baseline).encode())
+    return stored
+
+
+@dataclass(frozen=True)
+class _Workplace:
+    """A client in its pod: its federation, and its model and data, which are loaded once and only if needed."""
+
+    opened: OpenFederation
+    client: Client
+
+    @cached_property
+    def loaded(self) -> tuple[ExpandedModel, ClientData]:
+        from perfit.client import load_client_data, load_expanded
+
+        model = load_expanded(self.opened.spec, model_cache())
+        with tempfile.TemporaryDirectory() as downloads:
+            return model, load_client_data(self.opened.spec, self.client, model.tokenizer, _fetcher(downloads))
+
+
+def _find_mask(workplace: _Workplace) -> str:
+    """Return the hash of the client's mask, which is searched and uploaded if it has none."""
+    store, spec, client = workplace.opened.store, workplace.opened.spec, workplace.client
+    found = store.find_masks(client.id)
+    if found:
+        return found[0]
+    space = workplace.opened.global_adapter(store.read_head())[0].space
+    if spec.method.searches:
+        from perfit.client import find_mask
+
+        model, data = workplace.loaded
+        initial = model.space.initial_values(spec.training.seed)
+        mask = find_mask(model, spec, client, data, initial, _progress(SEARCH_ROUND, client.id))
+    else:
+        mask = space.plain_mask(spec.rank_of(client))
+    sha256 = mask_hash(space, mask)
+    store.put_mask(client.id, sha256, dump_mask(_header(spec, client, SEARCH_ROUND), space, mask))
+    return sha256
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a client starts a round from, and what that cost: a mask travels once, before the first update."""
+
+    adapter: SparseAdapter
+    mask_sha256: str
+    mask_bytes_up: int
+    bytes_down: int
+
+
+def _start(workplace: _Workplace, round: int, base: Head) -> _Start:
+    """Global values at the client's positions, or its own last ones where none are exchanged."""
+    opened, client = workplace.opened, workplace.client
+    sha256 = _find_mask(workplace)
+    mask_file = opened.store.get_mask(client.id, sha256)
+    _, space, mask = load_mask(mask_file)
+    if workplace.loaded[0].space != space:
         raise PerfitError(
-            f"model: {spec.model} gives other LoRA matrices here than the federation was founded with",
+            f"model: {opened.spec.model} gives other LoRA matrices here than the federation was founded with",
             "use the same model files everywhere",
         )
-    tuning = tune(model, spec, client, round, data, start.adapter, _progress(round, client_id))
-    known = _baseline(opened, client, data)
-    baseline = known or _measure_baseline(model, spec, client, data)
-    _write_personal_adapter(opened, client_id, tuning.adapter)
-    header = _header(spec, client, round)
-    update = dump_values(header, tuning.adapter, spec.wire_dtype)
-    record = TrainedRecord(
-        client=client_id,
+    last = _last_update(workplace, round)
+    mask_bytes = 0 if last else len(mask_file)
+    if last and not opened.spec.method.exchanges:
+        return _Start(load_values(opened.store.read_update(last), mask)[1], sha256, mask_bytes, 0)
+    everything, size = opened.global_adapter(base)
+    return _Start(SparseAdapter(space, mask, everything.values[mask]), sha256, mask_bytes, size)
+
+
+def _last_update(workplace: _Workplace, round: int) -> dict | None:
+    """The client's record of the latest round before this one in which it delivered."""
+    records = (workplace.opened.store.read_record(n, workplace.client.id) for n in range(round - 1, 0, -1))
+    return next((record for record in records if record and record["status"] == TRAINED), None)
+
+
+def _record(
+    workplace: _Workplace, round: int, tuning: Tuning, start: _Start, baseline: dict, update: bytes
+) -> TrainedRecord:
+    spec, client, data = workplace.opened.spec, workplace.client, workplace.loaded[1]
+    return TrainedRecord(
+        client=client.id,
         round=round,
         tier=client.tier,
         rank=spec.rank_of(client),
@@ -115,50 +172,9 @@ def _train(opened: OpenFederation, round: int, client_id: str) -> dict:
             round_0=baseline["perplexity"], before=tuning.perplexity_before, after=tuning.perplexity_after
         ),
         mask_sha256=start.mask_sha256,
-        bytes_up=(len(update) if spec.method.exchanges else 0) + (0 if known else start.mask_bytes),
+        bytes_up=(len(update) if spec.method.exchanges else 0) + start.mask_bytes_up,
         bytes_down=start.bytes_down,
     )
-    private = not spec.method.exchanges
-    stored = store.put_update(round, client_id, record.model_dump(), update, private=private)
-    store.put_client_file(client_id, _BASELINE, json.dumps(baseline).encode())
-    return stored
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What a client starts a round from, and what that cost: a mask travels once, before the first round."""
-
-    adapter: SparseAdapter
-    mask_sha256: str
-    mask_bytes: int
-    bytes_down: int
-
-
-def _start(opened: OpenFederation, round: int, client: Client, base: Head) -> _Start:
-    store, spec = opened.store, opened.spec
-    found = store.find_masks(client.id)
-    if not found:
-        raise PerfitError(
-            f"client {client.id!r} has no architecture yet: its search did not end well",
-            "look at the log of its search, then run the round again",
-        )
-    mask_file = store.get_mask(client.id, found[0])
-    _, space, mask = load_mask(mask_file)
-    if not spec.method.exchanges:
-        for earlier in range(round - 1, 0, -1):
-            record = store.read_record(earlier, client.id)
-            if record and record["status"] == TRAINED:
-                return _Start(load_values(store.read_update(record), mask)[1], found[0], len(mask_file), 0)
-    everything, size = opened.global_adapter(base)
-    return _Start(SparseAdapter(space, mask, everything.values[mask]), found[0], len(mask_file), size)
-
-
-def _load(spec: Federation, client: Client) -> tuple[ExpandedModel, ClientData]:
-    from perfit.client import load_client_data, load_expanded
-
-    model = load_expanded(spec, model_cache())
-    with tempfile.TemporaryDirectory() as downloads:
-        return model, load_client_data(spec, client, model.tokenizer, _fetcher(downloads))
 
 
 def _fetcher(directory: str) -> Callable[[str], str]:
@@ -175,20 +191,18 @@ def _fetcher(directory: str) -> Callable[[str], str]:
     return fetch
 
 
-def _baseline(opened: OpenFederation, client: Client, data: ClientData) -> dict | None:
-    """The perplexity under the initial adapter, if it was measured on these held-out records before."""
-    try:
-        baseline = json.loads(opened.store.get_client_file(client.id, _BASELINE))
-    except ObjectNotFound:
-        return None
-    return baseline if baseline["held_out_sha256"] == _fingerprint(data) else None
-
-
-def _measure_baseline(model: ExpandedModel, spec: Federation, client: Client, data: ClientData) -> dict:
+def _baseline(workplace: _Workplace) -> dict:
+    """The perplexity under the initial adapter; measured anew only when the held-out records have changed."""
     from perfit.client import evaluate
 
-    initial = model.space.initial_values(spec.training.seed)
-    perplexity = evaluate(model, spec, client, data, initial)
+    opened, client = workplace.opened, workplace.client
+    model, data = workplace.loaded
+    with suppress(ObjectNotFound):
+        baseline = json.loads(opened.store.get_client_file(client.id, _BASELINE))
+        if baseline["held_out_sha256"] == _fingerprint(data):
+            return baseline
+    initial = model.space.initial_values(opened.spec.training.seed)
+    perplexity = evaluate(model, opened.spec, client, data, initial)
     return {"held_out_sha256": _fingerprint(data), "perplexity": perplexity}
 
 

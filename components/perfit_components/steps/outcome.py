@@ -23,7 +23,9 @@ def softly(client_id: str, action: Callable[[], dict]) -> dict:
     except MemoryError:
         reason = _OUT_OF_MEMORY
     except Exception as error:
-        reason = _OUT_OF_MEMORY if type(error).__name__ == "OutOfMemoryError" else _reason(error)
+        # torch: OutOfMemoryError on an accelerator, a plain RuntimeError of its allocator on the CPU.
+        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        reason = _OUT_OF_MEMORY if out_of_memory else _reason(error)
         traceback.print_exc()
     print(f"client {client_id} has no result: {reason}", flush=True)
     return {"client": client_id, "status": FAILED, "reason": reason}

@@ -68,7 +68,6 @@ def _round_plan(opened: OpenFederation, round: int) -> dict:
             "federation": spec.name,
             "round": round,
             "base": asdict(head),
-            "minimum_clients": spec.participation.minimum_clients,
             "participants": participants,
         },
     )

@@ -31,7 +31,7 @@ class TrainedRecord(BaseModel):
     tier: str
     rank: PositiveInt
     budget: PositiveInt
-    samples: PositiveInt
+    samples: PositiveInt = Field(le=10**9)
     held_out_records: PositiveInt
     skipped_records: NonNegativeInt
     truncated_records: NonNegativeInt

@@ -31,7 +31,10 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
 Store = Annotated[str | None, typer.Option(help="s3://bucket/prefix that the pods use; else the file's.")]
 Experiment = Annotated[str | None, typer.Option(help="Experiment of the runs; else the federation's name.")]
-ServiceAccount = Annotated[str | None, typer.Option(help="Service account of the pods; the manifests bring perfit-runner, which may read no Secret.")]
+ServiceAccount = Annotated[
+    str | None,
+    typer.Option(help="Service account of the pods; the manifests bring perfit-runner, which may read no Secret."),
+]
 ClientImage = Annotated[str | None, typer.Option(help="Image of the clients' tasks.")]
 ServerImage = Annotated[str | None, typer.Option(help="Image of the server's tasks.")]
 

@@ -47,7 +47,7 @@ make_context() {
 revision() {
     local commit
     commit=$(git -C "$root" rev-parse HEAD 2> /dev/null) || { echo unknown; return; }
-    git -C "$root" diff --quiet HEAD -- components images pyproject.toml constraints.txt || commit+=-dirty
+    [ -z "$(git -C "$root" status --porcelain -- components images pyproject.toml constraints.txt)" ] || commit+=-dirty
     echo "$commit"
 }
 

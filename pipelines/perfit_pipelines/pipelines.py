@@ -64,8 +64,8 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
         """Run a federation.
 
         Args:
-            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the pipeline
-                was compiled with.
+            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the
+                pipeline was compiled with.
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
@@ -100,8 +100,8 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
         """Run a federation.
 
         Args:
-            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the pipeline
-                was compiled with.
+            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the
+                pipeline was compiled with.
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """

@@ -72,7 +72,7 @@ def test_names_images_and_service_account_can_be_given(api, perfit, file):
 
 def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
     start = {"root.prepare-federation": "SUCCEEDED", "root.round.plan-round": "SUCCEEDED"}
-    training = {f"{LOOP}({n}:{n}).iteration-item.train-client": "RUNNING" for n in range(2)}
+    training = {f"{LOOP}({n}:{n}).iteration-item.client-default.train-client": "RUNNING" for n in range(2)}
     trained = dict.fromkeys(training, "SUCCEEDED")
     end = {"root.round.aggregate-round": "SUCCEEDED", "root.round.report-round": "SUCCEEDED"}
     api.play(
@@ -103,7 +103,7 @@ def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
 
 
 def test_a_failed_run_ends_with_3_and_says_what_to_look_at(api, perfit, file):
-    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.train-client": "FAILED"})))
+    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.client-default.train-client": "FAILED"})))
     result = perfit("submit", file, *QUICK)
 
     assert result.exit_code == 3
@@ -150,7 +150,12 @@ def test_without_following_it_ends_at_once(api, perfit, file):
 
 def test_a_terminal_shows_a_table_by_stage(api, perfit, file, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    api.play(("SUCCEEDED", details({f"{LOOP}({n}:{n}).iteration-item.train-client": "SUCCEEDED" for n in range(2)})))
+    api.play(
+        (
+            "SUCCEEDED",
+            details({f"{LOOP}({n}:{n}).iteration-item.client-default.train-client": "SUCCEEDED" for n in range(2)}),
+        )
+    )
     out = perfit.succeed("submit", file, *QUICK)
     # Of the seven tasks of a round: plan, two clients, aggregate, report.
     assert re.search(r"Round 1 of 2\s+2/5", out)

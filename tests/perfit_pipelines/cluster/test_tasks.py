@@ -31,8 +31,7 @@ def tasks_of(tmp_path):
         spec = Federation.model_validate({**FEDERATION, **sections})
         file = tmp_path / "pipeline.yaml"
         compile_pipeline(spec, pipeline, "s3://bucket/prefix", file)
-        text = file.read_text()
-        return list_tasks(read_ir(text[text.index("\ncomponents:") :]), spec)
+        return list_tasks(read_ir(file.read_text()), spec)
 
     return compiled
 
@@ -107,7 +106,9 @@ def test_a_node_that_has_not_begun_its_pod_is_left_out(tasks_of):
 def test_without_links_tasks_are_numbered(tasks_of):
     reader = TaskReader(tasks_of())
     loop = "root.round.clients-default.for-loop-1.iteration-iterations"
-    listed = details({f"{loop}({n}:{n}).iteration-item.train-client": "RUNNING" for n in (0, 1)}, linked=False)
+    listed = details(
+        {f"{loop}({n}:{n}).iteration-item.client-default.train-client": "RUNNING" for n in (0, 1)}, linked=False
+    )
     assert [state.name for state in reader.read(listed)] == ["train-client #1", "train-client #2"]
 
 

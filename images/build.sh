@@ -55,8 +55,8 @@ build() {
     local name=perfit-$1 flags=(--build-arg "VERSION=$version" --build-arg "REVISION=$(revision)")
     flags+=(--build-arg "SOURCE=${SOURCE_URL:-unknown}")
     [ -z "${BASE:-}" ] || flags+=(--build-arg "BASE=$BASE")
-    # The OCI format that podman and buildah write by default has no place for HEALTHCHECK.
-    case $tool in *podman | *buildah) flags+=(--format=docker) ;; esac
+    # By default podman and buildah write the OCI format, which has no place for HEALTHCHECK, and buildah one layer.
+    case $tool in *podman | *buildah) flags+=(--format=docker --layers) ;; esac
     # shellcheck disable=SC2086  # BUILD_FLAGS are several words
     "$tool" build "${flags[@]}" ${BUILD_FLAGS:-} -f "$context/images/$1/Dockerfile" \
         -t "${IMAGE_PREFIX:-}$name:${IMAGE_TAG:-$version}" "$context"

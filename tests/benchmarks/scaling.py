@@ -135,13 +135,13 @@ def parameters() -> None:
     from perfit_pipelines.deploy.roles import roles_of
     from perfit_pipelines.policies import policy_text
 
-    print("| clients | federation file | the same as one line | items of a loop | statuses | policies of clients |")
+    print("| clients | federation file, as stored | as compiled | items of a loop | statuses | policies of clients |")
     print("| --- | --- | --- | --- | --- | --- |")
     for clients in (10, 100, MANY):
         spec = federation(clients)
         items = [{"id": c.id, "secret": client_secret(spec, c), "volume": ""} for c in spec.clients]
         statuses = [brief({"client": client.id, "status": TRAINED}) for client in spec.clients]
-        sizes = [len(spec.to_yaml()), len(json.dumps(spec.model_dump(mode="json", exclude_defaults=True)))]
+        sizes = [len(spec.to_yaml()), len(spec.to_json())]
         sizes += [len(json.dumps(items)), len(json.dumps(statuses))]
         sizes.append(sum(len(policy_text(role.policy)) for role in roles_of(spec, STORE) if role.client))
         print(f"| {clients} | {' | '.join(f'{size:,}' for size in sizes)} |", flush=True)

@@ -25,7 +25,7 @@ def test_a_schedule_runs_a_round_of_the_file_one_at_a_time(api, perfit, file):
     assert run.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
     assert only(api.experiments).display_name == "demo"
     root = version.pipeline_spec["pipeline_spec"]["root"]
-    assert "name: demo\n" in root["inputDefinitions"]["parameters"]["federation_file"]["defaultValue"]
+    assert '"name":"demo"' in root["inputDefinitions"]["parameters"]["federation_file"]["defaultValue"]
     assert f"created schedule demo-round: cron 0 0 2 * * *: {api.url}/#/recurringrun/details/" in out
 
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECT := pyproject.toml constraints.txt
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench images clean
 
 run: $(VENV)/.local  ## install, then run the quickstart federation on this machine
 	$(BIN)/perfit run pipelines/examples/quickstart.yaml
@@ -20,6 +20,9 @@ lint: $(VENV)/.dev  ## style and layers
 
 bench: $(VENV)/.dev  ## the step-time ratio; see tests/benchmarks/README.md for the others
 	$(BIN)/python tests/benchmarks/step_time.py
+
+images:  ## build both images with docker, podman or buildah; images/README.md
+	images/build.sh
 
 clean:  ## remove what make made; federations under .perfit stay
 	rm -rf $(VENV)

@@ -5,6 +5,7 @@ resources. Everything else is read at run time from the federation's own files.
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -57,25 +58,13 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
     """
     search, rounds = _search_stage(spec, images), _round_stage(spec, images)
 
-    @dsl.pipeline(
-        name="federated-tuning", description=_describe(spec, f"{spec.rounds} rounds"), pipeline_config=_config(spec)
-    )
-    def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
-        """Run a federation.
-
-        Args:
-            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the
-                pipeline was compiled with.
-            store: Where federations are kept, e.g. s3://bucket/prefix.
-            method: Run the federation by another method than the file's, under a name of its own.
-        """
-        prepared = _prepare(spec, images, federation_file, store, method)
+    def run(prepared: dsl.PipelineTask) -> None:
         federation = _uncached(search(federation=prepared.outputs["federation"])).output
         for number in range(1, spec.rounds + 1):
             stage = rounds(federation=federation, round=number)
             federation = _uncached(stage).set_display_name(f"Round {number} of {spec.rounds}").output
 
-    return _offer_methods(pipeline)
+    return _pipeline("federated-tuning", f"{spec.rounds} rounds", spec, store, images, run)
 
 
 def federated_round(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:
@@ -93,9 +82,23 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
     """
     stage = _round_stage(spec, images)
 
-    @dsl.pipeline(
-        name="federated-round", description=_describe(spec, "one round from the head"), pipeline_config=_config(spec)
+    def run(prepared: dsl.PipelineTask) -> None:
+        _uncached(stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"]))
+
+    return _pipeline("federated-round", "one round from the head", spec, store, images, run)
+
+
+def _pipeline(
+    name: str, extent: str, spec: Federation, store: str, images: Images, run: Callable[[dsl.PipelineTask], None]
+) -> BaseComponent:
+    """A pipeline that finds or founds the federation, then does what ``run`` does with it."""
+    clients = f"{len(spec.clients)} clients, {extent}"
+    description = f"{spec.method.name} federation {spec.name!r}: {clients}, base model {spec.model}."
+    config = dsl.PipelineConfig(
+        ttl_seconds_after_finished=spec.cluster.keep_seconds, active_deadline_seconds=spec.cluster.deadline_seconds
     )
+
+    @dsl.pipeline(name=name, description=description, pipeline_config=config)
     def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
         """Run a federation.
 
@@ -105,8 +108,10 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
-        prepared = _prepare(spec, images, federation_file, store, method)
-        _uncached(stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"]))
+        prepared = prepare_federation(federation_file=federation_file, store=store, method=method)
+        _on_server(prepared, images.client, "prepare").set_display_name("Prepare")
+        _with_model(prepared, spec.cluster)
+        run(prepared)
 
     return _offer_methods(pipeline)
 
@@ -117,19 +122,6 @@ def _offer_methods(pipeline: BaseComponent) -> BaseComponent:
     for name in (AS_IN_FILE, *get_args(Method.model_fields["name"].annotation)):
         parameter.literals.add(string_value=name)
     return pipeline
-
-
-def _prepare(spec: Federation, images: Images, federation_file, store, method) -> dsl.PipelineTask:
-    prepared = prepare_federation(federation_file=federation_file, store=store, method=method)
-    task = _on_server(prepared, images.client, "prepare")
-    _with_model(task, spec.cluster)
-    return task.set_display_name("Prepare")
-
-
-def _config(spec: Federation) -> dsl.PipelineConfig:
-    return dsl.PipelineConfig(
-        ttl_seconds_after_finished=spec.cluster.keep_seconds, active_deadline_seconds=spec.cluster.deadline_seconds
-    )
 
 
 def _search_stage(spec: Federation, images: Images) -> BaseComponent:
@@ -265,8 +257,3 @@ def _has_volumes(spec: Federation, tier: str) -> bool:
             "give each of them a volume, or put them in a tier of their own: a tier's pods are all alike",
         )
     return not without
-
-
-def _describe(spec: Federation, extent: str) -> str:
-    clients = f"{len(spec.clients)} clients"
-    return f"{spec.method.name} federation {spec.name!r}: {clients}, {extent}, base model {spec.model}."

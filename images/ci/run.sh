@@ -15,12 +15,16 @@ daemon=
 started=$SECONDS
 
 clean_up() {
+    local from=$SECONDS
     if [ -n "$daemon" ]; then
         kill "$daemon" 2> /dev/null || true
         wait "$daemon" || true
         umount "$work"/exec/netns/* 2> /dev/null || true    # left behind by the daemon
+        umount "$work/data" 2> /dev/null || true
     fi
     rm -rf "$work"
+    echo "images: stop the daemon, remove its data: $((SECONDS - from)) s"
+    echo "images: all: $((SECONDS - started)) s"
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM
@@ -39,13 +43,25 @@ phase() {
 
 install_tools() {
     command -v dockerd debootstrap > /dev/null && return
-    [ "$(id -u)" = 0 ] && command -v apt-get || { echo "docker.io and debootstrap are needed, or root on Debian"; return 1; }
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get; then
+        echo "dockerd and debootstrap are needed. fix: run this as root on Debian, or install them"
+        return 1
+    fi
     apt-get update
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends \
         docker.io debootstrap
 }
 
+# Keeps the daemon's data in memory if there is plenty: some disks take minutes to delete that many files.
+prefer_memory() {
+    mkdir "$work/data"
+    if [ "$(awk '/^MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)" -ge 14 ]; then
+        mount -t tmpfs -o size=9g,mode=711 perfit-images "$work/data" || echo "on disk"
+    fi
+}
+
 start_daemon() {
+    prefer_memory
     export DOCKER_HOST=unix://$work/docker.sock
     # No bridge, no firewall rules: containers are on the host's network, or have none.
     dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/pid" --host "$DOCKER_HOST" \
@@ -81,7 +97,5 @@ phase "build perfit-server" images/build.sh server
 docker images --format 'images: {{.Repository}}:{{.Tag}} is {{.Size}}'
 
 phase "test" run_tests
+df -h "$work/data" | awk 'END {print "images: the daemon keeps " $3 " on " $1}'
 tail -n 1 "$work/output"
-clean_up
-trap - EXIT
-echo "images: all: $((SECONDS - started)) s"

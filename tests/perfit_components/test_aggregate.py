@@ -13,6 +13,7 @@ from perfit.adapter import SparseAdapter
 from perfit.adapter_file import load_dense, load_mask, load_values
 from perfit.aggregation import Contribution, aggregate
 from perfit.errors import PerfitError
+from perfit.spec import Participation
 from perfit_storage import CorruptObject, Head, ObjectNotFound
 
 from .running import THREE, Site, files
@@ -114,6 +115,24 @@ def test_a_round_without_its_quorum_is_finished_once_the_client_is_repaired(make
     assert {path: path.stat().st_mtime_ns for path in delivered} == delivered
     undisturbed = Site(site.spec, (tmp_path / "undisturbed").as_uri()).run()
     assert files(site.root) == files(undisturbed.root)
+
+
+def test_a_planned_round_whose_client_is_gone_is_rescued_by_a_lower_minimum(make_site):
+    site = make_site(**{"participation": {"minimum_clients": 3}, **THREE}).prepare().search()
+    site.data("eve").unlink()
+    with pytest.raises(PerfitError, match="2 of 3 clients delivered"):
+        site.aggregate(1, site.train(1))
+    staying = tuple(client for client in site.spec.clients if client.id != "eve")
+    smaller = site.spec.model_copy(update={"clients": staying, "participation": Participation(minimum_clients=2)})
+    site = Site(smaller, site.store_uri).prepare()
+    assert site.planned(1) == ["ann", "bob"]
+    summary = site.aggregate(1, site.train(1))
+    assert [(outcome["client"], outcome["status"]) for outcome in summary["clients"]] == [
+        ("ann", "trained"),
+        ("bob", "trained"),
+        ("eve", "failed"),
+    ]
+    assert (committed(site) == mean_of(site, "ann", "bob")).all()
 
 
 def test_clients_without_a_record_are_missing_for_the_reason_that_their_tasks_gave(trained):

@@ -17,6 +17,7 @@ from perfit.spec import Cluster, Federation, Method, Tier
 from perfit_components.aggregate_round import aggregate_round
 from perfit_components.close_search import close_search
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
+from perfit_components.keys import SERVER_SECRET, STORE_KEYS
 from perfit_components.merge_statuses import merge_statuses
 from perfit_components.plan_round import plan_round
 from perfit_components.prepare_federation import prepare_federation
@@ -26,13 +27,11 @@ from perfit_components.steps.plan import SEARCH_ROUND
 from perfit_components.steps.prepare import AS_IN_FILE
 from perfit_components.train_client import train_client
 
-SERVER_SECRET = "perfit-server"
 HUB_SECRET = "perfit-hub"
 ROLE_LABEL = "perfit/role"
 DATA_MOUNT = "/data"
 CACHE_MOUNT = "/cache"
 _USER = 10001
-_STORE_KEYS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def _on_client(
 def _with_store(task: dsl.PipelineTask, secret, role: str) -> dsl.PipelineTask:
     """Give a task its keys, and the label by which the network policies let its role reach the store."""
     kubernetes.add_pod_label(task, ROLE_LABEL, role)
-    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in _STORE_KEYS})
+    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in STORE_KEYS})
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
     return _uncached(task)
 

@@ -13,11 +13,12 @@ import yaml
 from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
 from perfit.spec import Federation
+from perfit_components.keys import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
 from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode
 from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
 from perfit_pipelines.deploy.render import ROOT_SECRET, Deployment, policy_path, render
-from perfit_pipelines.deploy.roles import SERVER_SECRET, Key, Role, choose_keys, new_secret, roles_of
+from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
 from perfit_pipelines.stores import STATE
 
 _MINIO_STORE = "s3://perfit"

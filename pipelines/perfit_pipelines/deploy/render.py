@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from perfit.spec import Federation
+from perfit_components.keys import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS
 from perfit_pipelines.deploy.kubectl import encode
 from perfit_pipelines.deploy.overlay import Overlay
-from perfit_pipelines.deploy.roles import SERVER_SECRET, Key, Role
+from perfit_pipelines.deploy.roles import Key, Role
 from perfit_pipelines.policies import policy_text
 
 ROOT_SECRET = "perfit-minio"

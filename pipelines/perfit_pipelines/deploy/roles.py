@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from perfit.errors import PerfitError
 from perfit.spec import Federation
+from perfit_components.keys import SERVER_SECRET
 from perfit_components.steps.plan import client_secret
 from perfit_pipelines.policies import Policy, client_policy, server_policy
 
 SERVER, ALL = "server", "all"
-SERVER_SECRET = "perfit-server"
 _SECRET_LENGTH = 40
 _ALPHABET = string.ascii_letters + string.digits
 """Characters that need no escape in a URL, an environment variable or a shell."""

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfit.spec import Federation
+from perfit_components.keys import SERVER_SECRET, STORE_KEYS
 from perfit_components.steps.plan import client_secret
-from perfit_pipelines.deploy.roles import SERVER_SECRET
 from perfit_pipelines.doctor.check import Check, fail, ok, unknown
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 
 NAME = "Secrets"
-KEYS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
 _ALLOW_FIX = "let yourself be bound to a Role as manifests/base/run/doctor.yaml, with the names of the clients' Secrets"
 
 
@@ -53,11 +52,11 @@ def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], 
         return {}, unknown(NAME, f"you may not {error} in namespace {namespace}", _ALLOW_FIX)
     if held is None:
         return {}, fail(NAME, f"there is no Secret {name} in namespace {namespace}", fix)
-    missing = [key for key in KEYS if not held.get(key, "").strip()]
+    missing = [key for key in STORE_KEYS if not held.get(key, "").strip()]
     if missing:
         finding = f"the Secret {name} in namespace {namespace} lacks {', '.join(missing)}"
         return {}, fail(NAME, finding, f"add what is missing, or {fix}")
-    return {key: held[key].strip() for key in KEYS}, None
+    return {key: held[key].strip() for key in STORE_KEYS}, None
 
 
 def _shared_keys(roles: list[RoleKeys]) -> list[Check]:

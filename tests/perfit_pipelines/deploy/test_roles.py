@@ -6,7 +6,7 @@ import pytest
 
 from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
-from perfit_pipelines.deploy.roles import SERVER_SECRET, Key, choose_keys, roles_of
+from perfit_pipelines.deploy.roles import Key, choose_keys, roles_of
 
 from .conftest import write_federation
 
@@ -59,10 +59,3 @@ def test_two_roles_do_not_share_a_secret(place, secret):
     spec = load_federation(write_federation(place / "shared.yaml", clients=clients))
     with pytest.raises(PerfitError, match=f"would share the Secret '{secret}'"):
         roles_of(spec, "s3://perfit")
-
-
-def test_pipelines_ask_for_what_is_deployed():
-    from perfit_pipelines import pipelines
-    from perfit_pipelines.doctor.secrets_check import KEYS
-
-    assert (pipelines.SERVER_SECRET, pipelines._STORE_KEYS) == (SERVER_SECRET, KEYS)

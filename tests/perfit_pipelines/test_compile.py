@@ -151,6 +151,13 @@ def test_the_servers_tasks_have_its_keys_and_no_accelerator(ir):
         assert "/data" not in leaf.mounts
 
 
+def test_every_task_may_write_to_tmp_and_runs_as_the_images_user(ir):
+    """All that a task needs where a policy of the cluster makes root file systems read-only."""
+    for leaf in leaves(ir):
+        assert "/tmp" in {mount["mountPath"] for mount in leaf.platform["emptyDirMounts"]}, leaf.path
+        assert leaf.platform["securityContext"] == {"runAsGroup": "10001", "runAsNonRoot": True, "runAsUser": "10001"}
+
+
 def test_no_key_is_in_the_file(ir):
     """Secrets go by name; no value of a key is a parameter or an environment variable."""
     assert not [leaf.path for leaf in leaves(ir) if leaf.container.get("env")]

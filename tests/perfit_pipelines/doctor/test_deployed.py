@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from pathlib import Path
 
-import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -36,7 +34,6 @@ def set_up_store(site, objects: list[dict]) -> None:
     site.store.server.add_users(users)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl")
 def test_what_is_deployed_passes(site, monkeypatch):
     monkeypatch.chdir(site.directory)
     site.write(name="deployed")

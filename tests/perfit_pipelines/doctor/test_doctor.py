@@ -142,3 +142,10 @@ def test_its_help_comes_at_once():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "\n"
+
+
+def test_a_cluster_without_nodes_fits_no_tier(site):
+    site.cluster.objects = {key: item for key, item in site.cluster.objects.items() if item["kind"] != "Node"}
+    failed = [check for check in site.findings() if check["status"] == "fail"]
+    assert [check["name"] for check in failed] == ["tier gpu", "tier small"]
+    assert failed[0]["finding"] == "none of 0 nodes takes its pods: there are none"

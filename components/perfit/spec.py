@@ -180,14 +180,14 @@ class Cluster(_Section):
     Args:
         model_cache: Volume claim that clients' pods keep models in; None for a scratch volume a pod.
         shared_memory: Size of /dev/shm.
-        deadline_seconds: A run that takes longer is ended.
-        keep_seconds: A finished run's workflow is removed after this.
+        deadline_seconds: A run that takes longer is ended; None for never. Kubeflow Pipelines 2.16 knows no other.
+        keep_seconds: A finished run's workflow is removed after this; None for never. Likewise.
     """
 
     model_cache: str | None = "perfit-model-cache"
     shared_memory: Quantity = "1Gi"
-    deadline_seconds: int = Field(default=86_400, ge=60)
-    keep_seconds: int = Field(default=604_800, ge=0)
+    deadline_seconds: int | None = Field(default=86_400, ge=60)
+    keep_seconds: int | None = Field(default=604_800, ge=0)
 
 
 class Client(_Section):

@@ -93,11 +93,8 @@ def _pipeline(
     """A pipeline that finds or founds the federation, then does what ``run`` does with it."""
     clients = f"{len(spec.clients)} clients, {extent}"
     description = f"{spec.method.name} federation {spec.name!r}: {clients}, base model {spec.model}."
-    config = dsl.PipelineConfig(
-        ttl_seconds_after_finished=spec.cluster.keep_seconds, active_deadline_seconds=spec.cluster.deadline_seconds
-    )
 
-    @dsl.pipeline(name=name, description=description, pipeline_config=config)
+    @dsl.pipeline(name=name, description=description, pipeline_config=_limits(spec.cluster))
     def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
         """Run a federation.
 
@@ -113,6 +110,15 @@ def _pipeline(
         run(prepared)
 
     return _offer_methods(pipeline)
+
+
+def _limits(cluster: Cluster) -> dsl.PipelineConfig | None:
+    """How long a run and its workflow may live; nothing at all where neither is limited: KFP 2.16 knows no limits."""
+    if cluster.deadline_seconds is None and cluster.keep_seconds is None:
+        return None
+    return dsl.PipelineConfig(
+        ttl_seconds_after_finished=cluster.keep_seconds, active_deadline_seconds=cluster.deadline_seconds
+    )
 
 
 def _offer_methods(pipeline: BaseComponent) -> BaseComponent:

@@ -1,7 +1,7 @@
-"""A stand-in for MinIO's `mc`, as far as setup.sh uses it: its state is a JSON file, MC_STATE.
+"""A stand-in for MinIO's `mc`, as far as setup.sh uses it: its state is a JSON file, MC_STATE; MC_CALLS gets a line a call.
 
-It follows mc in what makes a script go wrong: `user add` and `policy create` overwrite; `policy attach` fails for what
-is attached already, and for a policy or user that is not there.
+It follows mc in what makes a script go wrong: `ready` says what is wrong and ends only when MinIO is healthy; `user add`
+and `policy create` overwrite; `policy attach` fails for a policy or user that is not there.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 path = Path(os.environ["MC_STATE"])
 state = json.loads(path.read_text())
-if state["not_ready_for"] > 0:
-    state["not_ready_for"] -= 1
-    path.write_text(json.dumps(state))
-    sys.exit("mc: <ERROR> Unable to reach")
+with Path(os.environ["MC_CALLS"]).open("a") as calls:
+    calls.write(" ".join(sys.argv[1:]) + "\n")
+if state["not_ready_for"] > 0 and sys.argv[1] != "ready":
+    sys.exit("mc: <ERROR> connect: connection refused.")
 # mc reads the alias `store` from a variable of this very name, and asks whether MinIO is ready without credentials.
 if os.environ["MC_HOST_store"] != state["host"] and sys.argv[1] != "ready":  # noqa: SIM112
     sys.exit("mc: <ERROR> Access Denied.")
@@ -31,21 +31,22 @@ def describe(user: str) -> str:
 
 match sys.argv[1:]:
     case ["ready", "store"]:
-        pass
+        for _ in range(state["not_ready_for"]):  # five seconds each
+            print("The cluster 'store' is unreachable: connect: connection refused")
+        state["not_ready_for"] = 0
+        print("The cluster 'store' is ready")
     case ["mb", "--ignore-existing", target]:
         state["buckets"] = sorted({*state["buckets"], target.removeprefix("store/")})
     case ["admin", "policy", "create", "store", name, file]:
         state["policies"][name] = json.loads(Path(file).read_text())
     case ["admin", "policy", "attach", "store", name, "--user", user]:
         attached = state["users"][user]["policies"]
-        if name not in state["policies"] or name in attached:
+        if name not in state["policies"]:
             sys.exit("mc: <ERROR> Unable to make user/group policy association.")
-        attached.append(name)
+        attached += [name] if name not in attached else []
     case ["admin", "user", "add", "store"]:
         access, secret = sys.stdin.read().splitlines()
         state["users"].setdefault(access, {"policies": []})["secret"] = secret
-    case ["admin", "user", "info", "store", user, "--json"]:
-        print(describe(user))
     case ["admin", "user", "list", "store", "--json"]:
         for user in state["users"]:
             print(describe(user))

@@ -21,6 +21,7 @@ from .rendering import MANIFESTS, WITH_STORE, only
 
 STORE = MANIFESTS / "base/store"
 MARK = "perfit-no-self-service"
+SHELLS = [shell for shell in ("sh", "bash --posix", "busybox ash") if shutil.which(shell.split()[0])]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Minio:
     """A directory with what the Job mounts, and the state of a MinIO."""
 
     root: Path
+    shell: str
 
     @property
     def state(self) -> dict:
@@ -44,15 +46,23 @@ class Minio:
         for path in (self.root / "clients").glob(f"{key}.*"):
             path.unlink()
 
+    @property
+    def calls(self) -> list[str]:
+        """What mc was called with in the last run."""
+        return (self.root / "calls").read_text().splitlines()
+
     def run(self) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": str(self.root / "bin"),
             "SETUP_ROOT": str(self.root),
             "MC_STATE": str(self.root / "state.json"),
+            "MC_CALLS": str(self.root / "calls"),
             "MINIO_ROOT_USER": "root-user",
             "MINIO_ROOT_PASSWORD": "root-password",
         }
-        command = ["/bin/sh", str(STORE / "setup.sh")]
+        (self.root / "calls").write_text("")
+        program, *options = self.shell.split()
+        command = [shutil.which(program), *options, str(STORE / "setup.sh")]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
     def set_up(self) -> dict:
@@ -61,8 +71,8 @@ class Minio:
         return self.state
 
 
-@pytest.fixture
-def minio(tmp_path: Path) -> Minio:
+@pytest.fixture(params=SHELLS)
+def minio(request: pytest.FixtureRequest, tmp_path: Path) -> Minio:
     """A fresh MinIO that knows no user, two clients, and a PATH that holds no more than the image does."""
     for name in ("bin", "clients", "server"):
         (tmp_path / name).mkdir()
@@ -72,8 +82,7 @@ def minio(tmp_path: Path) -> Minio:
     mc = tmp_path / "bin/mc"
     mc.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name("mc.py")} "$@"\n')
     mc.chmod(0o755)
-    for program in ("cat", "sleep"):
-        os.symlink(shutil.which(program), tmp_path / "bin" / program)
+    os.symlink(shutil.which("cat"), tmp_path / "bin/cat")
     state = {
         "not_ready_for": 0,
         "host": "http://root-user:root-password@minio:9000",
@@ -82,7 +91,7 @@ def minio(tmp_path: Path) -> Minio:
         "users": {},
     }
     (tmp_path / "state.json").write_text(json.dumps(state))
-    minio = Minio(tmp_path)
+    minio = Minio(tmp_path, request.param)
     minio.give_client("tiny.ann", "of-ann")
     minio.give_client("tiny.ann-b", "of-ann-b")
     return minio
@@ -92,9 +101,9 @@ def test_it_makes_bucket_users_and_policies(minio):
     state = minio.set_up()
     assert state["buckets"] == ["perfit"]
     assert state["users"] == {
-        "perfit-server": {"secret": "of-the-server", "policies": ["perfit-server", MARK]},
-        "tiny.ann": {"secret": "of-ann", "policies": ["client-tiny.ann", MARK]},
-        "tiny.ann-b": {"secret": "of-ann-b", "policies": ["client-tiny.ann-b", MARK]},
+        "perfit-server": {"secret": "of-the-server", "policies": [MARK, "perfit-server"]},
+        "tiny.ann": {"secret": "of-ann", "policies": [MARK, "client-tiny.ann"]},
+        "tiny.ann-b": {"secret": "of-ann-b", "policies": [MARK, "client-tiny.ann-b"]},
     }
     assert state["policies"]["client-tiny.ann"] == {"Statement": ["tiny.ann"]}
     assert state["policies"]["perfit-server"] == json.loads((STORE / "policies/server.json").read_text())
@@ -103,6 +112,14 @@ def test_it_makes_bucket_users_and_policies(minio):
 def test_it_may_run_again(minio):
     first = minio.set_up()
     assert minio.set_up() == first
+
+
+def test_a_new_user_costs_four_calls_of_mc_and_one_that_is_there_two(minio):
+    """Three users, and four calls for all: is MinIO ready, who is there, the bucket, what nobody may do."""
+    minio.set_up()
+    assert len(minio.calls) == 4 + 4 * 3
+    minio.set_up()
+    assert len(minio.calls) == 4 + 2 * 3
 
 
 def test_it_gives_new_secrets_and_policies(minio):
@@ -120,6 +137,36 @@ def test_it_removes_users_of_clients_that_are_gone_and_nobody_elses(minio):
     minio.set_state(users=state["users"] | strangers)
     minio.take_client("tiny.ann")
     assert set(minio.set_up()["users"]) == {"perfit-server", "tiny.ann-b", "backup", "idle"}
+
+
+@pytest.mark.parametrize("broken", ["server/secret-key", "policies/server.json", "clients/tiny.ann-b.policy.json"])
+def test_a_removed_clients_user_is_gone_even_if_a_later_step_fails(minio, broken):
+    minio.set_up()
+    minio.take_client("tiny.ann")
+    (minio.root / broken).unlink()
+    assert minio.run().returncode != 0
+    assert set(minio.state["users"]) == {"perfit-server", "tiny.ann-b"}
+
+
+@pytest.mark.parametrize("new", ["tiny.an", "tiny.ann-", "tiny.ann-b2", "ny.ann", "x-tiny.ann", "tiny-ann"])
+def test_a_name_within_another_is_a_user_of_its_own(minio, new):
+    """One that is new beside those that have all, then those beside it when it is gone."""
+    before = minio.set_up()["users"]
+    minio.give_client(new, "of-new")
+    assert minio.set_up()["users"] == before | {new: {"secret": "of-new", "policies": [MARK, f"client-{new}"]}}
+    minio.take_client(new)
+    assert minio.set_up()["users"] == before
+
+
+def test_nobody_has_rights_without_the_mark(minio):
+    """Cut off between the two, a user without it would keep its rights when its client is gone."""
+    minio.set_up()
+    attached = [call.split()[4:] for call in minio.calls if "policy attach" in call]
+    marks, rights = attached[::2], attached[1::2]
+    assert (
+        [user for _, _, user in marks] == [user for _, _, user in rights] == ["perfit-server", "tiny.ann", "tiny.ann-b"]
+    )
+    assert {policy for policy, _, _ in marks} == {MARK}
 
 
 def test_it_needs_no_clients(minio):
@@ -142,9 +189,12 @@ def test_it_goes_on_from_where_it_was_cut_off(minio):
     }
 
 
-def test_it_waits_for_minio(minio):
-    minio.set_state(not_ready_for=1)
-    assert minio.set_up()["buckets"] == ["perfit"]
+def test_it_waits_for_minio_and_shows_what_is_wrong(minio):
+    minio.set_state(not_ready_for=2)
+    done = minio.run()
+    assert done.returncode == 0
+    assert done.stdout.count("The cluster 'store' is unreachable: ") == 2
+    assert minio.state["buckets"] == ["perfit"]
 
 
 @pytest.mark.parametrize("broken", ["server/secret-key", "clients/tiny.ann.policy.json", "policies/server.json"])

@@ -9,26 +9,18 @@
 set -eu
 
 root=${SETUP_ROOT:-}  # for tests: where the mounts are
-endpoint=minio:9000
 bucket=perfit
 # Every user made here has this policy, and thereby is known again when its client is gone.
 mark=perfit-no-self-service
+newline='
+'
 
 # So that the root password is in no process's arguments; it must need no escape in a URL.
-export MC_HOST_store="http://$MINIO_ROOT_USER:$MINIO_ROOT_PASSWORD@$endpoint"
+export MC_HOST_store="http://$MINIO_ROOT_USER:$MINIO_ROOT_PASSWORD@minio:9000"
 
 fail() {
     echo "setup: $1" >&2
     exit 1
-}
-
-wait_for_store() {
-    tries=0
-    until mc ready store >/dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ "$tries" -lt 30 ] || fail "MinIO does not answer at $endpoint"
-        sleep 2
-    done
 }
 
 # value NAME JSON: a string member of a JSON object on one line.
@@ -36,14 +28,42 @@ value() {
     case $2 in *"\"$1\":"*) ;; *) return 0 ;; esac
     rest=${2#*"\"$1\":"}
     rest=${rest#*'"'}
-    echo "${rest%%'"'*}"
+    printf '%s\n' "${rest%%'"'*}"
 }
 
-# attach USER POLICY: mc takes an attachment that is there already for an error.
+# read_attached: what MinIO has before anything is changed here, as lines "USER POLICY".
+read_attached() {
+    attached=$newline
+    users=$(mc admin user list store --json)
+    while read -r line; do
+        user=$(value accessKey "$line")
+        [ -n "$user" ] || continue
+        case $line in *'}') ;; *) fail "mc lists users in a form that is not known here" ;; esac
+        policies=$(value policyName "$line")
+        IFS=,
+        for policy in $policies; do attached="$attached$user $policy$newline"; done
+        unset IFS
+    done <<USERS
+$users
+USERS
+}
+
+# A removed client's key must end with it. Users that somebody made by hand bear no mark and stay.
+remove_others() {
+    while read -r user policy; do
+        [ "$policy" = "$mark" ] || continue
+        if [ "$user" = "$server" ] || [ -e "$root/clients/$user.secret-key" ]; then continue; fi
+        mc admin user remove store "$user" </dev/null
+        echo "removed user $user"
+    done <<ATTACHED
+$attached
+ATTACHED
+}
+
+# attach USER POLICY: a call of mc for those alone that MinIO did not have.
 attach() {
-    info=$(mc admin user info store "$1" --json)
-    case ",$(value policyName "$info")," in
-    *",$2,"*) ;;
+    case $attached in
+    *"$newline$1 $2$newline"*) ;;
     *) mc admin policy attach store "$2" --user "$1" ;;
     esac
 }
@@ -54,30 +74,17 @@ ensure_user() {
     [ -n "$secret" ] || fail "there is no secret key of $1"
     mc admin policy create store "$3" "$4"
     printf '%s\n%s\n' "$1" "$secret" | mc admin user add store
+    attach "$1" "$mark"  # first, so that none has rights without it
     attach "$1" "$3"
-    attach "$1" "$mark"
 }
 
-# A removed client's key must end with it. Users that somebody made by hand bear no mark and stay.
-remove_others() {
-    users=$(mc admin user list store --json)
-    while read -r line; do
-        user=$(value accessKey "$line")
-        [ -n "$user" ] || continue
-        case $line in *'}') ;; *) fail "mc lists users in a form that is not known here" ;; esac
-        case ",$(value policyName "$line")," in *",$mark,"*) ;; *) continue ;; esac
-        if [ "$user" = "$server" ] || [ -e "$root/clients/$user.secret-key" ]; then continue; fi
-        mc admin user remove store "$user" </dev/null
-        echo "removed user $user"
-    done <<USERS
-$users
-USERS
-}
-
-wait_for_store
+# It ends when MinIO is healthy, and until then says every five seconds what is wrong: the Job's deadline bounds it.
+mc ready store
+server=$(cat "$root/server/access-key")
+read_attached
+remove_others  # before all that takes long or may fail
 mc mb --ignore-existing "store/$bucket"
 mc admin policy create store "$mark" "$root/policies/no-self-service.json"
-server=$(cat "$root/server/access-key")
 ensure_user "$server" "$root/server/secret-key" perfit-server "$root/policies/server.json"
 for file in "$root"/clients/*.secret-key; do
     [ -e "$file" ] || continue
@@ -85,5 +92,4 @@ for file in "$root"/clients/*.secret-key; do
     user=${user%.secret-key}
     ensure_user "$user" "$file" "client-$user" "${file%.secret-key}.policy.json"
 done
-remove_others
 echo "setup: done"

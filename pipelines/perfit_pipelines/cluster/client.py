@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -32,12 +33,14 @@ class Kubeflow:
         where: Its URL, for messages.
         ui: URL of the UI, if it is known.
         namespace: To use in every call; None where Kubeflow serves one user.
+        version: Of the server, if it says one.
     """
 
     client: kfp.Client
     where: str
     ui: str | None
     namespace: str | None
+    version: tuple[int, int, int] | None = None
 
     @contextmanager
     def calling(self, doing: str) -> Iterator[None]:
@@ -96,7 +99,25 @@ def connect(endpoint: Endpoint) -> Kubeflow:
     if health.multi_user and not namespace:
         raise PerfitError(f"Kubeflow at {where} serves several users, and no namespace was given", NAMESPACE_FIX)
     ui = endpoint.ui_host or host
-    return Kubeflow(client, where, ui.rstrip("/") if ui else None, namespace if health.multi_user else None)
+    return Kubeflow(
+        client,
+        where,
+        _without_credentials(ui).rstrip("/") if ui else None,
+        namespace if health.multi_user else None,
+        client.version,
+    )
+
+
+def server_tag(health: dict[str, Any]) -> str:
+    """Return the version in an answer to a health check, as the server writes it; empty if it says none."""
+    # The API server says tag_name; the UI, which passes requests on to it, says apiServerTagName.
+    return str(health.get("tag_name") or health.get("apiServerTagName") or "")
+
+
+def parse_version(tag: str | None) -> tuple[int, int, int] | None:
+    """Return the numbers of a version such as ``v2.17.0`` or ``2.17.0-rc.1``, or None if it is none."""
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", tag or "")
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def every(list_page: Callable[..., Any], items: str, **filters: Any) -> Iterator[Any]:
@@ -123,13 +144,16 @@ def _client_class() -> type[kfp.Client]:
     class Client(kfp.Client):
         """KFP's client, whose own probe would repeat a refused request for 25 seconds and log each with a trace."""
 
+        version: tuple[int, int, int] | None = None
+
         def get_kfp_healthz(self, sleep_duration: int = 0) -> V2beta1GetHealthzResponse:
             # The generated code takes any answer for an empty record, so a login page would pass for a server.
             answer = self.healthzs.healthz_service_get_healthz(
                 _preload_content=False, _request_timeout=_SECONDS_TO_ANSWER
             )
             try:
-                multi_user = bool(json.loads(answer.data).get("multi_user"))
+                said = json.loads(answer.data)
+                multi_user, self.version = bool(said.get("multi_user")), parse_version(server_tag(said))
             except (ValueError, AttributeError):
                 raise _NotData from None
             return V2beta1GetHealthzResponse(multi_user=multi_user)

@@ -82,6 +82,11 @@ def _fix(status: int, said: str) -> str:
     lower = said.lower()
     if status == 401:
         return LOGIN_FIX
+    if status == 403 and re.search(r"service[ -]?account", lower):
+        return (
+            "let an administrator name the account in ALLOWEDSERVICEACCOUNTS of deployment ml-pipeline, and, in a "
+            "profile, give you the right to `use` it"
+        )
     if status == 403:
         return "ask an administrator for the right to use pipelines there, or give another --namespace"
     if status == 413 or re.search(r"too large|too long|larger than|exceeds|size limit", lower):

@@ -94,13 +94,16 @@ def publish(
         PerfitError: The pods cannot use the store, or Kubeflow cannot be used.
     """
     from perfit_pipelines.cluster.client import connect
-    from perfit_pipelines.cluster.upload import cluster_store, unreachable_data, upload
+    from perfit_pipelines.cluster.upload import LIMITED, cluster_store, unreachable_data, upload, without_limits
     from perfit_pipelines.pipelines import Images
 
     uri, default = cluster_store(spec, store), Images()
     for warning in unreachable_data(spec):
         errors.print(f"warning: {warning}", markup=False)
     kubeflow = connect(endpoint)
+    if kubeflow.version and kubeflow.version < LIMITED:
+        errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
+        spec = without_limits(spec)
     images = Images(client_image or default.client, server_image or default.server)
     version = upload(kubeflow, spec, pipeline, uri, images)
     state = "uploaded" if version.uploaded else "unchanged since it was uploaded"

@@ -15,7 +15,7 @@ from kfp_server_api import RecurringRunMode, V2beta1DeletePropagationPolicy, V2b
 
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.client import Kubeflow, every
-from perfit_pipelines.cluster.submit import get_experiment
+from perfit_pipelines.cluster.submit import get_experiment, other_account
 from perfit_pipelines.cluster.upload import Version
 
 _MARK = "perfit schedule: "
@@ -73,7 +73,8 @@ def create_schedule(
         The schedule, and whether it replaced one.
 
     Raises:
-        PerfitError: Kubeflow refuses, and an older schedule goes on; or a recurring run of this name is not ours.
+        PerfitError: Kubeflow refuses, or gives rounds another account, and an older schedule goes on; or a recurring
+            run of this name is not ours.
     """
     older = _ours(kubeflow, name)
     experiment_id = get_experiment(kubeflow, experiment)
@@ -92,6 +93,9 @@ def create_schedule(
             service_account=service_account,
         )
     new = _schedule(made)
+    if differs := other_account(made, service_account):
+        _delete(kubeflow, new)
+        raise differs
     try:
         for schedule in older:
             _switch(kubeflow, schedule, enabled=False)

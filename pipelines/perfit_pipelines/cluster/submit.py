@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kfp_server_api import V2beta1Run
+from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
@@ -34,13 +34,29 @@ def start_run(
     """
     experiment_id = get_experiment(kubeflow, experiment)
     with kubeflow.calling("create the run"):
-        return kubeflow.client.run_pipeline(
+        run = kubeflow.client.run_pipeline(
             experiment_id,
             name,
             pipeline_id=version.pipeline_id,
             version_id=version.version_id,
             service_account=service_account,
         )
+    if differs := other_account(run, service_account):
+        with kubeflow.calling("end the run"):
+            kubeflow.client.terminate_run(run.run_id)
+        raise differs
+    return run
+
+
+def other_account(made: V2beta1Run | V2beta1RecurringRun, asked: str | None) -> PerfitError | None:
+    """Return an error if Kubeflow gave a run another service account than it was asked to."""
+    given = made.service_account
+    if not asked or not given or given == asked:
+        return None
+    return PerfitError(
+        f"Kubeflow gave it the service account {given!r} instead of {asked!r}, which may read every client's key",
+        "upgrade Kubeflow Pipelines to 2.17 (kubeflow/pipelines#13311); nothing was left running",
+    )
 
 
 def get_experiment(kubeflow: Kubeflow, name: str) -> str:

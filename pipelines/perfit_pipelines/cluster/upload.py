@@ -20,6 +20,9 @@ from perfit_pipelines.pipelines import DATA_MOUNT, Images
 
 _SHORT = {"federated_tuning": "tuning", "federated_round": "round"}
 _HASH_DIGITS = 12
+LIMITED = (2, 17, 0)
+"""From this version of Kubeflow Pipelines on, runs may have a deadline and an end of their workflow. An older server
+that is told of one drops, without a word, all that a pipeline says of its pods: Secrets, volumes, nodes, labels."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,24 @@ def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: 
     """Compile a federation's pipeline and upload it, unless the same is there already.
 
     Raises:
-        PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it.
+        PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it, or does not understand all of it.
     """
     name = f"{spec.name}-{_SHORT[pipeline]}"
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
         compile_pipeline(spec, pipeline, store, file, images)
         content = file.read_bytes()
-        file.write_bytes(content)
         version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
         pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
+    _check_understood(kubeflow, version)
     return Version(name, version_name, pipeline_id, version.pipeline_version_id, read_ir(content), uploaded)
+
+
+def without_limits(spec: Federation) -> Federation:
+    """Return a federation whose runs have no deadline and whose workflows stay, for older Kubeflow Pipelines."""
+    cluster = spec.cluster.model_copy(update={"deadline_seconds": None, "keep_seconds": None})
+    return spec.model_copy(update={"cluster": cluster})
 
 
 def cluster_store(spec: Federation, store: str | None) -> str:
@@ -125,6 +134,19 @@ def _version(kubeflow: Kubeflow, pipeline_id: str, name: str, file: Path) -> tup
         return kubeflow.client.upload_pipeline_version(str(file), name, pipeline_id=pipeline_id)
 
     return _find_or_create(kubeflow, f"version {name} of the pipeline", find, create)
+
+
+def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion) -> None:
+    held = version.pipeline_spec
+    if held is None:
+        with kubeflow.calling("show the version of the pipeline"):
+            found = kubeflow.client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id)
+        held = found.pipeline_spec
+    if not {"platform_spec", "platformSpec"} & set(held or {}):
+        raise PerfitError(
+            f"Kubeflow at {kubeflow.where} dropped what the pipeline says of its pods: Secrets, volumes, nodes",
+            "upgrade Kubeflow Pipelines to 2.17, or set cluster.deadline_seconds and cluster.keep_seconds to null",
+        )
 
 
 def _find_or_create(kubeflow: Kubeflow, what: str, find, create) -> tuple[Any, bool]:

@@ -15,7 +15,7 @@ from perfit.federation_file import load_federation
 from perfit.spec import Federation
 from perfit_components.keys import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
-from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode
+from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
 from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
 from perfit_pipelines.deploy.render import ROOT_SECRET, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
@@ -45,7 +45,7 @@ class Request:
 
 
 def write_overlay(request: Request, output: Path | None) -> list[str]:
-    """Write an overlay with a federation's keys; those that an earlier call wrote there are kept.
+    """Write an overlay with a federation's keys: those of the cluster, else those that an earlier call wrote there.
 
     Returns:
         What to tell the user.
@@ -57,10 +57,17 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     overlay = open_overlay(request.overlay, kubectl)
     directory = output or STATE / "deploy" / spec.name / overlay.directory.name
     check_directory(directory)
-    deployment = _plan(request, spec, overlay, _written(directory / SECRETS))
+    warnings, deployed = [], {}
+    try:
+        deployed = _deployed(request, spec, overlay, kubectl)
+    except PerfitError as error:
+        reason = error.problem.splitlines()[-1]
+        warnings.append(f"warning: the cluster was not asked for keys; applying this replaces any there are ({reason})")
+    deployment = _plan(request, spec, overlay, {**_written(directory / SECRETS), **deployed})
     write_private(directory, render(deployment, directory))
     kubectl.build(directory)
     return [
+        *warnings,
         f"wrote {directory}: {_count(deployment)}. It holds secrets: keep it to yourself.",
         *_say_users(deployment, directory),
         "apply it with:",
@@ -196,5 +203,5 @@ def _commands(deployment: Deployment, directory: Path, context: str | None) -> l
     kubectl = ["kubectl", *(["--context", context] if context else [])]
     commands = [[*kubectl, *apply_arguments(directory, _manager(deployment.spec))]]
     if store := deployment.overlay.store_namespace:
-        commands.insert(0, [*kubectl, "delete", "job", SETUP_JOB, "-n", store, "--ignore-not-found"])
+        commands.insert(0, [*kubectl, *delete_job_arguments(store, SETUP_JOB)])
     return [shlex.join(command) for command in commands]

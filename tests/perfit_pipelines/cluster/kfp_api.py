@@ -63,6 +63,8 @@ class KfpApi:
         token: If set, what the ``authorization`` header must bear, else the answer is 401.
         cookie: If set, what the ``cookie`` header must be, else the answer is a redirect to a login page.
         largest_upload: In bytes.
+        version: 0.0.0 is an old one that says none. Before 2.17 it knows no limits of a run and drops the document
+            that has one without a word; recurring runs then get its own service account (kubeflow/pipelines#13311).
         page: How many items a list holds at most.
         before: What to do before requests of a path are handled, given their query and body: what somebody else does.
     """
@@ -72,6 +74,7 @@ class KfpApi:
     token: str | None = None
     cookie: str | None = None
     largest_upload: int = 32 << 20
+    version: tuple[int, int, int] = (2, 17, 0)
     page: int = 100
     url: str = ""
     experiments: dict[str, models.V2beta1Experiment] = field(default_factory=dict)
@@ -137,7 +140,9 @@ def route(method: str, path: str) -> Callable:
 
 @route("GET", "/healthz")
 def get_healthz(api: KfpApi, query, body):
-    return models.V2beta1GetHealthzResponse(multi_user=api.multi_user)
+    # Written by hand in the real server too: the published model has no tag_name.
+    tag = {"tag_name": ".".join(map(str, api.version))} if any(api.version) else {}
+    return {"commit_sha": "abc", "multi_user": api.multi_user, **tag}
 
 
 @route("GET", "/experiments")
@@ -239,6 +244,8 @@ def create_recurring_run(api: KfpApi, query, body):
         raise Refusal(400, "Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron)")
     made.recurring_run_id, made.created_at = _id(), api.now()
     made.namespace = api.experiments[made.experiment_id].namespace
+    if api.version < (2, 17, 0):
+        made.service_account = "pipeline-runner"
     api.recurring_runs[made.recurring_run_id] = made
     _count_enabled(api, made.display_name)
     return made
@@ -279,6 +286,12 @@ def disable_recurring_run(api: KfpApi, query, body, id):
     return {}
 
 
+@route("POST", "/runs/{run_id}:terminate")
+def terminate_run(api: KfpApi, query, body, run_id):
+    _get(api.runs, run_id, "Run").state = "CANCELED"
+    return {}
+
+
 def _count_enabled(api: KfpApi, name: str) -> None:
     found = [run for run in api.recurring_runs.values() if run.display_name == name and run.mode == "ENABLE"]
     api.enabled_at_once.append(len(found))
@@ -292,7 +305,7 @@ def _check_launch(api: KfpApi, made: Any, what: str) -> None:
     if source is None:
         raise Refusal(400, f"A {what} needs a pipeline version")
     version = _get(api.versions, source.pipeline_version_id, "PipelineVersion")
-    root = version.pipeline_spec["pipeline_spec"]["root"]
+    root = version.pipeline_spec.get("pipeline_spec", version.pipeline_spec)["root"]
     known = root.get("inputDefinitions", {}).get("parameters", {})
     given = (made.runtime_config and made.runtime_config.parameters) or {}
     if unknown := set(given) - set(known):
@@ -310,7 +323,9 @@ def _add_version(api: KfpApi, pipeline_id: str, name: str, file: Any) -> models.
     json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
     for document in documents[1:]:
         json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec())
-    spec = {"pipeline_spec": documents[0], "platform_spec": documents[1] if documents[1:] else {}}
+    limits = documents[1]["platforms"]["kubernetes"].get("pipelineConfig", {}) if documents[1:] else {}
+    understood = documents[1:] and (api.version >= (2, 17, 0) or set(limits) <= {"resourceTtl", "workspace"})
+    spec = {"pipeline_spec": documents[0], "platform_spec": documents[1]} if understood else documents[0]
     version = models.V2beta1PipelineVersion(
         pipeline_id=pipeline_id,
         pipeline_version_id=_id(),

@@ -42,6 +42,13 @@ def test_credentials_in_the_address_are_not_repeated(perfit, file):
     assert "password" not in str(error)
 
 
+def test_credentials_in_the_address_are_not_in_links(api, perfit, file):
+    host = api.url.replace("://", "://me:password@")
+    out = perfit.succeed("submit", file, "--host", host, *QUICK)
+    assert f"{api.url}/#/runs/details/" in out
+    assert "password" not in out
+
+
 def test_the_host_may_come_from_kfps_own_variable(api, file, monkeypatch):
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.url)
     Perfit(api).succeed("schedule", "list")

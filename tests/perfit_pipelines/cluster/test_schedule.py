@@ -29,6 +29,13 @@ def test_a_schedule_runs_a_round_of_the_file_one_at_a_time(api, perfit, file):
     assert f"created schedule demo-round: cron 0 0 2 * * *: {api.url}/#/recurringrun/details/" in out
 
 
+def test_rounds_under_an_account_that_reads_every_key_are_not_scheduled(serve, file):
+    api = serve(version=(2, 16, 1))
+    error = Perfit(api).fail("schedule", "create", file, *DAILY)
+    assert "'pipeline-runner' instead of 'perfit-runner'" in error.problem
+    assert api.recurring_runs == {}
+
+
 def test_an_interval(api, perfit, file):
     out = perfit.succeed("schedule", "create", file, "--every", "1h30m", "--name", "often")
     assert only(api.recurring_runs).trigger.periodic_schedule.interval_second == "5400"

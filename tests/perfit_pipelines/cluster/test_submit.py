@@ -10,7 +10,7 @@ import yaml
 from perfit.spec import Federation
 
 from .argo import details
-from .conftest import QUICK, write_federation
+from .conftest import QUICK, Perfit, write_federation
 from .kfp_api import upload_version
 
 LOOP = "root.round.clients-default.for-loop-1.iteration-iterations"
@@ -47,6 +47,35 @@ def test_the_pipeline_carries_the_federation_file_and_the_store(api, perfit, fil
     assert (kept.name, [client.id for client in kept.clients]) == ("demo", ["bank", "kitchen"])
     assert parameters["store"]["defaultValue"] == "s3://other/place"
     assert not only(api.runs).runtime_config.parameters
+
+
+def test_kubeflow_2_16_gets_no_limits_and_keeps_all_else(serve, file):
+    api = serve(version=(2, 16, 1))
+    result = Perfit(api)("submit", file, *QUICK)
+    assert result.exit_code == 0, result.exception
+    assert "older than 2.17: the run has no deadline" in result.stderr
+    kubernetes = only(api.versions).pipeline_spec["platform_spec"]["platforms"]["kubernetes"]
+    assert "pipelineConfig" not in kubernetes
+    assert all(settings["secretAsEnv"] for settings in kubernetes["deploymentSpec"]["executors"].values())
+
+
+def test_a_server_that_drops_the_settings_of_pods_gets_no_run(serve, file):
+    """An old one that does not say its version."""
+    api = serve(version=(0, 0, 0))
+    error = Perfit(api).fail("submit", file, *QUICK)
+    assert "dropped what the pipeline says of its pods" in error.problem
+    assert "cluster.deadline_seconds and cluster.keep_seconds to null" in error.fix
+    assert not api.runs
+    Perfit(api).succeed(
+        "submit", write_federation(file, cluster={"deadline_seconds": None, "keep_seconds": None}), *QUICK
+    )
+
+
+def test_a_run_that_got_another_account_is_ended(api, perfit, file):
+    api.before["/runs"] = lambda query, body: body.update(service_account="pipeline-runner")
+    error = perfit.fail("submit", file, *QUICK)
+    assert "the service account 'pipeline-runner' instead of 'perfit-runner'" in error.problem
+    assert only(api.runs).state == "CANCELED"
 
 
 def test_an_unchanged_file_uses_its_version_again(api, perfit, file):

@@ -97,6 +97,22 @@ def test_runs_in_another_namespace(deploy, overlay):
         assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "alice"}
 
 
+def test_what_is_written_holds_the_keys_that_the_cluster_has(deploy, cluster, place):
+    """Another root password or server key would shut out the runs of federations that are there."""
+    deploy("federation.yaml", "--overlay", "kind", "--output", "older")
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    for output in ("older", "new"):
+        said = deploy("federation.yaml", "--overlay", "kind", "--output", output)
+        assert "warning" not in said
+        for (namespace, name), held in written_secrets(Path(output)).items():
+            assert held == texts(cluster.get("Secret", name, namespace)), name
+
+
+def test_without_a_cluster_to_ask_that_is_said(deploy):
+    said = deploy("federation.yaml", "--overlay", "kind", "--output", "out")
+    assert "warning: the cluster was not asked for keys; applying this replaces any there are" in said
+
+
 def test_a_second_call_keeps_the_keys_but_the_rotated_one(deploy, place):
     deploy("federation.yaml", "--overlay", "kind", "--output", "out")
     first = written_secrets(Path("out"))

@@ -62,8 +62,7 @@ def prepare_model(model: str, cache: Path) -> str:
     with open(located, "rb") as file:
         target = cache / hashlib.file_digest(file, "sha256").hexdigest()
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        draft = tempfile.mkdtemp(dir=cache, prefix=".converting-")
+        draft = _make_draft(cache)
         try:
             _convert_gguf(Path(located), draft)
             os.chmod(draft, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
@@ -76,6 +75,17 @@ def prepare_model(model: str, cache: Path) -> str:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return str(target)
+
+
+def _make_draft(cache: Path) -> str:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(dir=cache, prefix=".converting-")
+    except OSError as error:
+        raise PerfitError(
+            f"model: the cache {cache} cannot be written: {error}",
+            "make it writable for this user, or set PERFIT_CACHE to a directory that is",
+        ) from error
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

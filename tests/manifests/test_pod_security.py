@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
+import yaml
 
 from .pod_security import CONTROLS, violations
-from .rendering import OVERLAYS, WITH_STORE, containers, only, pod_templates
+from .rendering import MANIFESTS, OVERLAYS, WITH_STORE, containers, only, pod_templates
+from .test_rendering import KUBERNETES, schema_errors
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_pod_is_restricted(overlay):
     for where, template in pod_templates(overlay):
         assert violations(template) == [], where
+
+
+def test_the_job_that_opens_volumes_is_restricted_and_gives_them_to_the_tasks_group():
+    job = yaml.safe_load((MANIFESTS / "volumes/open.yaml").read_text())
+    assert all(schema_errors(json.dumps(job), version) is None for version in KUBERNETES)
+    assert violations(job["spec"]["template"]) == []
+    assert job["spec"]["template"]["spec"]["securityContext"]["fsGroup"] == 10001
 
 
 @pytest.mark.parametrize("overlay", WITH_STORE)

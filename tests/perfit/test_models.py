@@ -80,6 +80,14 @@ def test_a_gguf_file_is_converted_once(tiny_llama, tiny_tokenizer, tmp_path):
     assert (Path(source) / "here-before").exists()
 
 
+def test_a_cache_that_cannot_be_written(tiny_llama, tmp_path):
+    model, cache = save_gguf(tiny_llama, tmp_path / "tiny.gguf"), tmp_path / "file"
+    cache.write_text("not a directory")
+    with pytest.raises(PerfitError, match=r"the cache .*file cannot be written") as error:
+        prepare_model(model, cache)
+    assert "PERFIT_CACHE" in error.value.fix
+
+
 @pytest.mark.parametrize("kept", [0, 20, 3000, -2000], ids=["empty", "magic", "half a header", "half the weights"])
 def test_a_broken_gguf_file_is_named_and_leaves_nothing(tiny_llama, tmp_path, kept):
     whole = Path(save_gguf(tiny_llama, tmp_path / "tiny.gguf")).read_bytes()

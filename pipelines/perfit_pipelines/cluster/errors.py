@@ -94,7 +94,7 @@ def _fix(status: int, said: str) -> str:
     if "namespace" in lower and re.search(r"empty|no namespace|required|must", lower):
         return NAMESPACE_FIX
     if status == 404:
-        return "check the name and --namespace, and that --host is that of Kubeflow Pipelines (2.16.1 or newer)"
+        return "check the name and --namespace, and that --host is that of Kubeflow Pipelines (2.17; 2.16.1 with less)"
     if status == 409:
         return "somebody else may be submitting the same: try again, or remove the older one in the UI"
     if status == 429 or status >= 500:

@@ -37,7 +37,7 @@ def installed(cluster: Cluster, home: Home) -> Home:
         )
     )  # fmt: skip
     if cluster.overlay != "existing-minio":
-        cluster.kubectl("wait", "job/minio-setup", "-n", "perfit", "--for=condition=complete", "--timeout=15m")
+        cluster.kubectl("wait", "job/minio-setup", "-n", "perfit", "--for=condition=complete", "--timeout=1h")
     return home
 
 

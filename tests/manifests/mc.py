@@ -1,7 +1,8 @@
-"""A stand-in for MinIO's `mc`, as far as setup.sh uses it: its state is a JSON file, MC_STATE; MC_CALLS gets a line a call.
+"""A stand-in for MinIO's `mc`, as far as setup.sh uses it.
 
-It follows mc in what makes a script go wrong: `ready` says what is wrong and ends only when MinIO is healthy; `user add`
-and `policy create` overwrite; `policy attach` fails for a policy or user that is not there.
+Its state is a JSON file, MC_STATE; each call adds a line to MC_CALLS. It follows mc in what makes a script go wrong:
+`ready` says what is wrong and ends only when MinIO is healthy; `user add` and `policy create` overwrite; `policy
+attach` fails for a policy or user that is not there.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ match sys.argv[1:]:
     case ["admin", "policy", "create", "store", name, file]:
         state["policies"][name] = json.loads(Path(file).read_text())
     case ["admin", "policy", "attach", "store", name, "--user", user]:
-        attached = state["users"][user]["policies"]
         if name not in state["policies"]:
             sys.exit("mc: <ERROR> Unable to make user/group policy association.")
+        attached = state["users"][user]["policies"]
         attached += [name] if name not in attached else []
     case ["admin", "user", "add", "store"]:
         access, secret = sys.stdin.read().splitlines()

@@ -1,4 +1,8 @@
-"""A real Kubernetes API: etcd and kube-apiserver with RBAC, as controller-runtime's envtest has them; without nodes."""
+"""A real Kubernetes API: etcd and kube-apiserver with RBAC, as controller-runtime's envtest has them; without nodes.
+
+Where envtest's programs cannot be had, Debian's etcd-server and its source package kubernetes (1.20.2) do:
+golang-go, rsync, ``make WHAT=cmd/kube-apiserver``, eight minutes on 2 cores.
+"""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ def set_up_store(site, objects: list[dict]) -> None:
 def test_what_is_deployed_passes(site, monkeypatch):
     monkeypatch.chdir(site.directory)
     site.write(name="deployed")
+    site.remove("Secret", "perfit-server", NAMESPACE)  # of a store that names its users itself
     app = typer.Typer()
     register(app)
     written = CliRunner().invoke(app, ["federation.yaml", "--overlay", "kind", "--output", "out"])

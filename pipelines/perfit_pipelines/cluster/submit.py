@@ -54,7 +54,7 @@ def other_account(made: V2beta1Run | V2beta1RecurringRun, asked: str | None) -> 
     if not asked or not given or given == asked:
         return None
     return PerfitError(
-        f"Kubeflow gave it the service account {given!r} instead of {asked!r}, which may read every client's key",
+        f"Kubeflow gave it the service account {given!r}, which may read every client's key, instead of {asked!r}",
         "upgrade Kubeflow Pipelines to 2.17 (kubeflow/pipelines#13311); nothing was left running",
     )
 

@@ -32,7 +32,7 @@ def test_a_schedule_runs_a_round_of_the_file_one_at_a_time(api, perfit, file):
 def test_rounds_under_an_account_that_reads_every_key_are_not_scheduled(serve, file):
     api = serve(version=(2, 16, 1))
     error = Perfit(api).fail("schedule", "create", file, *DAILY)
-    assert "'pipeline-runner' instead of 'perfit-runner'" in error.problem
+    assert "the service account 'pipeline-runner', which may read every client's key" in error.problem
     assert api.recurring_runs == {}
 
 

@@ -74,7 +74,7 @@ def test_a_server_that_drops_the_settings_of_pods_gets_no_run(serve, file):
 def test_a_run_that_got_another_account_is_ended(api, perfit, file):
     api.before["/runs"] = lambda query, body: body.update(service_account="pipeline-runner")
     error = perfit.fail("submit", file, *QUICK)
-    assert "the service account 'pipeline-runner' instead of 'perfit-runner'" in error.problem
+    assert "the service account 'pipeline-runner', which may read every client's key, instead of" in error.problem
     assert only(api.runs).state == "CANCELED"
 
 

@@ -1,8 +1,12 @@
-"""The quickstart's own file and data through KFP's DockerRunner, in the images: four clients, three rounds, SmolLM2."""
+"""The quickstart's own file and data through KFP's DockerRunner, in the images: four clients, SmolLM2.
+
+All its rounds, or as many as PERFIT_TEST_ROUNDS says: CI has time for one.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,7 @@ def quickstart(images, daemon, s3_server, tmp_path_factory) -> Quickstart:
     if model is None:
         pytest.skip(f"{PACKAGE} is not installed: make test installs it")
     spec = load_federation(EXAMPLES / "quickstart.yaml")
+    spec = spec.model_copy(update={"rounds": int(os.environ.get("PERFIT_TEST_ROUNDS", spec.rounds))})
     # The images hold no model: its package goes where they look for packages.
     inputs = {EXAMPLES: str(EXAMPLES), Path(model.origin).parent: f"/opt/perfit-packages/{PACKAGE}"}
     work, uri = tmp_path_factory.mktemp("quickstart"), f"{s3_server.store_uri}/{uuid.uuid4()}"
@@ -50,7 +55,7 @@ def test_all_rounds_are_committed_with_every_client(quickstart):
 def test_every_client_s_model_got_better_on_its_held_out_records(quickstart):
     for client in quickstart.spec.clients:
         perplexity = quickstart.store.read_record(quickstart.spec.rounds, client.id)["perplexity"]
-        assert perplexity["after"] < perplexity["before"] < perplexity["round_0"], client.id
+        assert perplexity["after"] < perplexity["before"] <= perplexity["round_0"], client.id
 
 
 def test_a_client_s_adapter_loads_with_peft(quickstart, tmp_path):

@@ -25,6 +25,11 @@ _LOGIT_COPIES = 4
 """Logits, their float32 copy, log-probabilities and the gradient."""
 
 
+_PRUNING = {"layer": 21, "global": 31}
+"""Bytes a position while a search prunes: the scores in one piece, a permutation for ties, the initial values, and what
+sorting a group takes, which is all of the space in the scope ``global``."""
+
+
 @dataclass(frozen=True)
 class MemoryNeed:
     """Bytes at the peak of the more demanding of search and tuning.
@@ -64,9 +69,13 @@ def memory_need(model: PreTrainedModel, space: LoraSpace, federation: Federation
     layer = tokens * (_HIDDEN_COPIES * hidden + _FEED_FORWARD_COPIES * feed_forward) * width
     layers = config.num_hidden_layers
     checkpoints = layers * tokens * hidden * width + layer
-    # Values, gradients and two moments in float32; a search adds scores and masks, tuning an index of 8 bytes and the
-    # scattered matrices with their gradients.
-    search = space.size * (16 + 5) if federation.method.searches and rank < space.rank else 0
+    # Values, gradients and two moments in float32; a search adds scores, masks and what pruning takes, tuning an index
+    # of 8 bytes and the scattered matrices with their gradients.
+    search = (
+        space.size * (16 + 5 + _PRUNING[federation.method.scope])
+        if federation.method.searches and rank < space.rank
+        else 0
+    )
     tuning = space.budget(rank) * (16 + 8) + space.size * 8
     return MemoryNeed(
         weights=sum(parameter.numel() for parameter in model.parameters()) * width,

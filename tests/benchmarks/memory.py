@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +82,9 @@ def measure(
     else:
         mask = model.space.plain_mask(spec.lora.rank)
         tune(model, spec, spec.clients[0], 1, data, SparseAdapter(model.space, mask, initial[mask]))
-    return need.total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its peak is also that of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return need.total, int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,27 +1,32 @@
 """The sparse adapter on the wire: safetensors, byte for byte reproducible, read without torch.
 
-A file holds, for each LoRA matrix, its bit-packed mask (``mask/<name>``), the values at the set bits
-(``values/<name>``), or both, and a header in the safetensors metadata. A personal architecture is sent once, as a
-file of masks; updates then hold values alone and name the mask by its hash.
+A file holds, for each LoRA matrix, its bit-packed mask (``mask/<matrix>``), or for each of some named vectors its entries
+at the positions that the file is about (``values/<matrix>``, ``control/<matrix>``, ...), and a header in the safetensors
+metadata. A personal architecture is sent once, as a file of masks; updates name it by its hash.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from perfit.adapter import SparseAdapter, mask_hash
+from perfit.adapter import mask_hash
 from perfit.space import LoraSpace
+from perfit.spec import FederationSpec
 
-FORMAT_VERSION = 1
-WIRE_DTYPES = ("float32", "bfloat16", "float16")
+FORMAT_VERSION = 2
+ALL_POSITIONS = "all"
+"""In place of a mask's hash: a file about every position of the space."""
 # safetensors.numpy writes bfloat16, but does not read it.
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
+_WIRE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class AdapterFileError(ValueError):
@@ -34,13 +39,13 @@ class AdapterHeader:
 
     Args:
         federation: Name of the federation.
-        round: The round whose tuning or aggregation gave the values; 0 for masks and for the initial adapter.
-        client: The owner, or None for the global adapter.
+        round: The round that the file is from; 0 for what the federation was founded with.
+        client: The owner, or None for the server's files.
         base_model: The frozen model that the adapter belongs to.
-        rank: The client's own rank, or the expanded rank for the global adapter.
+        rank: The client's own rank, or the expanded rank for the server's files.
         expansion: Expanded rank over the federation's rank.
-        budget: Number of positions held; filled in when the file is written.
-        mask_sha256: Hash of the mask that the values stand on; filled in likewise.
+        budget: Positions that the client holds; N for the server's files.
+        mask_sha256: Hash of the mask of these positions, or ``ALL_POSITIONS``.
         format_version: Of this file format.
     """
 
@@ -50,123 +55,158 @@ class AdapterHeader:
     base_model: str
     rank: int
     expansion: int
-    budget: int = 0
-    mask_sha256: str = ""
+    budget: int
+    mask_sha256: str
     format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of_client(cls, spec: FederationSpec, client: str, round: int, budget: int, mask_sha256: str) -> AdapterHeader:
+        """Return the header of a client's file."""
+        rank = spec.rank_of(spec.client(client))
+        return cls(spec.name, round, client, spec.model, rank, spec.expansion, budget, mask_sha256)
+
+    @classmethod
+    def of_server(cls, spec: FederationSpec, space: LoraSpace, round: int) -> AdapterHeader:
+        """Return the header of a file of the server's state after a round."""
+        return cls(spec.name, round, None, spec.model, space.rank, spec.expansion, space.size, ALL_POSITIONS)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter file, parsed once.
+
+    Args:
+        header: What it says of itself.
+        space: The space that it says it belongs to.
+        tensors: By name, as they came.
+    """
+
+    header: AdapterHeader
+    space: LoraSpace
+    tensors: Mapping[str, np.ndarray]
+
+    @classmethod
+    def parse(cls, data: bytes) -> AdapterFile:
+        """Read a file.
+
+        Raises:
+            AdapterFileError: The bytes are not an adapter file of this version.
+        """
+        header, space = _parse_header(data)
+        try:
+            parts = deserialize(data)
+        except SafetensorError as error:
+            raise AdapterFileError(f"not a safetensors file: {error}") from error
+        for name, part in parts:
+            if part["dtype"] not in _DTYPES:
+                raise AdapterFileError(f"{name} is of type {part['dtype']}, want one of {', '.join(_DTYPES)}")
+        tensors = {name: np.frombuffer(p["data"], _DTYPES[p["dtype"]]).reshape(p["shape"]) for name, p in parts}
+        return cls(header, space, tensors)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The architecture that the file holds: bool, shape (N,).
+
+        Raises:
+            AdapterFileError: It holds none, or the bits do not have the header's budget and hash.
+        """
+        parts = []
+        for matrix in self.space.matrices:
+            packed = self.tensors.get(f"mask/{matrix.name}")
+            if packed is None or packed.shape != (-(-matrix.size // 8),) or packed.dtype != np.uint8:
+                raise AdapterFileError(f"no mask of {matrix.size} bits for {matrix.name}")
+            parts.append(np.unpackbits(packed, count=matrix.size).astype(bool))
+        mask = np.concatenate(parts)
+        if np.count_nonzero(mask) != self.header.budget or mask_hash(self.space, mask) != self.header.mask_sha256:
+            raise AdapterFileError("the bits do not have the budget and hash that the header names")
+        return mask
+
+    def vectors(self, positions: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return named vectors at the positions that the file is about.
+
+        Args:
+            positions: bool, shape (N,).
+            names: Of the vectors; the file must hold these alone.
+
+        Returns:
+            Each float32, of shape (number of positions,).
+
+        Raises:
+            AdapterFileError: It holds other tensors, a vector has the wrong length, or a value is not finite.
+        """
+        names = list(names)
+        surplus = set(self.tensors) - {f"{name}/{matrix.name}" for name in names for matrix in self.space.matrices}
+        if surplus or positions.shape != (self.space.size,):
+            raise AdapterFileError(f"it holds {len(surplus)} tensors beside {', '.join(names)}, or is of another space")
+        counts = self.space.counts(positions)
+        return {name: self._vector(name, counts) for name in names}
+
+    def named_vectors(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all vectors that the file holds, by the names that it gives them; see :meth:`vectors`."""
+        return self.vectors(positions, sorted({name.partition("/")[0] for name in self.tensors}))
+
+    def _vector(self, name: str, counts: Mapping[str, int]) -> np.ndarray:
+        parts = []
+        for matrix, count in counts.items():
+            part = self.tensors.get(f"{name}/{matrix}")
+            if part is None or part.shape != (count,) or part.dtype.name not in _WIRE_DTYPES:
+                raise AdapterFileError(f"no {count} {name} for {matrix}")
+            parts.append(part.astype(np.float32))
+        vector = np.concatenate(parts)
+        if not np.isfinite(vector).all():
+            raise AdapterFileError(f"{np.count_nonzero(~np.isfinite(vector))} {name} are not finite")
+        return vector
 
 
 def dump_mask(header: AdapterHeader, space: LoraSpace, mask: np.ndarray) -> bytes:
     """Return the file of a personal architecture; mask is bool, shape (N,)."""
-    tensors = {f"mask/{m.name}": np.packbits(mask[space.slices[m.name]]) for m in space.matrices}
-    return _dump(header, space, mask, tensors)
+    return _dump(header, space, {f"mask/{m.name}": np.packbits(mask[space.slices[m.name]]) for m in space.matrices})
 
 
-def dump_values(header: AdapterHeader, adapter: SparseAdapter, dtype: str = "float32") -> bytes:
-    """Return the file of an adapter's values in ``dtype``, without its mask."""
-    values = to_wire(adapter.values, dtype)
-    tensors, start = {}, 0
-    for matrix in adapter.space.matrices:
-        count = np.count_nonzero(adapter.mask[adapter.space.slices[matrix.name]])
-        tensors[f"values/{matrix.name}"] = values[start : start + count]
-        start += count
-    return _dump(header, adapter.space, adapter.mask, tensors)
+def dump_vectors(
+    header: AdapterHeader,
+    space: LoraSpace,
+    positions: np.ndarray,
+    vectors: Mapping[str, np.ndarray],
+    dtype: str = "float32",
+) -> bytes:
+    """Return the file of named vectors.
+
+    Args:
+        header: What the file says of itself.
+        space: The expanded space of N positions.
+        positions: bool, shape (N,).
+        vectors: float32, shape (number of positions,), by name.
+        dtype: Of the values in the file.
+    """
+    ends = np.cumsum(list(space.counts(positions).values()))[:-1]
+    tensors = {}
+    for name, vector in vectors.items():
+        for matrix, part in zip(space.matrices, np.split(to_wire(vector, dtype), ends), strict=True):
+            tensors[f"{name}/{matrix.name}"] = part
+    return _dump(header, space, tensors)
 
 
 def to_wire(values: np.ndarray, dtype: str) -> np.ndarray:
     """Round float32 values to what ``dtype`` can carry (to nearest, ties to even)."""
-    return values.astype(np.dtype(dtype))
+    return values.astype(np.dtype(dtype), copy=False)
 
 
-def load_header(data: bytes) -> tuple[AdapterHeader, LoraSpace]:
-    """Read what the file says of itself and the space it belongs to.
+def _dump(header: AdapterHeader, space: LoraSpace, tensors: dict[str, np.ndarray]) -> bytes:
+    fields = {**asdict(header), "matrices": space.to_list()}
+    # One metadata key: safetensors keeps several in a hash map, whose order would change the bytes.
+    return save(tensors, metadata={"perfit": json.dumps(fields, sort_keys=True)})
 
-    Raises:
-        AdapterFileError: The bytes are not an adapter file of this version.
-    """
+
+def _parse_header(data: bytes) -> tuple[AdapterHeader, LoraSpace]:
     try:
         length = int.from_bytes(data[:8], "little")
         fields = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
         if fields["format_version"] != FORMAT_VERSION:
             raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
         space = LoraSpace.from_shapes(fields.pop("matrices"))
-        header = AdapterHeader(**fields)
+        return AdapterHeader(**fields), space
     except AdapterFileError:
         raise
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise AdapterFileError(f"not an adapter file: {error}") from error
-    return header, space
-
-
-def load_mask(data: bytes) -> tuple[AdapterHeader, LoraSpace, np.ndarray]:
-    """Read a personal architecture: its header, space and mask (bool, shape (N,)).
-
-    Raises:
-        AdapterFileError: Not such a file, or the bits do not have the header's budget and hash.
-    """
-    header, space = load_header(data)
-    tensors = _load(data)
-    parts = []
-    for matrix in space.matrices:
-        packed = tensors.get(f"mask/{matrix.name}")
-        if packed is None or packed.shape != (-(-matrix.size // 8),) or packed.dtype != np.uint8:
-            raise AdapterFileError(f"no mask of {matrix.size} bits for {matrix.name}")
-        parts.append(np.unpackbits(packed, count=matrix.size).astype(bool))
-    mask = np.concatenate(parts)
-    if np.count_nonzero(mask) != header.budget or mask_hash(space, mask) != header.mask_sha256:
-        raise AdapterFileError("the bits do not have the budget and hash that the header names")
-    return header, space, mask
-
-
-def load_values(data: bytes, mask: np.ndarray) -> tuple[AdapterHeader, SparseAdapter]:
-    """Read values onto the mask that the file names by its hash.
-
-    Args:
-        data: The file.
-        mask: bool, shape (N,).
-
-    Raises:
-        AdapterFileError: Not such a file; another mask; a matrix has the wrong number of values; a value is not finite.
-    """
-    header, space = load_header(data)
-    if mask.shape != (space.size,) or mask_hash(space, mask) != header.mask_sha256:
-        raise AdapterFileError(f"the values stand on mask {header.mask_sha256[:12]}, not on the one given")
-    tensors = _load(data)
-    parts = []
-    for matrix in space.matrices:
-        count = np.count_nonzero(mask[space.slices[matrix.name]])
-        part = tensors.get(f"values/{matrix.name}")
-        if part is None or part.shape != (count,) or part.dtype.name not in WIRE_DTYPES:
-            raise AdapterFileError(f"no {count} values for {matrix.name}")
-        parts.append(part.astype(np.float32))
-    values = np.concatenate(parts)
-    if not np.isfinite(values).all():
-        raise AdapterFileError(f"{np.count_nonzero(~np.isfinite(values))} values are not finite")
-    return header, SparseAdapter(space, mask, values)
-
-
-def load_dense(data: bytes) -> tuple[AdapterHeader, SparseAdapter]:
-    """Read a global adapter, which holds every position.
-
-    Raises:
-        AdapterFileError: As :func:`load_values`.
-    """
-    _, space = load_header(data)
-    return load_values(data, np.ones(space.size, dtype=bool))
-
-
-def _dump(header: AdapterHeader, space: LoraSpace, mask: np.ndarray, tensors: dict[str, np.ndarray]) -> bytes:
-    header = replace(header, budget=int(np.count_nonzero(mask)), mask_sha256=mask_hash(space, mask))
-    fields = {**asdict(header), "matrices": space.to_list()}
-    # One metadata key: safetensors keeps several in a hash map, whose order would change the bytes.
-    return save(tensors, metadata={"perfit": json.dumps(fields, sort_keys=True)})
-
-
-def _load(data: bytes) -> dict[str, np.ndarray]:
-    try:
-        parts = deserialize(data)
-    except SafetensorError as error:
-        raise AdapterFileError(f"not a safetensors file: {error}") from error
-    for name, part in parts:
-        if part["dtype"] not in _DTYPES:
-            raise AdapterFileError(f"{name} is of type {part['dtype']}, want one of {', '.join(_DTYPES)}")
-    return {name: np.frombuffer(p["data"], _DTYPES[p["dtype"]]).reshape(p["shape"]) for name, p in parts}

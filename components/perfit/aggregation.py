@@ -1,51 +1,107 @@
 """Personalised parameter-wise aggregation (PerFIT, arXiv 2402.16919, section 3).
 
 The new global value of a position is the mean over the clients that hold it, weighted by their sample counts; a
-position that no client held keeps its value. With masks that are all the same this is the weighted mean of FedIT
-(arXiv 2305.05644).
+position that no client held keeps its value. With masks that are all the same this is the weighted mean of FedAvg
+(arXiv 1602.05629) and FedIT (arXiv 2305.05644).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from perfit.adapter import SparseAdapter
-
 
 @dataclass(frozen=True)
-class Contribution:
-    """One client's update and its weight, the number of its training samples."""
+class Update:
+    """What crosses from a client to the server.
 
-    adapter: SparseAdapter
+    Args:
+        positions: bool, shape (N,): the positions that are shared.
+        vectors: float32, shape (number of shared positions,), by name.
+        samples: Training records of the client: its weight.
+
+    Raises:
+        ValueError: There are no samples, or a vector is not of that dtype and shape.
+    """
+
+    positions: np.ndarray
+    vectors: Mapping[str, np.ndarray]
     samples: int
 
+    def __post_init__(self):
+        count = (int(np.count_nonzero(self.positions)),)
+        if self.samples < 1:
+            raise ValueError(f"an update of {self.samples} samples has no weight")
+        for name, vector in self.vectors.items():
+            if vector.dtype != np.float32 or vector.shape != count:
+                raise ValueError(f"{name} is {vector.dtype}{vector.shape}, want float32{count}")
 
-def aggregate(previous: np.ndarray, contributions: Iterable[Contribution]) -> np.ndarray:
-    """Average parameter by parameter, in one pass over the contributions.
+
+class Cohort:
+    """The running mean of a round's updates, position by position, each update dropped once it is added.
 
     Sums run in float64: the product of a float32 value and a sample count is then exact, so that a position held by one
-    client keeps that client's very bits. Memory is 16 bytes a position, whatever the number of clients.
+    client keeps that client's very bits. Memory is 12 bytes a position and 8 for each vector, whatever the number of
+    clients.
+
+    Args:
+        names: Of the vectors that are shared.
+        size: Number of positions N.
+        population: Returns, for each position, how many clients of the federation share it, int, shape (N,); asked
+            only by methods whose rule depends on it.
+    """
+
+    def __init__(self, names: Iterable[str], size: int, population: Callable[[], np.ndarray]):
+        self._totals = {name: np.full(size, -0.0) for name in names}  # to which even -0.0 adds without losing its sign
+        self._weight = np.zeros(size)
+        self.holders = np.zeros(size, dtype=np.uint32)
+        """How many of the updates share each position, shape (N,)."""
+        self.population = population
+
+    def add(self, update: Update) -> None:
+        """Take an update into the mean.
+
+        Raises:
+            ValueError: It is of another space, or lacks a vector.
+        """
+        if update.positions.shape != self._weight.shape or set(update.vectors) != set(self._totals):
+            raise ValueError(
+                f"cannot average {sorted(update.vectors)} over {update.positions.shape} into "
+                f"{sorted(self._totals)} over {self._weight.shape}"
+            )
+        for name, total in self._totals.items():
+            total[update.positions] += update.samples * update.vectors[name].astype(np.float64)
+        self._weight[update.positions] += update.samples
+        self.holders[update.positions] += 1
+
+    def mean(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
+        """Return the weighted mean of a vector, float32, shape (N,), and ``elsewhere`` where nobody shared it."""
+        shared = self._weight > 0
+        return np.where(shared, self._totals[name] / np.where(shared, self._weight, 1), elsewhere).astype(np.float32)
+
+
+def aggregate(previous: np.ndarray, updates: Iterable[Update]) -> np.ndarray:
+    """Average the values of updates, parameter by parameter, in one pass.
+
+    >>> import numpy as np
+    >>> first = Update(np.array([True, True, False]), {"values": np.float32([1, 4])}, samples=1)
+    >>> second = Update(np.array([False, True, False]), {"values": np.float32([8])}, samples=3)
+    >>> aggregate(np.float32([0, 0, 5]), [first, second])
+    array([1., 7., 5.], dtype=float32)
 
     Args:
         previous: Global values, float32, shape (N,).
-        contributions: Updates in the same space; consumed one at a time.
+        updates: Of the same space, each with the vector ``values``; consumed one at a time.
 
     Returns:
         New global values, float32, shape (N,).
 
     Raises:
-        ValueError: A contribution has no samples or another space.
+        ValueError: An update is of another space.
     """
-    total = np.full(previous.shape, -0.0)  # to which even -0.0 adds without losing its sign
-    weight = np.zeros(previous.shape, dtype=np.float64)
-    for contribution in contributions:
-        adapter, samples = contribution.adapter, contribution.samples
-        if samples < 1 or adapter.mask.shape != previous.shape:
-            raise ValueError(f"cannot average {samples} samples over {adapter.mask.shape} in {previous.shape}")
-        total[adapter.mask] += samples * adapter.values.astype(np.float64)
-        weight[adapter.mask] += samples
-    held = weight > 0
-    return np.where(held, total / np.where(held, weight, 1), previous).astype(np.float32)
+    cohort = Cohort(["values"], previous.size, lambda: np.zeros(previous.size, dtype=int))
+    for update in updates:
+        cohort.add(update)
+    return cohort.mean("values", previous)

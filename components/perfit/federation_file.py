@@ -1,4 +1,4 @@
-"""Reading a federation file, with errors that name its line and key."""
+"""Reading a federation file: what is computed and where it runs, with errors that name a line and a key."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
+from perfit.spec import METHODS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def load_federation(path: str | Path) -> Federation:
+def load_federation(path: str | Path) -> ClusterSpec:
     """Read and validate a federation file; relative data paths are taken from its directory.
 
     Raises:
@@ -31,7 +32,7 @@ def load_federation(path: str | Path) -> Federation:
     return _absolute(parse_federation(text, str(path)), path.resolve().parent)
 
 
-def parse_federation(text: str, source: str = "federation") -> Federation:
+def parse_federation(text: str, source: str = "federation") -> ClusterSpec:
     """Validate the text of a federation file.
 
     Raises:
@@ -45,7 +46,7 @@ def parse_federation(text: str, source: str = "federation") -> Federation:
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
     try:
-        return Federation.model_validate(tree)
+        return ClusterSpec.model_validate(tree)
     except ValidationError as error:
         found = [_describe(problem, lines, source) for problem in error.errors()]
         raise PerfitError("\n".join(found), f"correct {'this key' if len(found) == 1 else 'these keys'}") from error
@@ -56,15 +57,15 @@ def is_local(uri: str) -> bool:
     return "://" not in uri and uri.endswith(DATA_SUFFIXES)
 
 
-def _absolute(federation: Federation, directory: Path) -> Federation:
+def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
     def resolve(uri: str | None) -> str | None:
         return str(directory / uri) if uri and is_local(uri) else uri
 
     clients = tuple(
         client.model_copy(update={"data": resolve(client.data), "held_out": resolve(client.held_out)})
-        for client in federation.clients
+        for client in spec.clients
     )
-    return federation.model_copy(update={"clients": clients})
+    return spec.model_copy(update={"clients": clients})
 
 
 def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> dict[tuple, int]:
@@ -75,7 +76,7 @@ def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> dict[tuple,
             here = (*path, key.value)
             if here in lines:
                 raise PerfitError(
-                    f"{source}:{key.start_mark.line + 1}: {_key(here)} stands twice (first in line {lines[here]})",
+                    f"{source}:{key.start_mark.line + 1}: {_key(here)} is duplicated (first in line {lines[here]})",
                     "remove one of the two",
                 )
             lines |= {here: key.start_mark.line + 1, **_lines(value, source, here)}
@@ -91,14 +92,15 @@ def _key(path: tuple) -> str:
 
 
 def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> str:
-    # pydantic adds the names of union members to the path; only what stands in the file can be pointed at.
     path = problem.get("ctx", {}).get("path", problem["loc"])
-    known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in lines), ())
+    # pydantic adds the names of union members to the path; only what is in the file can be pointed at.
+    written = (path[0], *path[2:]) if path[:1] == ("method",) else path
+    known = next((written[:n] for n in range(len(written), 0, -1) if written[:n] in lines), ())
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = f"unknown key{_suggest(path)}"
+        message = _unknown(path)
     elif problem["type"] == "missing":
-        message, known = f"the key {path[-1]!r} is missing", path[:-1]
+        message, known = f"the key {path[-1]!r} is missing", written[:-1]
     elif problem["type"] not in ("value_error", "federation"):
         message = f"{message}, but it is {problem['input']!r}"
     where = f"{source}:{lines[known]}" if known in lines else source
@@ -106,14 +108,17 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
     return f"{where}: {_key(named)}: {message}" if named else f"{where}: {message}"
 
 
-def _suggest(path: tuple) -> str:
-    model: Any = Federation
-    for part in path[:-1]:
-        is_model = isinstance(model, type) and issubclass(model, BaseModel)
-        model = model.model_fields[part].annotation if is_model else _models(model)[0]
-    names = list(_models(model)[0].model_fields)
+def _unknown(path: tuple) -> str:
+    # Inside `method` pydantic's path names the method: its options are a union of one model a method.
+    name = path[1] if path[0] == "method" else None
+    options: Any = METHODS[name].options if name else ClusterSpec
+    for part in path[2 if name else 0 : -1]:
+        is_model = isinstance(options, type) and issubclass(options, BaseModel)
+        options = options.model_fields[part].annotation if is_model else _models(options)[0]
+    names = list(_models(options)[0].model_fields)
     close = difflib.get_close_matches(str(path[-1]), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
+    known = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(names)}"
+    return f"method {name} has no option {path[-1]!r}; {known}" if name else f"unknown key; {known}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -72,6 +72,15 @@ class LoraSpace:
         ends = np.cumsum([matrix.size for matrix in self.matrices]).tolist()
         return {m.name: slice(end - m.size, end) for m, end in zip(self.matrices, ends, strict=True)}
 
+    @cached_property
+    def a_mask(self) -> np.ndarray:
+        """Which positions are in an A matrix: bool, shape (N,). Read-only."""
+        mask = np.zeros(self.size, dtype=bool)
+        for matrix in self.matrices:
+            mask[self.slices[matrix.name]] = matrix.is_a
+        mask.setflags(write=False)
+        return mask
+
     def layers(self) -> dict[str, slice]:
         """Where the A and B of each adapted module stand, by the module's name."""
         found: dict[str, slice] = {}
@@ -79,6 +88,11 @@ class LoraSpace:
             here = self.slices[matrix.name]
             found[matrix.layer] = slice(found.get(matrix.layer, here).start, here.stop)
         return found
+
+    def counts(self, mask: np.ndarray) -> dict[str, int]:
+        """Return how many positions of a mask (bool, shape (N,)) each matrix holds, by name."""
+        starts = [part.start for part in self.slices.values()]
+        return dict(zip(self.slices, np.add.reduceat(mask, starts, dtype=np.int64).tolist(), strict=True))
 
     def budget(self, rank: int) -> int:
         """Return the number of parameters of a plain LoRA of rank ``rank`` on these modules."""

@@ -1,0 +1,137 @@
+"""Where a federation runs: machines by tier, Secrets, volumes, limits of a run. The method reads none of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from perfit.sections import Name, Section, key_error
+from perfit.spec import Client, FederationSpec
+
+_QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
+MAX_TIERS = 8
+"""KFP fixes the outputs of a component when it is written; prepare and aggregate have one for each tier."""
+
+
+def _quantity(value: Any) -> Any:
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(text, str) and not re.fullmatch(_QUANTITY, text):
+        raise ValueError(f"{value!r} is not a Kubernetes quantity such as 2, 500m or 16Gi")
+    return text
+
+
+Quantity = Annotated[str, BeforeValidator(_quantity)]
+
+
+def quantity_bytes(quantity: str) -> int:
+    """Return a Kubernetes quantity such as ``16Gi`` or ``500M`` as a number of bytes."""
+    number, prefix, binary = re.fullmatch(r"([\d.]+)([EPTGMKkm]?)(i?)", quantity).groups()
+    power = "kMGTPE".index(prefix.replace("K", "k")) + 1 if prefix not in ("", "m") else 0
+    unit = (1024 if binary else 1000) ** power if prefix != "m" else 0.001
+    return int(float(number) * unit)
+
+
+class Accelerator(Section):
+    """Accelerators of a tier, by the nodes' name for the resource; ``memory`` is that of each, for a pre-flight."""
+
+    type: str = "nvidia.com/gpu"
+    count: int = Field(default=1, ge=1)
+    memory: Quantity | None = None
+
+
+class Toleration(Section):
+    """A taint that a tier's pods tolerate, in Kubernetes' own words."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Tier(Section):
+    """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
+
+    cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
+    memory: Quantity = "8Gi"
+    accelerator: Accelerator | None = None
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+    parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
+
+    @property
+    def threads(self) -> int:
+        """CPU threads, at least one."""
+        return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
+
+    @property
+    def training_memory(self) -> tuple[str, int] | None:
+        """The key that says how much memory a training has, and how many bytes; None where it is not known.
+
+        That is the accelerators' together where there are any, otherwise the pod's.
+        """
+        if self.accelerator is None:
+            return "memory", quantity_bytes(self.memory)
+        if self.accelerator.memory is None:
+            return None
+        return "accelerator.memory", quantity_bytes(self.accelerator.memory) * self.accelerator.count
+
+
+class Cluster(Section):
+    """How runs live in a cluster; a local run ignores it.
+
+    Args:
+        model_cache: Volume claim that clients' pods keep models in; None for a scratch volume a pod.
+        shared_memory: Size of /dev/shm.
+        deadline_seconds: A run that takes longer is ended; None for never. Kubeflow Pipelines 2.16 knows no other.
+        keep_seconds: A finished run's workflow is removed after this; None for never. Likewise.
+    """
+
+    model_cache: str | None = "perfit-model-cache"
+    shared_memory: Quantity = "1Gi"
+    deadline_seconds: int | None = Field(default=86_400, ge=60)
+    keep_seconds: int | None = Field(default=604_800, ge=0)
+
+
+class ClusterClient(Client):
+    """A client, with the Secret that holds its keys to the store and the volume claim that holds its records."""
+
+    secret: str | None = None
+    volume: str | None = None
+
+
+class ClusterSpec(FederationSpec):
+    """A whole federation file: what is computed, and where."""
+
+    tiers: dict[Name, Tier] = Field(default={"default": Tier()}, max_length=MAX_TIERS)
+    cluster: Cluster = Cluster()
+    clients: tuple[ClusterClient, ...]
+    store: str | None = None
+
+    @model_validator(mode="after")
+    def _tiers_exist(self) -> Self:
+        for position, client in enumerate(self.clients):
+            if client.tier not in self.tiers:
+                raise key_error(
+                    ("clients", position, "tier"),
+                    f"there is no tier {client.tier!r}; use one of {', '.join(self.tiers)}, or add it under tiers",
+                )
+        return self
+
+    def tiers_in_use(self) -> list[str]:
+        """Return the tiers that have clients, in the order of the file."""
+        used = {client.tier for client in self.clients}
+        return [tier for tier in self.tiers if tier in used]
+
+    def secret_of(self, client: ClusterClient) -> str:
+        """Return the name of the Secret with a client's keys: the client's name in the cluster."""
+        return client.secret or f"perfit-{self.name}-{client.id}"
+
+    def has_volumes(self, tier: str) -> bool:
+        """Whether the pods of a tier mount volumes with their clients' records."""
+        return any(client.volume for client in self.clients if client.tier == tier)
+
+    def names_claims(self, tier: str) -> bool:
+        """Whether a client of the tier has a volume claim under another name than its Secret's."""
+        return any(c.volume not in (None, self.secret_of(c)) for c in self.clients if c.tier == tier)

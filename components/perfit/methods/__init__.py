@@ -1,0 +1,56 @@
+"""The methods by name: those of this package, one paper a file, and those that installed packages add.
+
+A package adds methods with entry points of the group ``perfit.methods``, each naming a :class:`Method`::
+
+    [project.entry-points."perfit.methods"]
+    my-method = "my_package.my_module:METHOD"
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from perfit.methods import (
+    fedadam,
+    fedavgm,
+    fedit,
+    fedprox,
+    fedsa_lora,
+    fedyogi,
+    ffa_lora,
+    local,
+    perfit,
+    scaffold,
+)
+from perfit.methods.method import VALUES, AfterTuning, ClientStart, Method, MethodOptions, Roles, Search, Tuned, Vectors
+
+__all__ = [
+    "METHODS",
+    "VALUES",
+    "AfterTuning",
+    "ClientStart",
+    "Method",
+    "MethodOptions",
+    "Roles",
+    "Search",
+    "Tuned",
+    "Vectors",
+]
+
+_TABLE = (
+    perfit.METHOD,
+    fedit.METHOD,
+    local.METHOD,
+    fedprox.METHOD,
+    ffa_lora.METHOD,
+    fedsa_lora.METHOD,
+    scaffold.METHOD,
+    fedavgm.METHOD,
+    fedadam.METHOD,
+    fedyogi.METHOD,
+)
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (*(entry.load() for entry in entry_points(group="perfit.methods")), *_TABLE)
+}
+"""Every method by the name that federation files know it by; a package cannot replace one of the table."""

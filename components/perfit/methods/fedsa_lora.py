@@ -1,0 +1,27 @@
+"""FedSA-LoRA: A and B are trained, A alone is shared (Guo et al., 2024, arXiv 2410.01463).
+
+A is found to learn what clients have in common, B what is each client's own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from perfit.methods.method import Method, MethodOptions, Roles
+from perfit.space import LoraSpace
+
+
+class Options(MethodOptions):
+    """FedSA-LoRA has none."""
+
+    name: Literal["fedsa-lora"] = "fedsa-lora"
+
+
+def share_a(space: LoraSpace, held: np.ndarray) -> Roles:
+    """Train everything, share A."""
+    return Roles(held, held, held & space.a_mask)
+
+
+METHOD = Method("FedSA-LoRA", "arXiv 2410.01463", Options, roles=share_a)

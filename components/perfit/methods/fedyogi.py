@@ -1,0 +1,32 @@
+"""FedYogi: Yogi at the server (Reddi et al., 2020, arXiv 2003.00295, algorithm 2).
+
+FedAdam with a second moment that moves by no more than D^2: v <- v - (1 - b2) * D^2 * sign(v - D^2).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from perfit.aggregation import Cohort
+from perfit.methods.fedadam import AdaptiveOptions, adaptive_step, init
+from perfit.methods.method import Method, Vectors
+
+
+class Options(AdaptiveOptions):
+    """FedYogi's are those of every adaptive server."""
+
+    name: Literal["fedyogi"] = "fedyogi"
+
+
+def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
+    """Take one step of Yogi."""
+
+    def second_moment(v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return v - (1 - options.beta2) * square * np.sign(v - square)
+
+    return adaptive_step(options, state, cohort, second_moment)
+
+
+METHOD = Method("FedYogi", "arXiv 2003.00295", Options, init=init, merge=merge)

@@ -1,0 +1,182 @@
+"""What a federated tuning method is: a value that names its roles, its client hooks and its server rule.
+
+The shape is that of a federated algorithm as state in, state out, cut at the trust boundary: a client's hooks see its
+own values and gradients, the server's rule sees nothing but the mean of what was shared. Everything else that depends
+on a method (budgets, bytes, memory, reports, export) is derived from its :class:`Roles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from perfit.aggregation import Cohort
+from perfit.importance import MetricName
+from perfit.pruning import Scope
+from perfit.sections import Section
+from perfit.space import LoraSpace
+
+VALUES = "values"
+"""The vector that every method has: the LoRA itself."""
+
+Vectors = Mapping[str, np.ndarray]
+"""Float32 vectors by name. At the server they have shape (N,): one entry a position of the expanded space."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a client does at each of the N positions; ``shared`` lies within ``trained``, ``trained`` within ``held``.
+
+    Off ``held`` the LoRA is zero. Held but not trained is frozen at its initial value. Trained but not shared is
+    personal and never leaves the client.
+
+    Args:
+        held: bool, shape (N,): the client's architecture.
+        trained: bool, shape (N,).
+        shared: bool, shape (N,).
+
+    Raises:
+        ValueError: The arrays are not masks of one length, each within the one before.
+    """
+
+    held: np.ndarray
+    trained: np.ndarray
+    shared: np.ndarray
+
+    def __post_init__(self):
+        masks = (self.held, self.trained, self.shared)
+        if any(mask.dtype != bool or mask.shape != self.held.shape or mask.ndim != 1 for mask in masks):
+            raise ValueError(f"roles are {[f'{mask.dtype}{mask.shape}' for mask in masks]}, want three bool(N,)")
+        if (self.trained & ~self.held).any() or (self.shared & ~self.trained).any():
+            raise ValueError("roles are not nested: shared must lie within trained, and trained within held")
+
+    @property
+    def personal(self) -> bool:
+        """Whether something that is trained stays with the client."""
+        return bool((self.trained & ~self.shared).any())
+
+
+@dataclass(frozen=True)
+class ClientStart:
+    """What a client begins a round with, at its T trained positions.
+
+    Correction hooks get it block by block, as torch tensors of one LoRA matrix; the other hooks whole, as arrays.
+
+    Args:
+        values: float32, shape (T,): what training starts from.
+        received: What the server sent, by name, each float32 of shape (T,), zero where nothing is shared.
+        kept: What the client kept of its last round, by name, each float32 of shape (T,); empty in its first round.
+    """
+
+    values: np.ndarray
+    received: Vectors = field(default_factory=dict)
+    kept: Vectors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What local training gave, at the T trained positions.
+
+    Args:
+        values: float32, shape (T,).
+        mean_gradient: float32, shape (T,): mean over the steps of the loss's gradient, clipped but not corrected.
+    """
+
+    values: np.ndarray
+    mean_gradient: np.ndarray
+
+
+@dataclass(frozen=True)
+class AfterTuning:
+    """What a client does with its round beside sharing its values.
+
+    Args:
+        shared: Further vectors to share, by name, each of shape (T,); only the shared positions are sent.
+        kept: Vectors to keep until the next round, by name, each of shape (T,).
+    """
+
+    shared: Vectors = field(default_factory=dict)
+    kept: Vectors = field(default_factory=dict)
+
+
+class MethodOptions(Section):
+    """Options of a method; subclasses set ``name`` to a literal that tells methods apart in the federation file."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a client searches its architecture in the expanded space.
+
+    Args:
+        metric: Importance of a parameter.
+        scope: Within which group of parameters they compete.
+        steps: Optimizer steps.
+        warmup_steps: Of these, before the first pruning.
+        pruning_iterations: How often is pruned.
+    """
+
+    metric: MetricName
+    scope: Scope
+    steps: int
+    warmup_steps: int
+    pruning_iterations: int
+
+
+def share_all(space: LoraSpace, held: np.ndarray) -> Roles:
+    """Train and share everything that is held."""
+    return Roles(held, held, held)
+
+
+def keep_mean(options: Any, state: Vectors, cohort: Cohort) -> Vectors:
+    """Let the mean over the clients that share a position be its new value (FedAvg, arXiv 1602.05629)."""
+    return {**state, VALUES: cohort.mean(VALUES, state[VALUES])}
+
+
+Score = Callable[[np.ndarray], float]
+"""Mean loss, nats per response token, of values (float32, shape (T,)) on validation records of the client's own."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated tuning method.
+
+    Args:
+        title: As people write it.
+        paper: Where it is from.
+        options: Its section of the federation file; the default of ``name`` is the method's name.
+        roles: (space, held) -> what a client that holds ``held`` trains and shares.
+        search: (options) -> how clients search their architecture; None for a plain LoRA of the client's own rank.
+        start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
+            ``shared`` those with the server's at the shared positions. Without it a client starts from ``shared``.
+            A client of such a method does not train on the validation records of the round.
+        correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
+            for each LoRA matrix with torch tensors, so it may use arithmetic operators alone.
+        after: (options, start, tuned) -> what else is shared, and what is kept.
+        init: (initial values, shape (N,)) -> the server's state.
+        merge: (options, state, cohort) -> the server's next state.
+        uploads: Names of the vectors that a client shares.
+        downloads: Names of the state's vectors that clients read; the others are the server's own.
+    """
+
+    title: str
+    paper: str
+    options: type[MethodOptions]
+    roles: Callable[[LoraSpace, np.ndarray], Roles] = share_all
+    search: Callable[[Any], Search | None] = lambda options: None
+    start: Callable[[Any, np.ndarray, np.ndarray, Score], np.ndarray] | None = None
+    correction: Callable[[Any, Any, ClientStart], Any] | None = None
+    after: Callable[[Any, ClientStart, Tuned], AfterTuning] | None = None
+    init: Callable[[np.ndarray], Vectors] = lambda values: {VALUES: values}
+    merge: Callable[[Any, Vectors, Cohort], Vectors] = keep_mean
+    uploads: tuple[str, ...] = (VALUES,)
+    downloads: tuple[str, ...] = (VALUES,)
+
+    @property
+    def name(self) -> str:
+        """The word in the federation file."""
+        return self.options.model_fields["name"].default

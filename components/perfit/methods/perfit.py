@@ -1,0 +1,46 @@
+"""PerFIT: a personal sparse LoRA for each client (Zhang et al., 2024, arXiv 2402.16919).
+
+Each client searches its architecture in an expanded space (:mod:`perfit.search`) and trains what survived; the server
+averages parameter by parameter over the clients that hold each one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from perfit.importance import MetricName
+from perfit.methods.method import Method, MethodOptions, Search
+from perfit.pruning import Scope
+
+
+class Options(MethodOptions):
+    """How clients search: ``scope`` is the group within which parameters compete, by ``metric``."""
+
+    name: Literal["perfit"] = "perfit"
+    metric: MetricName = "taylor"
+    scope: Scope = "layer"
+    search_steps: int = Field(default=20, ge=1)
+    warmup_steps: int = Field(default=5, ge=0)
+    pruning_iterations: int = Field(default=5, ge=1)
+
+    @model_validator(mode="after")
+    def _room_to_prune(self) -> Options:
+        room = self.search_steps - self.warmup_steps
+        if self.pruning_iterations > room:
+            raise ValueError(
+                f"{self.pruning_iterations} pruning iterations do not fit in the {room} of {self.search_steps} search "
+                "steps that follow the warm-up: raise search_steps or lower pruning_iterations or warmup_steps"
+            )
+        return self
+
+
+def search(options: Options) -> Search:
+    """Return how clients search their architecture."""
+    return Search(
+        options.metric, options.scope, options.search_steps, options.warmup_steps, options.pruning_iterations
+    )
+
+
+METHOD = Method("PerFIT", "arXiv 2402.16919", Options, search=search)

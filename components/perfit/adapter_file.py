@@ -1,8 +1,8 @@
 """The sparse adapter on the wire: safetensors, byte for byte reproducible, read without torch.
 
-A file holds, for each LoRA matrix, its bit-packed mask (``mask/<matrix>``), or for each of some named vectors its entries
-at the positions that the file is about (``values/<matrix>``, ``control/<matrix>``, ...), and a header in the safetensors
-metadata. A personal architecture is sent once, as a file of masks; updates name it by its hash.
+A file holds, for each LoRA matrix, its bit-packed mask (``mask/<matrix>``), or for each of some named vectors its
+entries at the positions that the file is about (``values/<matrix>``, ``control/<matrix>``, ...), and a header in the
+safetensors metadata. A personal architecture is sent once, as a file of masks; updates name it by its hash.
 """
 
 from __future__ import annotations
@@ -185,6 +185,11 @@ def dump_vectors(
         for matrix, part in zip(space.matrices, np.split(to_wire(vector, dtype), ends), strict=True):
             tensors[f"{name}/{matrix.name}"] = part
     return _dump(header, space, tensors)
+
+
+def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vectors: Mapping[str, np.ndarray]) -> bytes:
+    """Return the file of vectors of the server after a round; each is float32, shape (N,)."""
+    return dump_vectors(AdapterHeader.of_server(spec, space, round), space, np.ones(space.size, dtype=bool), vectors)
 
 
 def to_wire(values: np.ndarray, dtype: str) -> np.ndarray:

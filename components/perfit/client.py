@@ -1,32 +1,39 @@
-"""What a client does in its own pod: load the model and its records, search its architecture, tune its values."""
+"""What a client does on its own machine: load the model and its records, search its architecture, tune its values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import TrainerCallback
 
 from perfit.adapter import SparseAdapter
-from perfit.data import ExampleSet, load_examples, split_held_out
+from perfit.aggregation import Update
 from perfit.errors import TrainingDiverged
-from perfit.evaluation import perplexity
+from perfit.evaluation import mean_loss, perplexity
+from perfit.examples import ExampleSet, load_examples, split_held_out
 from perfit.lora import compact, expand, read_values, set_dense
-from perfit.memory import check_tier, memory_need
-from perfit.models import load_model, load_tokenizer, model_skeleton, prepare_model
+from perfit.methods import ClientStart, Tuned, Vectors
+from perfit.models import load_model, load_tokenizer, prepare_model
+from perfit.round import ClientRound
 from perfit.search import search_architecture
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
-from perfit.spec import Client, Federation
+from perfit.spec import Client, FederationSpec
 from perfit.training import OnStep, train
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+VALIDATION_FRACTION = 0.25
+"""Of a client's training records, set aside in a round by methods that choose where to start."""
 
 
 @dataclass(frozen=True)
@@ -47,49 +54,39 @@ class ClientData:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What a round of local tuning gave.
+class ClientResult:
+    """What a client's round gave.
 
     Args:
-        adapter: The tuned values on the client's mask.
+        adapter: Its personal adapter.
+        update: What crosses to the server.
+        kept: What the client keeps until its next round, by name, each float32 of shape (T,).
         losses: Of every step, nats per response token.
         perplexity_before: Held-out, under the values that the round started from.
-        perplexity_after: Held-out, under the tuned values.
+        perplexity_after: Held-out, under the personal adapter.
     """
 
     adapter: SparseAdapter
+    update: Update
+    kept: Vectors
     losses: list[float]
     perplexity_before: float
     perplexity_after: float
 
 
-def inspect_model(federation: Federation, cache: Path) -> LoraSpace:
-    """Return the expanded space of a federation's model, without loading its weights, once every tier can hold it.
-
-    Raises:
-        PerfitError: The model or a target module does not exist, or a tier has too little memory.
-    """
-    model = model_skeleton(prepare_model(federation.model, cache))
-    space = expand(model, federation)[1]
-    for name in federation.tiers_in_use():
-        rank = max(federation.rank_of(client) for client in federation.clients if client.tier == name)
-        check_tier(name, federation.tiers[name], memory_need(model, space, federation, rank))
-    return space
-
-
-def load_expanded(federation: Federation, cache: Path) -> ExpandedModel:
+def load_expanded(spec: FederationSpec, cache: Path) -> ExpandedModel:
     """Load the base model and put the expanded LoRA on it.
 
     Raises:
         PerfitError: The model or a target module does not exist.
     """
-    source = prepare_model(federation.model, cache)
-    model, space = expand(load_model(source, federation.training.precision), federation)
+    source = prepare_model(spec.model, cache)
+    model, space = expand(load_model(source, spec.training.precision), spec.expanded_lora)
     return ExpandedModel(model, load_tokenizer(source), space)
 
 
 def load_client_data(
-    federation: Federation,
+    spec: FederationSpec,
     client: Client,
     tokenizer: PreTrainedTokenizerBase,
     fetch: Callable[[str], str] = lambda uri: uri,
@@ -97,96 +94,178 @@ def load_client_data(
     """Read and tokenise a client's records; without held-out data of its own, a fraction is held out.
 
     Args:
-        federation: Gives the sequence length and how bad records are met.
+        spec: Gives the sequence length and what is done about bad records.
         client: Whose data.
         tokenizer: Of the base model.
-        fetch: Turns a data URI into something that :func:`perfit.data.read_records` reads.
+        fetch: Turns a data URI into something that :func:`perfit.records.read_records` reads.
 
     Raises:
-        PerfitError: The data are missing, or no use.
+        PerfitError: The data are missing or unusable.
     """
 
     def load(uri: str) -> ExampleSet:
-        length, bad_records = federation.training.sequence_length, federation.data.bad_records
-        return load_examples(fetch(uri), tokenizer, length, bad_records)
+        return load_examples(fetch(uri), tokenizer, spec.training.sequence_length, spec.data.bad_records)
 
     examples = load(client.data)
     if client.held_out:
         return ClientData(examples, load(client.held_out))
-    seed = derive_seed(federation.training.seed, "held-out", client.id)
-    return ClientData(*split_held_out(examples, federation.data.held_out_fraction, seed))
+    seed = derive_seed(spec.training.seed, "held-out", client.id)
+    return ClientData(*split_held_out(examples, spec.data.held_out_fraction, seed))
 
 
-def find_mask(
-    model: ExpandedModel,
-    federation: Federation,
-    client: Client,
-    data: ClientData,
-    initial: np.ndarray,
-    on_step: OnStep | None = None,
+def find_architecture(
+    model: ExpandedModel, spec: FederationSpec, client: Client, data: ClientData | None, on_step: OnStep | None = None
 ) -> np.ndarray:
-    """Search a client's personal architecture; see :func:`perfit.search.search_architecture`."""
-    _use_threads(federation, client)
+    """Return the architecture of a client, bool, shape (N,): searched, or a plain LoRA where the method has no search.
+
+    Args:
+        model: Its LoRA is overwritten by a search.
+        spec: The federation.
+        client: Whose architecture.
+        data: Its records; not read without a search.
+        on_step: Progress of the search.
+
+    Raises:
+        TrainingDiverged: The loss is not finite.
+    """
+    rank = spec.rank_of(client)
+    if spec.search is None or data is None:
+        return model.space.plain_mask(rank)
     return search_architecture(
         model.peft,
         model.space,
         data.train.examples,
         model.tokenizer,
-        federation.method,
-        federation.training,
-        initial=initial,
-        rank=federation.rank_of(client),
-        seed=derive_seed(federation.training.seed, "search", client.id),
+        spec.search,
+        spec.training,
+        initial=model.space.initial_values(spec.training.seed),
+        rank=rank,
+        seed=derive_seed(spec.training.seed, "search", client.id),
         on_step=on_step,
     )
 
 
-def tune(
+def run_client(
     model: ExpandedModel,
-    federation: Federation,
+    spec: FederationSpec,
     client: Client,
     round: int,
     data: ClientData,
-    start: SparseAdapter,
+    held: np.ndarray,
+    received: Vectors,
+    kept: Vectors,
     on_step: OnStep | None = None,
-) -> Tuning:
-    """Train a client's own values for one round.
+) -> ClientResult:
+    """Do a client's round: begin, tune, finish.
+
+    Args:
+        model: Its LoRA is overwritten.
+        spec: The federation.
+        client: Who.
+        round: From 1.
+        data: The client's records.
+        held: Its architecture: bool, shape (N,).
+        received: What the server sent, at the shared positions.
+        kept: What the client kept of its last round, at the trained positions; empty in its first.
+        on_step: Progress.
 
     Raises:
         TrainingDiverged: The loss or the held-out perplexity is not finite.
     """
-    _use_threads(federation, client)
-    with compact(model.peft, start) as vectors:
-        before = _held_out_perplexity(model, federation, data)
+    side = ClientRound(spec, model.space, held)
+    examples, score = data.train, None
+    if spec.algorithm.start:
+        seed = derive_seed(spec.training.seed, "validation", round, client.id)
+        examples, validation = split_held_out(data.train, VALIDATION_FRACTION, seed)
+        score = _scorer(model, side, validation, spec.training.batch_size)
+    start = side.begin(received, kept, score)
+    with compact(model.peft, model.space, side.dense(start.values), side.roles.trained) as vectors:
+        before = _held_out_perplexity(model, spec, data)
+        gradients = _Gradients(spec, vectors, start)
         losses = train(
             model.peft,
-            data.train.examples,
+            examples.examples,
             model.tokenizer,
-            federation.training,
-            steps=federation.training.steps,
-            seed=derive_seed(federation.training.seed, "tune", round, client.id),
+            spec.training,
+            steps=spec.training.steps,
+            seed=derive_seed(spec.training.seed, "tune", round, client.id),
             on_step=on_step,
+            callbacks=[gradients],
         )
-        after = _held_out_perplexity(model, federation, data)
+        after = _held_out_perplexity(model, spec, data)
         if not math.isfinite(before + after):
             raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after the tuning")
-        adapter = SparseAdapter(start.space, start.mask, read_values(vectors))
-    return Tuning(adapter, losses, before, after)
+        tuned = Tuned(read_values(vectors), gradients.mean())
+    update, kept = side.finish(start, tuned, len(data.train.examples))
+    return ClientResult(side.adapter(tuned.values), update, kept, losses, before, after)
 
 
-def evaluate(
-    model: ExpandedModel, federation: Federation, client: Client, data: ClientData, values: np.ndarray
-) -> float:
+def evaluate(model: ExpandedModel, spec: FederationSpec, data: ClientData, values: np.ndarray) -> float:
     """Return a client's held-out perplexity under dense values (float32, shape (N,))."""
-    _use_threads(federation, client)
     set_dense(model.peft, model.space, values)
-    return _held_out_perplexity(model, federation, data)
+    return _held_out_perplexity(model, spec, data)
 
 
-def _held_out_perplexity(model: ExpandedModel, federation: Federation, data: ClientData) -> float:
-    return perplexity(model.peft, data.held_out.examples, model.tokenizer, federation.training.batch_size)
+def _held_out_perplexity(model: ExpandedModel, spec: FederationSpec, data: ClientData) -> float:
+    return perplexity(model.peft, data.held_out.examples, model.tokenizer, spec.training.batch_size)
 
 
-def _use_threads(federation: Federation, client: Client) -> None:
-    # torch sees all cores of a node, not a pod's share; sums on the CPU also depend on how many threads share them.
-    torch.set_num_threads(federation.tiers[client.tier].threads)
+def _scorer(model: ExpandedModel, side: ClientRound, validation: ExampleSet, batch_size: int):
+    def score(values: np.ndarray) -> float:
+        set_dense(model.peft, model.space, side.dense(values))
+        return mean_loss(model.peft, validation.examples, model.tokenizer, batch_size)
+
+    return score
+
+
+class _Gradients(TrainerCallback):
+    """Sums up the gradients of a training, and adds the method's correction to each, before the optimiser's step.
+
+    Args:
+        spec: Names the method.
+        vectors: The trainable vector of each matrix.
+        start: What the client began with; split into the matrices' blocks.
+    """
+
+    def __init__(self, spec: FederationSpec, vectors: dict[str, nn.Parameter], start: ClientStart):
+        self._method, self._options = spec.algorithm, spec.method
+        self._vectors = list(vectors.values())
+        self._sums = [torch.zeros_like(vector) for vector in self._vectors] if self._method.after else []
+        self._starts = _blocks(start, self._vectors) if self._method.correction else []
+        self._steps = 0
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._steps += 1
+        with torch.no_grad():
+            for total, vector in zip(self._sums, self._vectors, strict=False):
+                total += vector.grad
+            for start, vector in zip(self._starts, self._vectors, strict=False):
+                vector.grad += self._method.correction(self._options, vector, start)
+
+    def mean(self) -> np.ndarray:
+        """Return the mean gradient, float32, shape (T,); zero if the method does not ask for it."""
+        if not self._sums:
+            return np.zeros(sum(vector.numel() for vector in self._vectors), dtype=np.float32)
+        return np.concatenate([(total / max(self._steps, 1)).float().cpu().numpy() for total in self._sums])
+
+
+def _blocks(start: ClientStart, vectors: Sequence[nn.Parameter]) -> list[ClientStart]:
+    """Split what a client began with into one start a vector, as tensors on the vector's device."""
+    ends = np.cumsum([vector.numel() for vector in vectors])[:-1]
+
+    def split(array: np.ndarray) -> list[Any]:
+        parts = np.split(array, ends)
+        return [torch.from_numpy(part.copy()).to(v.device) for part, v in zip(parts, vectors, strict=True)]
+
+    values = split(start.values)
+    received = {name: split(vector) for name, vector in start.received.items()}
+    kept = {name: split(vector) for name, vector in start.kept.items()}
+    return [
+        replace(
+            start,
+            values=values[i],
+            received={name: parts[i] for name, parts in received.items()},
+            kept={name: parts[i] for name, parts in kept.items()},
+        )
+        for i in range(len(values))
+    ]

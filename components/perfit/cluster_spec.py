@@ -56,7 +56,7 @@ class Tier(Section):
     cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
 

@@ -1,4 +1,4 @@
-"""Perplexity of a client's held-out responses."""
+"""Loss and perplexity of a client's responses under a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from perfit.data import Example
+from perfit.examples import Example
 from perfit.training import features
 
 
 def perplexity(
     model: torch.nn.Module, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> float:
-    """Return exp of the mean negative log-likelihood over all response tokens of the examples.
+    """Return exp of :func:`mean_loss`, infinite where that is too large for a float."""
+    loss = mean_loss(model, examples, tokenizer, batch_size)
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+def mean_loss(
+    model: torch.nn.Module, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> float:
+    """Return the mean negative log-likelihood over all response tokens of the examples, in nats.
 
     Logits are taken to float32 and losses summed in float64. The result does not depend on how the examples are batched
     beyond the rounding of the model itself.
@@ -38,4 +46,4 @@ def perplexity(
             losses = F.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
             total += losses.double().sum().item()
             tokens += int(chosen.sum())
-    return math.exp(total / tokens) if total / tokens < 709 else math.inf
+    return total / tokens

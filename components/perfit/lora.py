@@ -1,8 +1,8 @@
-"""The expanded LoRA on a model, through PEFT, and its compact form of surviving values alone.
+"""The expanded LoRA on a model, through PEFT, and its compact form of trained values alone.
 
 While a client searches, A and B are PEFT's dense parameters. While it tunes, the trainable tensor of each matrix is the
-vector of its surviving values, scattered into the dense matrix in the forward pass: gradients and optimizer state
-have the size of the budget, and what is off the mask is zero by construction.
+vector of its trained values, scattered into the frozen ones in the forward pass: gradients and optimiser state have the
+size of the budget, what is frozen stays as it is, and what is off the architecture is zero, by construction.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from perfit.adapter import SparseAdapter
 from perfit.errors import PerfitError
 from perfit.space import LoraSpace
-from perfit.spec import Federation
+from perfit.spec import Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -28,27 +27,33 @@ if TYPE_CHECKING:
 _ADAPTER = "default"
 
 
-def lora_config(federation: Federation) -> LoraConfig:
-    """Return PEFT's configuration of the expanded LoRA.
+def lora_config(lora: Lora, base_model: str) -> LoraConfig:
+    """Return PEFT's configuration of a LoRA.
 
-    The scaling lora_alpha / r equals alpha / rank of the federation, whatever the expansion and a client's own rank.
+    Args:
+        lora: The expanded LoRA of a federation, whose scaling alpha / rank is that of all its clients.
+        base_model: What the configuration names as its base.
     """
     from peft import LoraConfig
 
-    targets = federation.lora.target_modules
+    targets = lora.target_modules
     return LoraConfig(
         task_type="CAUSAL_LM",
-        r=federation.expanded_rank,
-        lora_alpha=federation.expanded_alpha,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=0.0,
         bias="none",
-        base_model_name_or_path=federation.model,
+        base_model_name_or_path=base_model,
     )
 
 
-def expand(model: PreTrainedModel, federation: Federation) -> tuple[PeftModel, LoraSpace]:
-    """Put the expanded LoRA on a model.
+def expand(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, LoraSpace]:
+    """Put a LoRA on a model.
+
+    Args:
+        model: The frozen base.
+        lora: The expanded LoRA of a federation.
 
     Returns:
         The PEFT model, its LoRA in float32, and the space of its positions.
@@ -58,8 +63,8 @@ def expand(model: PreTrainedModel, federation: Federation) -> tuple[PeftModel, L
     """
     from peft import get_peft_model
 
-    _check_targets(model, federation.lora.target_modules)
-    peft_model = get_peft_model(model, lora_config(federation))
+    _check_targets(model, lora.target_modules)
+    peft_model = get_peft_model(model, lora_config(lora, model.config.name_or_path))
     shapes = {name: tuple(module.weight.shape) for name, module in _matrices(peft_model)}
     return peft_model, LoraSpace.from_shapes(shapes)
 
@@ -78,48 +83,70 @@ def dense_weights(model: PeftModel) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def compact(model: PeftModel, adapter: SparseAdapter) -> Iterator[dict[str, nn.Parameter]]:
-    """Within the context, the model's LoRA is ``adapter``, and its values alone are trainable.
+def compact(
+    model: PeftModel, space: LoraSpace, values: np.ndarray, trained: np.ndarray
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Within the context, the model's LoRA has these values, and those at ``trained`` alone are trainable.
+
+    Args:
+        model: PEFT model with the expanded LoRA.
+        space: The expanded space of N positions.
+        values: float32, shape (N,), zero off the client's architecture.
+        trained: bool, shape (N,).
 
     Yields:
-        The trainable vector of each matrix, by name: float32, shape (number of set bits,).
+        The trainable vector of each matrix that has any, by name: float32, shape (number of trained positions,).
     """
-    start, vectors = 0, {}
+    blocks, vectors, scattered = space.split(values), {}, []
     for name, module in _matrices(model):
-        bits = adapter.mask[adapter.space.slices[name]]
-        index = torch.from_numpy(np.flatnonzero(bits)).to(module.weight.device)
-        values = torch.from_numpy(adapter.values[start : start + index.numel()].copy())
-        start += index.numel()
-        parametrize.register_parametrization(
-            module, "weight", _Scatter(index, module.weight.shape, values), unsafe=True
-        )
+        index = np.flatnonzero(trained[space.slices[name]])
+        if index.size == 0:  # nothing to train: the matrix is what it is
+            module.weight.requires_grad_(False)
+            with torch.no_grad():
+                module.weight.copy_(torch.from_numpy(blocks[name]))
+            continue
+        scatter = _Scatter(index, blocks[name].ravel(), module.weight)
+        parametrize.register_parametrization(module, "weight", scatter, unsafe=True)
         vectors[name] = module.parametrizations.weight.original
+        scattered.append(module)
     try:
         yield vectors
     finally:
-        for _, module in _matrices(model):
+        for module in scattered:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        for _, module in _matrices(model):
             module.weight.requires_grad_(True)
 
 
 def read_values(vectors: dict[str, nn.Parameter]) -> np.ndarray:
-    """Return the trainable vectors as one float32 array of the budget's length."""
+    """Return the trainable vectors as one float32 array."""
     return np.concatenate([vector.detach().float().cpu().numpy() for vector in vectors.values()])
 
 
 class _Scatter(nn.Module):
-    """Scatters a vector of values into a zero matrix; its gradient gathers."""
+    """Scatters a vector of trained values into what is frozen around them; its gradient gathers.
 
-    def __init__(self, index: torch.Tensor, shape: torch.Size, values: torch.Tensor):
+    Args:
+        index: Where in the matrix, row by row, the trained values are.
+        values: float32, the whole matrix, row by row.
+        weight: The dense weight that is replaced.
+    """
+
+    def __init__(self, index: np.ndarray, values: np.ndarray, weight: torch.Tensor):
         super().__init__()
-        self.shape, self.values = shape, values
-        self.full = index.numel() == shape.numel()
-        self.register_buffer("index", index, persistent=False)
+        self.shape, self.full = weight.shape, index.size == values.size
+        self.values = torch.from_numpy(values[index])
+        self.register_buffer("index", torch.from_numpy(index).to(weight.device), persistent=False)
+        frozen = values.copy()
+        frozen[index] = 0
+        frozen = torch.from_numpy(frozen).to(weight) if frozen.any() else None
+        self.register_buffer("frozen", frozen, persistent=False)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if self.full:
             return values.view(self.shape)
-        return values.new_zeros(self.shape.numel()).scatter(0, self.index, values).view(self.shape)
+        around = values.new_zeros(self.shape.numel()) if self.frozen is None else self.frozen
+        return around.scatter(0, self.index, values).view(self.shape)
 
     def right_inverse(self, dense: torch.Tensor) -> torch.Tensor:
         return self.values.to(dense)

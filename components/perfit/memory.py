@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from perfit.errors import PerfitError
+from perfit.methods import Search
 from perfit.space import LoraSpace
-from perfit.spec import Federation, Tier, quantity_bytes
+from perfit.spec import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,16 +53,26 @@ class MemoryNeed:
         return self.weights + self.adapter + self.activations + self.logits + _PROCESS
 
 
-def memory_need(model: PreTrainedModel, space: LoraSpace, federation: Federation, rank: int) -> MemoryNeed:
-    """Estimate what a client of ``rank`` needs.
+def memory_need(
+    model: PreTrainedModel,
+    space: LoraSpace,
+    training: Training,
+    *,
+    trained: int,
+    vectors: int = 0,
+    search: Search | None = None,
+) -> MemoryNeed:
+    """Estimate what a client needs.
 
     Args:
         model: The base model; a skeleton without weights will do.
         space: The expanded space.
-        federation: Batch, sequence length, precision, method.
-        rank: The client's.
+        training: Batch, sequence length, precision.
+        trained: Values that the client trains.
+        vectors: How many further vectors of that length its method works with.
+        search: How the client searches its architecture, None if it does not.
     """
-    training, config = federation.training, model.config.get_text_config()
+    config = model.config.get_text_config()
     width = 4 if training.precision == "float32" else 2
     tokens = training.batch_size * training.sequence_length
     hidden = config.hidden_size
@@ -71,41 +82,33 @@ def memory_need(model: PreTrainedModel, space: LoraSpace, federation: Federation
     checkpoints = layers * tokens * hidden * width + layer
     # Values, gradients and two moments in float32; a search adds scores, masks and what pruning takes, tuning an index
     # of 8 bytes and the scattered matrices with their gradients.
-    search = (
-        space.size * (16 + 5 + _PRUNING[federation.method.scope])
-        if federation.method.searches and rank < space.rank
-        else 0
-    )
-    tuning = space.budget(rank) * (16 + 8) + space.size * 8
+    searching = space.size * (16 + 5 + _PRUNING[search.scope]) if search else 0
+    tuning = trained * (16 + 8 + 4 * vectors) + space.size * 8
     return MemoryNeed(
         weights=sum(parameter.numel() for parameter in model.parameters()) * width,
-        adapter=max(search, tuning),
+        adapter=max(searching, tuning),
         activations=checkpoints if training.gradient_checkpointing else layers * layer,
         logits=tokens * config.vocab_size * 4 * _LOGIT_COPIES,
     )
 
 
-def check_tier(name: str, tier: Tier, need: MemoryNeed) -> None:
-    """Refuse a tier whose device cannot hold the need.
+def check_memory(key: str, offered: int, need: MemoryNeed) -> None:
+    """Refuse a machine that cannot hold the need.
 
-    The device is the accelerators together where the tier says how much memory each has, the pod's memory where there
-    is no accelerator. An accelerator of unknown memory is not checked.
+    Args:
+        key: Of the federation file, that says how much memory there is.
+        offered: Bytes.
+        need: Of a client.
 
     Raises:
-        PerfitError: The tier is too small.
+        PerfitError: The machine is too small.
     """
-    if tier.accelerator is None:
-        key, offered = "memory", quantity_bytes(tier.memory)
-    elif tier.accelerator.memory:
-        key, offered = "accelerator.memory", quantity_bytes(tier.accelerator.memory) * tier.accelerator.count
-    else:
-        return
     if need.total > offered:
         parts = ", ".join(
             f"{part} {getattr(need, part) / 2**30:.2f}" for part in ("weights", "adapter", "activations", "logits")
         )
         raise PerfitError(
-            f"tiers.{name}.{key}: {offered / 2**30:.2f} GiB cannot hold a training that needs about "
+            f"{key}: {offered / 2**30:.2f} GiB cannot hold a training that needs about "
             f"{need.total / 2**30:.2f} GiB ({parts})",
             "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
             "training.gradient_checkpointing, or use precision bfloat16",

@@ -228,5 +228,3 @@ def cut(reason: str) -> str:
     """Return a reason of at most ``MAX_REASON`` characters, without control characters but line breaks."""
     clean = "".join(c if c.isprintable() or c == "\n" else " " for c in reason)
     return clean if len(clean) <= MAX_REASON else clean[: MAX_REASON - 1] + "…"
-
-

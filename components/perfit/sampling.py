@@ -14,9 +14,7 @@ from perfit.spec import Client, Participation
 C = TypeVar("C", bound=Client)
 
 
-def sample_clients(
-    clients: Sequence[C], participation: Participation, seed: int, round: int
-) -> list[C]:
+def sample_clients(clients: Sequence[C], participation: Participation, seed: int, round: int) -> list[C]:
     """Sample a round's clients without replacement, the same fraction of every tier, at least one of each.
 
     Sampling by tier keeps every kind of machine in use and the mix of strong and weak clients steady. At least as many

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from perfit.data import Example
 from perfit.errors import TrainingDiverged
+from perfit.examples import Example
 from perfit.importance import METRICS
 from perfit.lora import dense_weights, set_dense
+from perfit.methods import Search
 from perfit.pruning import cubic_schedule, prune
 from perfit.space import LoraSpace
-from perfit.spec import Method, Training
+from perfit.spec import Training
 from perfit.training import OnStep, train
 
 
@@ -28,7 +29,7 @@ def search_architecture(
     space: LoraSpace,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-    method: Method,
+    search: Search,
     options: Training,
     *,
     initial: np.ndarray,
@@ -43,7 +44,7 @@ def search_architecture(
         space: The expanded space of N positions.
         examples: The client's training examples.
         tokenizer: For padding.
-        method: Metric, scope and schedule.
+        search: Metric, scope and schedule.
         options: How to train while pruning; its ``steps`` are those of tuning and not used here.
         initial: Values that the search starts from, float32, shape (N,).
         rank: The client's rank, which gives the budget.
@@ -59,13 +60,13 @@ def search_architecture(
     if rank == space.rank:
         return np.ones(space.size, dtype=bool)
     set_dense(model, space, initial)
-    pruner = _Pruner(model, space, method, rank, seed)
+    pruner = _Pruner(model, space, search, rank, seed)
     train(
         model,
         examples,
         tokenizer,
         options,
-        steps=method.search_steps,
+        steps=search.steps,
         seed=seed,
         on_step=on_step,
         callbacks=[pruner],
@@ -76,16 +77,16 @@ def search_architecture(
 class _Pruner(TrainerCallback):
     """Gathers importance before each optimizer step, and prunes after it when the schedule says so."""
 
-    def __init__(self, model: torch.nn.Module, space: LoraSpace, method: Method, rank: int, seed: int):
+    def __init__(self, model: torch.nn.Module, space: LoraSpace, search: Search, rank: int, seed: int):
         self._weights = dense_weights(model)
         self._scores = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
-        self._schedule = cubic_schedule(method.search_steps, method.warmup_steps, method.pruning_iterations)
-        self._space, self._method, self._rank, self._seed = space, method, rank, seed
+        self._schedule = cubic_schedule(search.steps, search.warmup_steps, search.pruning_iterations)
+        self._space, self._search, self._rank, self._seed = space, search, rank, seed
         self._step = 0
         self._set_mask(np.ones(space.size, dtype=bool))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        fold = METRICS[self._method.metric]
+        fold = METRICS[self._search.metric]
         with torch.no_grad():
             for name, weight in self._weights.items():
                 self._scores[name] = fold(self._scores[name], weight, weight.grad)
@@ -103,7 +104,7 @@ class _Pruner(TrainerCallback):
                     scores,
                     rank=self._rank,
                     redundant=self._schedule[self._step],
-                    scope=self._method.scope,
+                    scope=self._search.scope,
                     seed=self._seed,
                 )
             )

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from perfit.adapter import SparseAdapter
-from perfit.adapter_file import to_wire
-from perfit.aggregation import Contribution, aggregate
-from perfit.client import ClientData, ExpandedModel, Tuning, find_mask, load_client_data, load_expanded, tune
-from perfit.participation import draw_participants
-from perfit.spec import Client, Federation
+from perfit.client import (
+    ClientData,
+    ClientResult,
+    ExpandedModel,
+    find_architecture,
+    load_client_data,
+    load_expanded,
+    run_client,
+)
+from perfit.methods import Vectors
+from perfit.round import ClientRound, initial_state, merge, new_cohort, received_by, split_state
+from perfit.sampling import sample_clients
+from perfit.spec import Client, FederationSpec
+
+OnStep = Callable[[int, str, int, int, float], None]
+"""Called with round (0 for a search), client id, step, number of steps and loss."""
 
 
 @dataclass(frozen=True)
@@ -22,97 +32,105 @@ class State:
 
     Args:
         round: Rounds done.
-        values: Global values, float32, shape (N,).
-        masks: Each client's architecture, bool, shape (N,).
-        tunings: The last tuning of each client that has taken part.
+        vectors: The server's, each float32 of shape (N,); ``values`` are the global values.
+        architectures: Of the clients that have taken part: bool, shape (N,), by id.
+        results: The last round of each client that has taken part, by id.
     """
 
     round: int
-    values: np.ndarray
-    masks: dict[str, np.ndarray]
-    tunings: dict[str, Tuning]
+    vectors: Vectors
+    architectures: dict[str, np.ndarray]
+    results: dict[str, ClientResult]
 
 
-OnStep = Callable[[int, str, int, int, float], None]
-"""Called with round (0 for the search), client id, step, number of steps and loss."""
+@dataclass(frozen=True)
+class Simulation:
+    """A federation's model and every client's data in this process.
+
+    Sums on the CPU depend on how many threads share them: with ``torch.set_num_threads`` at the ``cpu`` of the clients'
+    tier, the pipelines give the same bytes.
+    """
+
+    spec: FederationSpec
+    model: ExpandedModel
+    data: dict[str, ClientData]
+
+    @classmethod
+    def load(cls, spec: FederationSpec, cache: Path) -> Simulation:
+        """Load the model, converting it into ``cache`` if need be, and all clients' data.
+
+        Raises:
+            PerfitError: Something that the spec names does not exist or is unusable.
+        """
+        model = load_expanded(spec, cache)
+        return cls(spec, model, {c.id: load_client_data(spec, c, model.tokenizer) for c in spec.clients})
+
+    def start(self) -> State:
+        """Return the state before the first round."""
+        return State(0, initial_state(self.spec, self.model.space), {}, {})
+
+    def next_round(self, state: State, on_step: OnStep | None = None) -> State:
+        """Run a round: every participant searches if it has no architecture yet, and tunes; the server merges.
+
+        Raises:
+            TrainingDiverged: A client's loss is not finite; here one client's failure ends the simulation.
+        """
+        spec, space, number = self.spec, self.model.space, state.round + 1
+        downloads, _ = split_state(spec, state.vectors)
+        cohort = new_cohort(spec, space)
+        architectures, results = dict(state.architectures), dict(state.results)
+        for client in sample_clients(spec.clients, spec.participation, spec.training.seed, number):
+            if client.id not in architectures:
+                architectures[client.id] = find_architecture(
+                    self.model, spec, client, self.data[client.id], _reporter(on_step, 0, client)
+                )
+            held, last = architectures[client.id], state.results.get(client.id)
+            roles = ClientRound(spec, space, held).roles
+            results[client.id] = result = run_client(
+                self.model,
+                spec,
+                client,
+                number,
+                self.data[client.id],
+                held,
+                received_by(roles, downloads),
+                last.kept if last else {},
+                _reporter(on_step, number, client),
+            )
+            cohort.add(result.update)
+        return State(number, merge(spec, state.vectors, cohort), architectures, results)
 
 
-def start_federation(
-    model: ExpandedModel, federation: Federation, data: dict[str, ClientData], on_step: OnStep | None = None
-) -> State:
-    """Let every client search its architecture; the values are the initial ones."""
-    initial = model.space.initial_values(federation.training.seed)
-    masks = {}
-    for client in federation.clients:
-        if federation.method.searches:
-            report = _reporter(on_step, 0, client)
-            masks[client.id] = find_mask(model, federation, client, data[client.id], initial, report)
-        else:
-            masks[client.id] = model.space.plain_mask(federation.rank_of(client))
-    return State(0, initial, masks, {})
+def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_step: OnStep | None = None) -> State:
+    """Run a federation from its first round to its last, in this process.
 
+    >>> from perfit.spec import FederationSpec
+    >>> clients = [{"id": "north", "data": north}, {"id": "south", "data": south, "rank": 1}]
+    >>> training = {"steps": 2, "batch_size": 2, "sequence_length": 64}
+    >>> spec = FederationSpec.model_validate(
+    ...     {"name": "demo", "model": model, "lora": {"rank": 2}, "training": training, "rounds": 1, "clients": clients}
+    ... )
+    >>> state = simulate(spec)
+    >>> state.round, sorted(state.results)
+    (1, ['north', 'south'])
+    >>> state.results["north"].adapter.budget == 2 * state.results["south"].adapter.budget
+    True
 
-def next_round(
-    model: ExpandedModel,
-    federation: Federation,
-    data: dict[str, ClientData],
-    state: State,
-    on_step: OnStep | None = None,
-) -> State:
-    """Let the round's participants tune, then average their values as they arrive on the wire."""
-    number = state.round + 1
-    tunings = {
-        client.id: tune(
-            model,
-            federation,
-            client,
-            number,
-            data[client.id],
-            start_values(federation, client, model, state),
-            _reporter(on_step, number, client),
-        )
-        for client in draw_participants(federation, number)
-    }
-    values = state.values
-    if federation.method.exchanges:
-        values = aggregate(values, _contributions(federation, tunings, data))
-    return State(number, values, state.masks, state.tunings | tunings)
-
-
-def start_values(federation: Federation, client: Client, model: ExpandedModel, state: State) -> SparseAdapter:
-    """Return what a client starts a round from: global values at its positions, or its own if none are shared."""
-    last = state.tunings.get(client.id)
-    if last and not federation.method.exchanges:
-        return on_the_wire(last.adapter, federation)
-    mask = state.masks[client.id]
-    return SparseAdapter(model.space, mask, state.values[mask])
-
-
-def on_the_wire(adapter: SparseAdapter, federation: Federation) -> SparseAdapter:
-    """Return the adapter with its values rounded as an adapter file carries them."""
-    return replace(adapter, values=to_wire(adapter.values, federation.wire_dtype).astype(np.float32))
-
-
-def run_federation(federation: Federation, cache: Path, on_step: OnStep | None = None) -> State:
-    """Run a federation file from the search to its last round, in this process.
+    Args:
+        spec: The federation. In the example ``model`` is the directory of a causal language model, ``north`` and
+            ``south`` are files of records.
+        cache: Where converted models are kept.
+        on_step: Progress.
 
     Raises:
-        PerfitError: Something in the file does not exist or is no use.
-        TrainingDiverged: A client's loss is not finite; here one client's failure ends the run.
+        PerfitError: Something that the spec names does not exist or is unusable.
+        TrainingDiverged: A client's loss is not finite.
     """
-    model = load_expanded(federation, cache)
-    data = {c.id: load_client_data(federation, c, model.tokenizer) for c in federation.clients}
-    state = start_federation(model, federation, data, on_step)
-    for _ in range(federation.rounds):
-        state = next_round(model, federation, data, state, on_step)
+    simulation = Simulation.load(spec, cache.expanduser())
+    state = simulation.start()
+    for _ in range(spec.rounds):
+        state = simulation.next_round(state, on_step)
     return state
-
-
-def _contributions(
-    federation: Federation, tunings: dict[str, Tuning], data: dict[str, ClientData]
-) -> Iterator[Contribution]:
-    for client, tuning in tunings.items():
-        yield Contribution(on_the_wire(tuning.adapter, federation), len(data[client].train.examples))
 
 
 def _reporter(on_step: OnStep | None, round: int, client: Client):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from perfit.methods import METHODS, Method, MethodOptions, Search
+from perfit.methods import METHODS, Method, Search
 from perfit.methods.perfit import Options as PerFITOptions
 from perfit.sections import Name, Section, key_error
 
@@ -215,15 +215,3 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-__all__ = [
-    "METHODS",
-    "Client",
-    "Data",
-    "FederationSpec",
-    "Lora",
-    "MethodOptions",
-    "Participation",
-    "Training",
-]

@@ -18,14 +18,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from perfit.data import Example
 from perfit.errors import TrainingDiverged
+from perfit.examples import Example
 from perfit.spec import Training
 
 OnStep = Callable[[int, int, float], None]
 """Called after every optimizer step with the step (from 1), the number of steps and the loss (nats per token)."""
 
 
+_OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
 _CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
 
@@ -40,7 +41,7 @@ def train(
     on_step: OnStep | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> list[float]:
-    """Train the parameters of a model that require gradients, with AdamW at a constant rate.
+    """Train the parameters of a model that require gradients, at a constant rate.
 
     Args:
         model: A causal language model; its parameters change in place.
@@ -69,7 +70,7 @@ def train(
             weight_decay=options.weight_decay,
             max_grad_norm=options.max_gradient_norm,
             lr_scheduler_type="constant",
-            optim="adamw_torch",
+            optim=_OPTIMIZERS[options.optimizer],
             bf16=options.precision == "bfloat16",
             **_CHECKPOINTING if options.gradient_checkpointing else {},
             seed=seed,

@@ -1,1 +1,1 @@
-"""The steps of a federated round as KFP components: one file each, and what they do, without kfp, under ``steps``."""
+"""The steps of a federated round as KFP components, one a file; what they do, without kfp, is in ``steps``."""

@@ -1,11 +1,14 @@
 """Bytes at URIs, a federation's layout in the store, and the rules by which a round is committed."""
 
 from perfit_storage.errors import AccessDenied, CorruptObject, ObjectNotFound, StoreError, StoreUnreachable
-from perfit_storage.federation import FederationStore, Head, federation_names
-from perfit_storage.objects import ObjectStore, StoredObject, open_store
+from perfit_storage.head import Blob, Head
+from perfit_storage.layout import FederationStore, federation_names
+from perfit_storage.objects import ObjectStore, StoredObject
+from perfit_storage.uris import open_store
 
 __all__ = [
     "AccessDenied",
+    "Blob",
     "CorruptObject",
     "FederationStore",
     "Head",

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
+from perfit.errors import PerfitError
 
-class StoreError(RuntimeError):
-    """The store cannot do what was asked.
 
-    Args:
-        problem: What is wrong, with the URI or value at fault. Never holds a secret.
-        fix: What to do next.
-    """
-
-    def __init__(self, problem: str, fix: str):
-        self.problem = problem
-        self.fix = fix
-        super().__init__(f"{problem}\n  fix: {fix}")
-
-    def __reduce__(self):
-        return type(self), (self.problem, self.fix)
+class StoreError(PerfitError):
+    """The store cannot do what was asked. Never holds a secret."""
 
 
 class ObjectNotFound(StoreError):

@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
 from perfit_pipelines.pipelines import Images, federated_round, federated_tuning
 
 PipelineName = Literal["federated_tuning", "federated_round"]
@@ -18,7 +18,7 @@ _MAX_WORKFLOW_BYTES = 1_400_000
 
 
 def compile_pipeline(
-    spec: Federation, pipeline: PipelineName, store: str, target: Path, images: Images | None = None
+    spec: ClusterSpec, pipeline: PipelineName, store: str, target: Path, images: Images | None = None
 ) -> None:
     """Write a pipeline's IR, with its platform settings, to a YAML file; an existing file is replaced when it is whole.
 

@@ -1,31 +1,29 @@
 """The two pipelines of a federation, built from its federation file.
 
-What KFP needs to know at compile time is unrolled here: the rounds, and one loop a tier, whose pods have that tier's
-resources. Everything else is read at run time from the federation's own files.
+Three steps: prepare, each client, aggregate. What KFP needs to know at compile time is unrolled here: the rounds, and
+in each round one loop a tier, whose pods have that tier's resources. Everything else is read at run time from the
+federation's own files; what tasks hand each other are the names of the clients that a round still needs.
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
-from collections.abc import Callable
+import copy
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, NamedTuple
 
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
+from perfit.cluster_spec import Cluster, ClusterSpec, Tier
 from perfit.errors import PerfitError
-from perfit.spec import Cluster, Federation, Method, Tier
-from perfit_components.aggregate_round import aggregate_round
-from perfit_components.close_search import close_search
+from perfit.methods import METHODS
+from perfit_components.aggregate import aggregate
+from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
-from perfit_components.keys import SERVER_SECRET, STORE_KEYS
-from perfit_components.merge_statuses import merge_statuses
-from perfit_components.plan_round import plan_round
-from perfit_components.prepare_federation import prepare_federation
-from perfit_components.report_round import report_round
-from perfit_components.search_client import search_client
-from perfit_components.steps.plan import SEARCH_ROUND
-from perfit_components.steps.prepare import AS_IN_FILE
-from perfit_components.train_client import train_client
+from perfit_components.prepare import prepare
+from perfit_components.secret_names import SERVER_SECRET, STORE_KEYS
+from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
 
 HUB_SECRET = "perfit-hub"
 ROLE_LABEL = "perfit/role"
@@ -42,8 +40,8 @@ class Images:
     server: str = SERVER_IMAGE
 
 
-def federated_tuning(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:
-    """Build the pipeline that searches every client's architecture, then runs all rounds of the federation file.
+def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images()) -> BaseComponent:
+    """Build the pipeline of all rounds of the federation file.
 
     Run again, it goes on where an earlier run stopped: what is done is found in the store.
 
@@ -55,21 +53,20 @@ def federated_tuning(spec: Federation, store: str, images: Images = Images()) ->
     Raises:
         PerfitError: Some, but not all clients of a tier have a volume.
     """
-    search, rounds = _search_stage(spec, images), _round_stage(spec, images)
+    stage = _round_stage(spec, images)
 
     def run(prepared: dsl.PipelineTask) -> None:
-        federation = _uncached(search(federation=prepared.outputs["federation"])).output
+        before, federation = prepared, prepared.outputs["federation"]
         for number in range(1, spec.rounds + 1):
-            stage = rounds(federation=federation, round=number)
-            federation = _uncached(stage).set_display_name(f"Round {number} of {spec.rounds}").output
+            goes_on = number < spec.rounds
+            before = stage(federation=federation, round=number, plan_next=goes_on, **_tier_inputs(spec, before))
+            _uncached(before).set_display_name(f"Round {number} of {spec.rounds}")
 
-    return _pipeline("federated-tuning", f"{spec.rounds} rounds", spec, store, images, run)
+    return _pipeline("federated-tuning", f"{spec.rounds} rounds", 1, spec, store, images, run)
 
 
-def federated_round(spec: Federation, store: str, images: Images = Images()) -> BaseComponent:
+def federated_round(spec: ClusterSpec, store: str, images: Images = Images()) -> BaseComponent:
     """Build the pipeline of one round from wherever the head is: the unit of scheduled tuning.
-
-    Clients that have no architecture yet search it first.
 
     Args:
         spec: Gives the tiers, and is the default of the parameter ``federation_file``.
@@ -82,17 +79,27 @@ def federated_round(spec: Federation, store: str, images: Images = Images()) -> 
     stage = _round_stage(spec, images)
 
     def run(prepared: dsl.PipelineTask) -> None:
-        _uncached(stage(federation=prepared.outputs["federation"], round=prepared.outputs["next_round"]))
+        federation, number = prepared.outputs["federation"], prepared.outputs["next_round"]
+        done = stage(federation=federation, round=number, plan_next=False, **_tier_inputs(spec, prepared))
+        _uncached(done).set_display_name("Round")
 
-    return _pipeline("federated-round", "one round from the head", spec, store, images, run)
+    return _pipeline("federated-round", "one round from the head", NEXT_ROUND, spec, store, images, run)
 
 
 def _pipeline(
-    name: str, extent: str, spec: Federation, store: str, images: Images, run: Callable[[dsl.PipelineTask], None]
+    name: str,
+    extent: str,
+    first_round: int,
+    spec: ClusterSpec,
+    store: str,
+    images: Images,
+    run: Callable[[dsl.PipelineTask], None],
 ) -> BaseComponent:
     """A pipeline that finds or founds the federation, then does what ``run`` does with it."""
     clients = f"{len(spec.clients)} clients, {extent}"
-    description = f"{spec.method.name} federation {spec.name!r}: {clients}, base model {spec.model}."
+    description = f"{spec.algorithm.title} federation {spec.name!r}: {clients}, base model {spec.model}."
+    tiers = spec.tiers_in_use()
+    claim_tiers = [tier for tier in tiers if spec.names_claims(tier)]
 
     @dsl.pipeline(name=name, description=description, pipeline_config=_limits(spec.cluster))
     def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
@@ -104,7 +111,14 @@ def _pipeline(
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
-        prepared = prepare_federation(federation_file=federation_file, store=store, method=method)
+        prepared = prepare(
+            federation_file=federation_file,
+            store=store,
+            method=method,
+            round=first_round,
+            tiers=tiers,
+            claim_tiers=claim_tiers,
+        )
         _on_server(prepared, images.client, "prepare").set_display_name("Prepare")
         _with_model(prepared, spec.cluster)
         run(prepared)
@@ -124,78 +138,96 @@ def _limits(cluster: Cluster) -> dsl.PipelineConfig | None:
 def _offer_methods(pipeline: BaseComponent) -> BaseComponent:
     """Make the parameter ``method`` a choice in the UI, for which KFP's DSL has no word yet."""
     parameter = pipeline.pipeline_spec.root.input_definitions.parameters["method"]
-    for name in (AS_IN_FILE, *get_args(Method.model_fields["name"].annotation)):
+    for name in (AS_IN_FILE, *METHODS):
         parameter.literals.add(string_value=name)
     return pipeline
 
 
-def _search_stage(spec: Federation, images: Images) -> BaseComponent:
-    tiers = {tier: _tier_clients(spec, tier, images, tuning=False) for tier in spec.tiers_in_use()}
+def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
+    """A round: all clients in one group, then the aggregation, also when a client's pod died.
 
-    @dsl.pipeline(name="search")
-    def search(federation: str) -> str:
-        statuses = _all_tiers(tiers, federation, SEARCH_ROUND, images)
-        done = close_search(federation=federation, statuses=statuses)
-        return _on_server(done, images.server).set_display_name("Count architectures").output
-
-    return search
-
-
-def _round_stage(spec: Federation, images: Images) -> BaseComponent:
-    tiers = {tier: _tier_clients(spec, tier, images, tuning=True) for tier in spec.tiers_in_use()}
-
-    @dsl.pipeline(name="round")
-    def round_stage(federation: str, round: int) -> str:
-        statuses = _all_tiers(tiers, federation, round, images)
-        committed = aggregate_round(federation=federation, round=round, statuses=statuses)
-        _on_server(committed, images.server).set_display_name("Aggregate")
-        drawn = report_round(federation=committed.output, round=round)
-        _on_server(drawn, images.server).set_display_name("Report")
-        return committed.output
-
-    return round_stage
-
-
-def _tier_clients(spec: Federation, tier: str, images: Images, *, tuning: bool) -> BaseComponent:
-    """The clients of one tier, side by side, each in a pipeline of its own.
-
-    Two traps of KFP 2.17 shape this. Secret and volume reach a task's platform settings only as plain inputs of the
-    pipeline that holds the task, not as fields of a loop's item. And platform settings of a nested pipeline with two
-    executors can end up at those of another tier, so that each client is one task.
+    The aggregation must be a leaf, or Argo refuses it, and there must be one group before it, or KFP runs it once for
+    each. The outputs are for the next round: without ``plan_next`` they are empty.
     """
+    tiers = spec.tiers_in_use()
+    clients = _clients_group(spec, images)
+    outputs = NamedTuple("Participants", list(_tier_types(spec).items()))
 
-    @dsl.pipeline(name=f"client-{tier}")
-    def one_client(federation: str, round: int, client: str, secret: str, volume: str) -> dict[str, str]:
-        if tuning:
-            task = train_client(federation=federation, round=round, client=client)
-        else:
-            task = search_client(federation=federation, client=client)
-        return _on_client(task, secret, volume, spec, tier, images).output
+    def round_stage(federation, round, plan_next, *participants):
+        inputs = dict(zip(outputs._fields, participants, strict=True))
+        trained = _uncached(clients(federation=federation, round=round, **inputs)).set_display_name("Clients")
+        closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next)
+        _on_server(closed, images.server).set_display_name("Aggregate")
+        closed.after(trained).ignore_upstream_failure()
+        return outputs(*(closed.outputs[name] for name in outputs._fields))
 
-    @dsl.pipeline(name=f"clients-{tier}")
-    def clients_of_tier(federation: str, round: int, clients: list[dict[str, str]]) -> list[dict[str, str]]:
-        with dsl.ParallelFor(clients, parallelism=spec.tiers[tier].parallelism or None) as item:
-            done = one_client(
-                federation=federation, round=round, client=item.id, secret=item.secret, volume=item.volume
-            )
-            _uncached(done)
-        return dsl.Collected(done.output)
-
-    return clients_of_tier
+    types = {"federation": str, "round": int, "plan_next": bool, **_tier_types(spec)}
+    return dsl.pipeline(name="round")(_typed(round_stage, types, outputs))
 
 
-def _all_tiers(tiers: dict[str, BaseComponent], federation, round, images: Images):
-    """Plan and run the clients of every tier; return their statuses as one list."""
-    merged = None
-    for tier, clients_of_tier in tiers.items():
-        planned = plan_round(federation=federation, round=round, tier=tier)
-        _on_server(planned, images.server).set_display_name(f"Plan {tier}")
-        clients = clients_of_tier(federation=federation, round=round, clients=planned.output)
-        statuses = _uncached(clients).set_display_name(f"Clients: {tier}").output
-        if merged is not None:
-            statuses = _on_server(merge_statuses(first=merged, second=statuses), images.server).output
-        merged = statuses
-    return merged
+def _clients_group(spec: ClusterSpec, images: Images) -> BaseComponent:
+    """The participants of a round: for each tier a loop over names, the client's task directly in it."""
+    tiers = spec.tiers_in_use()
+    of_tier = {tier: _client_of(spec, tier, images) for tier in tiers}
+
+    def clients(federation, round, *participants):
+        for tier, names in zip(tiers, participants, strict=True):
+            with dsl.ParallelFor(names, name=tier, parallelism=spec.tiers[tier].parallelism or None) as item:
+                of_tier[tier](federation, round, item)
+
+    return dsl.pipeline(name="clients")(_typed(clients, {"federation": str, "round": int, **_tier_types(spec)}))
+
+
+def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., None]:
+    """Return what adds the task of one client of a tier to a loop.
+
+    A plain string is the only kind of loop item that may name a Secret and a volume claim. A claim that is called
+    otherwise than the Secret reaches the task as an input of a pipeline around it, at a pod more.
+    """
+    component = _named(client, f"client-{tier}")
+
+    def add(federation, round, name, volume=None) -> None:
+        task = component(federation=federation, round=round, name=name, threads=spec.tiers[tier].threads)
+        _on_client(task, name, volume or name, spec, tier, images).set_display_name(f"Client ({tier})")
+
+    if not spec.names_claims(tier):
+        return add
+
+    @dsl.pipeline(name=f"claim-{tier}")
+    def with_claim(federation: str, round: int, secret: str, volume: str):
+        add(federation, round, secret, volume)
+
+    return lambda federation, round, item: _uncached(
+        with_claim(federation=federation, round=round, secret=item.secret, volume=item.volume)
+    )
+
+
+def _named(component: BaseComponent, name: str) -> BaseComponent:
+    """A copy under another name: KFP mixes up the pods' settings of executors of one name in two tiers."""
+    renamed = copy.deepcopy(component)
+    renamed.component_spec.name = renamed.name = name
+    return renamed
+
+
+def _tier_types(spec: ClusterSpec) -> dict[str, type]:
+    """The lists of clients that steps hand on, one a tier, and what they hold."""
+    items = [dict[str, str] if spec.names_claims(tier) else str for tier in spec.tiers_in_use()]
+    return {f"tier_{number}": list[item] for number, item in enumerate(items, 1)}
+
+
+def _tier_inputs(spec: ClusterSpec, before: dsl.PipelineTask) -> Mapping[str, dsl.pipeline_channel.PipelineChannel]:
+    """The clients that the step before hands on, by tier."""
+    return {name: before.outputs[name] for name in _tier_types(spec)}
+
+
+def _typed(function: Callable, types: Mapping[str, Any], outputs: type | None = None) -> Callable:
+    """Give a pipeline's function the signature that KFP reads."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in types.items()]
+    returns = inspect.Signature.empty if outputs is None else outputs
+    function.__signature__ = inspect.Signature(parameters, return_annotation=returns)
+    function.__annotations__ = {**types, **({} if outputs is None else {"return": outputs})}
+    return function
 
 
 def _on_server(task: dsl.PipelineTask, image: str, role: str = "server") -> dsl.PipelineTask:
@@ -204,7 +236,7 @@ def _on_server(task: dsl.PipelineTask, image: str, role: str = "server") -> dsl.
 
 
 def _on_client(
-    task: dsl.PipelineTask, secret, volume, spec: Federation, tier_name: str, images: Images
+    task: dsl.PipelineTask, secret, volume, spec: ClusterSpec, tier_name: str, images: Images
 ) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
@@ -212,7 +244,7 @@ def _on_client(
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
-    if _has_volumes(spec, tier_name):
+    if _mounts_volumes(spec, tier_name):
         kubernetes.mount_pvc(task, pvc_name=volume, mount_path=DATA_MOUNT)
     return task
 
@@ -255,12 +287,11 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
 
 
-def _has_volumes(spec: Federation, tier: str) -> bool:
-    clients = [client for client in spec.clients if client.tier == tier]
-    without = [client.id for client in clients if not client.volume]
-    if 0 < len(without) < len(clients):
+def _mounts_volumes(spec: ClusterSpec, tier: str) -> bool:
+    without = [client.id for client in spec.clients if client.tier == tier and not client.volume]
+    if spec.has_volumes(tier) and without:
         raise PerfitError(
             f"tier {tier!r}: these clients have no volume, though others of the tier have one: {', '.join(without)}",
             "give each of them a volume, or put them in a tier of their own: a tier's pods are all alike",
         )
-    return not without
+    return spec.has_volumes(tier)

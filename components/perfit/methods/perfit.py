@@ -38,9 +38,7 @@ class Options(MethodOptions):
 
 def search(options: Options) -> Search:
     """Return how clients search their architecture."""
-    return Search(
-        options.metric, options.scope, options.search_steps, options.warmup_steps, options.pruning_iterations
-    )
+    return Search(options.metric, options.scope, options.search_steps, options.warmup_steps, options.pruning_iterations)
 
 
 METHOD = Method("PerFIT", "arXiv 2402.16919", Options, search=search)

@@ -1,73 +1,62 @@
-"""Draw a round's clients, once."""
+"""Sample a round's clients, once, and hand their names to the loops of the pipeline."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 
 from perfit.errors import PerfitError
-from perfit.participation import draw_participants
-from perfit.spec import Client, Federation
-from perfit_components.steps.opening import OpenFederation, open_federation
+from perfit.protocol import Participant, Plan
+from perfit.sampling import sample_clients
+from perfit_components.steps.context import FederationContext, base_of
 
-SEARCH_ROUND = 0
-"""The round before the first: nobody tunes, every client may search its architecture."""
+LoopItem = str | dict[str, str]
+"""A client's name in the cluster, that of its Secret; or its Secret and its volume claim, where a claim of its tier is
+called otherwise."""
 
 
-def plan(uri: str, round: int, tier: str) -> list[dict[str, str]]:
-    """Return the clients of one tier that take part in a round, as items for a loop.
-
-    The plan of a round is written once, by whoever comes first, and read by everybody else.
-
-    Args:
-        uri: Of the federation.
-        round: From 1, or ``SEARCH_ROUND``.
-        tier: One of the federation file's tiers.
-
-    Returns:
-        For each client its id and the names of its secret and volume, empty where it has none.
+def plan_round(context: FederationContext, round: int) -> Plan:
+    """Return the plan of a round, which is written once, by whoever comes first, and read by everybody else.
 
     Raises:
-        PerfitError: The round before is not committed.
-        StoreError: The store cannot be reached or written.
+        PerfitError: The round before is not committed, or the store cannot be reached or written.
     """
-    opened = open_federation(uri)
-    if round == SEARCH_ROUND:
-        clients = list(opened.spec.clients)
-    else:
-        chosen = {participant["id"] for participant in _round_plan(opened, round)["participants"]}
-        clients = [client for client in opened.spec.clients if client.id in chosen]
-    return [
-        {"id": client.id, "secret": client_secret(opened.spec, client), "volume": client.volume or ""}
-        for client in clients
-        if client.tier == tier
-    ]
-
-
-def client_secret(spec: Federation, client: Client) -> str:
-    """Return the name of the Secret with a client's keys to the store."""
-    return client.secret or f"perfit-{spec.name}-{client.id}"
-
-
-def _round_plan(opened: OpenFederation, round: int) -> dict:
-    store, spec = opened.store, opened.spec
+    store, spec = context.store, context.spec
     head = store.read_head()
     if head.round >= round:
-        return store.read_plan(round)
+        return context.plan(round)
     if head.round != round - 1:
         raise PerfitError(
             f"round {round} of {spec.name!r} cannot start: the head is at round {head.round}",
             f"run round {head.round + 1} first; a compiled tuning goes on where an earlier run of it stopped",
         )
-    participants = [
-        {"id": client.id, "tier": client.tier, "rank": spec.rank_of(client)}
-        for client in draw_participants(spec, round)
-    ]
-    return store.create_plan(
-        round,
-        {
-            "federation": spec.name,
-            "round": round,
-            "base": asdict(head),
-            "participants": participants,
-        },
-    )
+    sampled = sample_clients(spec.clients, spec.participation, spec.training.seed, round)
+    participants = [Participant(client=c.id, tier=c.tier, rank=spec.rank_of(c)) for c in sampled]
+    plan = Plan(federation=spec.name, round=round, base=base_of(head), participants=tuple(participants))
+    return context.parse_plan(round, store.create_plan(round, plan.to_json()))
+
+
+def participants(context: FederationContext, round: int, tiers: Sequence[str]) -> list[list[LoopItem]]:
+    """Return, for each of the compiled pipeline's tiers, the clients that a round still needs: none if it is committed.
+
+    A client that has left the federation since the round was planned is left out.
+
+    Raises:
+        PerfitError: A participant's tier is not in the compiled pipeline; otherwise as :func:`plan_round`.
+    """
+    items: dict[str, list[LoopItem]] = {tier: [] for tier in tiers}
+    if context.store.read_head().round >= round:
+        return list(items.values())
+    spec = context.spec
+    for participant in plan_round(context, round).participants:
+        client = spec.clients_by_id.get(participant.client)
+        if client is None:
+            continue
+        if participant.tier not in items:
+            raise PerfitError(
+                f"client {client.id!r} is of tier {participant.tier!r}, which the compiled pipeline does not have",
+                "compile the pipeline again from the changed federation file (perfit submit and schedule create do)",
+            )
+        name = spec.secret_of(client)
+        claims = spec.names_claims(participant.tier)
+        items[participant.tier].append({"secret": name, "volume": client.volume or ""} if claims else name)
+    return list(items.values())

@@ -1,95 +1,153 @@
-"""Write a federation's file and its initial adapter, once."""
+"""Write a federation's file and its initial vectors, once, and plan the round that the run begins with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import yaml
 
-from perfit.adapter import SparseAdapter
-from perfit.adapter_file import dump_values
+from perfit.adapter_file import dump_server_vectors
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
-from perfit.spec import Federation
-from perfit_components.steps.opening import global_header, model_cache
-from perfit_components.steps.plan import client_secret
-from perfit_storage import FederationStore, ObjectNotFound
+from perfit.methods import METHODS
+from perfit.round import initial_state, split_state
+from perfit.space import LoraSpace
+from perfit_components.steps.context import FederationContext, model_cache
+from perfit_components.steps.plan import LoopItem, participants
+from perfit_storage import FederationStore, Head, ObjectNotFound
 
 T = TypeVar("T")
+
+AS_IN_FILE = "as in the file"
+NEXT_ROUND = 0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the federation is, and the round that comes next."""
+    """Where a federation is, the round that the run begins with, and its participants in each tier."""
 
     uri: str
-    next_round: int
+    round: int
+    participants: list[list[LoopItem]]
 
 
-AS_IN_FILE = "as in the file"
-
-
-def prepare(federation_file: str, store_uri: str, method: str = AS_IN_FILE) -> Prepared:
+def prepare(
+    federation_file: str,
+    store_uri: str,
+    method: str = AS_IN_FILE,
+    round: int = NEXT_ROUND,
+    tiers: Sequence[str] | None = None,
+    claim_tiers: Sequence[str] | None = None,
+) -> Prepared:
     """Found a federation, or find it again.
 
     Everything is checked before anything is written. A federation that exists may change its rounds, participation,
-    tiers and clients; see :meth:`perfit.spec.Federation.difference`.
+    tiers and clients; see :meth:`perfit.spec.FederationSpec.difference`.
 
     Args:
         federation_file: The text of the federation file.
         store_uri: Where federations are kept.
         method: One of the methods, to run the file's federation by another one; its name then ends in the method's.
+        round: That the run begins with; ``NEXT_ROUND`` for the one after the head.
+        tiers: Of the compiled pipeline, in order; None for the file's.
+        claim_tiers: Those of them whose loops pass the names of volume claims; None for the file's.
 
     Raises:
-        PerfitError: The file is wrong, or its name is in use by another federation.
-        StoreError: The store cannot be reached or written.
+        PerfitError: The file is wrong, its name is in use by another federation, it does not fit the compiled pipeline,
+            or the store cannot be reached or written.
     """
-    spec = _by_method(parse_federation(federation_file), method)
+    spec = by_method(parse_federation(federation_file), method)
+    tiers = spec.tiers_in_use() if tiers is None else tiers
+    _check_compiled(spec, tiers, claim_tiers)
     store = FederationStore.open(store_uri, spec.name)
-    text, stored, head = spec.to_yaml().encode(), _found(store.read_spec), _found(store.read_head)
-    if stored is not None:
-        _check_same(spec, stored, store.uri)
-    if stored != text or head is None:
-        initial = _initial_adapter(spec)
-        if not store.write_spec(text, stored):
-            raise PerfitError(
-                f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again"
-            )
-        if head is None:
-            store.create_head(store.put_global(0, initial))
-    return Prepared(store.uri, store.read_head().round + 1)
+    _found(spec, store)
+    number = round or store.read_head().round + 1
+    return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
 
 
-def _by_method(spec: Federation, method: str) -> Federation:
+def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
+    """Return a federation by another method, under a name of its own; options and expansion are that method's own.
+
+    Raises:
+        PerfitError: There is no such method.
+    """
     if method in (AS_IN_FILE, spec.method.name):
         return spec
     tree = spec.model_dump(mode="json")
     for entry, client in zip(tree["clients"], spec.clients, strict=True):
-        entry["secret"] = client_secret(spec, client)  # the keys go by the name that was deployed
+        entry["secret"] = spec.secret_of(client)  # the keys go by the name that was deployed
     tree["name"] = f"{spec.name}-{method}"
-    tree["method"]["name"] = method
+    tree["method"] = {"name": method}
+    if method in METHODS and METHODS[method].search(METHODS[method].options()) is None:
+        del tree["lora"]["expansion"]
     return parse_federation(yaml.safe_dump(tree), "federation file with another method")
 
 
-def _found(read: Callable[[], T]) -> T | None:
+def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequence[str] | None) -> None:
+    for tier in spec.tiers_in_use():
+        if tier not in tiers:
+            problem = f"tier {tier!r} has clients, but the compiled pipeline does not have it"
+        elif claim_tiers is not None and spec.names_claims(tier) != (tier in claim_tiers):
+            problem = f"tier {tier!r}: the volume claims are named otherwise than when the pipeline was compiled"
+        else:
+            continue
+        raise PerfitError(problem, "compile it again from this federation file (perfit submit and schedule create do)")
+
+
+def _found(spec: ClusterSpec, store: FederationStore) -> None:
+    """Write what is missing: the federation file, the vectors of round 0, the head."""
+    head, stored, text = _if_there(store.read_head), _if_there(store.read_spec), spec.to_yaml().encode()
+    if stored is not None:
+        _check_same(spec, stored, store.uri)
+    if stored == text and head is not None:
+        return
+    space = _check_model(spec)
+    if not store.write_spec(text, stored):
+        raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")
+    if head is None:
+        downloads, own = split_state(spec, initial_state(spec, space))
+        adapter = store.put_global(0, dump_server_vectors(spec, space, 0, downloads))
+        state = store.put_state(0, dump_server_vectors(spec, space, 0, own)) if own else None
+        store.create_head(Head(0, adapter, state))
+
+
+def _if_there(read: Callable[[], T]) -> T | None:
     try:
         return read()
     except ObjectNotFound:
         return None
 
 
-def _initial_adapter(spec: Federation) -> bytes:
-    from perfit.client import inspect_model
+def _check_model(spec: ClusterSpec) -> LoraSpace:
+    """Return the expanded space of the model, once every tier is known to hold a training."""
+    from perfit.lora import expand  # torch, which a federation that is there does not need
+    from perfit.memory import check_memory, memory_need
+    from perfit.models import model_skeleton, prepare_model
 
-    space = inspect_model(spec, model_cache())
-    adapter = SparseAdapter(space, np.ones(space.size, dtype=bool), space.initial_values(spec.training.seed))
-    return dump_values(global_header(spec, 0), adapter)
+    model = model_skeleton(prepare_model(spec.model, model_cache()))
+    space = expand(model, spec.expanded_lora)[1]
+    for name in spec.tiers_in_use():
+        if (offered := spec.tiers[name].training_memory) is None:
+            continue
+        rank = max(spec.rank_of(client) for client in spec.clients if client.tier == name)
+        roles = spec.algorithm.roles(space, space.plain_mask(rank))
+        need = memory_need(
+            model,
+            space,
+            spec.training,
+            trained=int(np.count_nonzero(roles.trained)),
+            vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
+            search=spec.search if rank < space.rank else None,
+        )
+        check_memory(f"tiers.{name}.{offered[0]}", offered[1], need)
+    return space
 
 
-def _check_same(spec: Federation, stored: bytes, uri: str) -> None:
+def _check_same(spec: ClusterSpec, stored: bytes, uri: str) -> None:
     difference = spec.difference(parse_federation(stored.decode(), f"{uri}/spec.yaml"))
     if difference:
         raise PerfitError(

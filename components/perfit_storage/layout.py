@@ -3,51 +3,37 @@
 Under ``federations/<name>/`` of the store lie::
 
     spec.yaml                              the federation file
-    head.json                              round, key and sha256 of the current global adapter
+    head.json                              round, and key and sha256 of the current global adapter and server state
     masks/<client>-<sha256>                a client's personal architecture
     rounds/<n>/plan.json                   written once
     rounds/<n>/updates/<client>.safetensors
     rounds/<n>/updates/<client>.json       written last: without it there is no update
-    rounds/<n>/global.safetensors, summary.json, report.html
+    rounds/<n>/global.safetensors          what clients read of the server's vectors
+    rounds/<n>/state.safetensors           the server's own, where a method has any (moments)
+    rounds/<n>/summary.json, report.html
     clients/<client>/                      what only this client may read
 
-Whatever a record or the head may name is never overwritten: if another attempt left other bytes under the
-usual name, the new ones go to ``<usual name>.<sha256>.safetensors``, and the record or head names that key.
-All keys in records and heads are relative to the federation's directory.
+What plans, records and summaries say is not read here: they are bytes. Whatever a record or the head may name is never
+overwritten: if another attempt left other bytes under the usual name, the new ones go to
+``<usual name>.<sha256>.safetensors``, and the record or head names that key. All keys in records and heads are
+relative to the federation's directory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError
-from perfit_storage.objects import ObjectStore, StoredObject, open_store
+from perfit_storage.head import Blob, Head, dump_head, parse_head
+from perfit_storage.objects import ObjectStore, StoredObject
+from perfit_storage.uris import open_store
 
 _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
 _SUMMARY_PATH = re.compile(r"rounds/([0-9]+)/summary\.json")
-_TRAINED = "trained"
-
-
-@dataclass(frozen=True)
-class Head:
-    """The global adapter that the federation stands at.
-
-    Attributes:
-        round: The round that made it.
-        key: Its key in the federation's directory.
-        sha256: Of its bytes, in hexadecimal.
-    """
-
-    round: int
-    key: str
-    sha256: str
 
 
 class FederationStore:
@@ -106,7 +92,7 @@ class FederationStore:
 
     def create_head(self, head: Head) -> bool:
         """Writes the first head; returns whether the federation now stands there."""
-        return self._objects.create(self._key("head.json"), _json_bytes(asdict(head)))
+        return self._objects.create(self._key("head.json"), dump_head(head))
 
     def advance_head(self, old: Head, new: Head) -> bool:
         """Moves the head from one round to the next, if it still is where the caller saw it.
@@ -123,7 +109,7 @@ class FederationStore:
         current, version = self._head()
         if current != old:
             return current == new
-        return self._objects.replace(self._key("head.json"), _json_bytes(asdict(new)), version)
+        return self._objects.replace(self._key("head.json"), dump_head(new), version)
 
     # Masks
 
@@ -149,82 +135,81 @@ class FederationStore:
 
     # Rounds
 
-    def create_plan(self, round: int, plan: dict[str, Any]) -> dict[str, Any]:
+    def create_plan(self, round: int, plan: bytes) -> bytes:
         """Stores the round's plan unless there is one; returns the one that holds."""
-        path = f"rounds/{round}/plan.json"
-        self._objects.create(self._key(path), _json_bytes(plan))
+        self._objects.create(self._key(f"rounds/{round}/plan.json"), plan)
         return self.read_plan(round)
 
-    def read_plan(self, round: int) -> dict[str, Any]:
+    def read_plan(self, round: int) -> bytes:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
-        path = f"rounds/{round}/plan.json"
-        return self._parse(path, self._get(path, f"plan round {round} first"))
+        return self._get(f"rounds/{round}/plan.json", f"plan round {round} first").data
 
-    def put_update(
-        self, round: int, client: str, record: dict[str, Any], data: bytes | None, private: bool = False
-    ) -> dict[str, Any]:
-        """Stores what a client has to say about a round: its adapter, if it has one, then its record.
+    def put_update(self, round: int, client: str, data: bytes) -> Blob:
+        """Stores a client's update of a round; it counts once a record names it."""
+        return self._put_blob(f"rounds/{round}/updates/{_checked_segment('client id', client)}", data)
 
-        A record with status ``trained`` is final: a later attempt changes nothing. Any other gives way.
+    def put_record(self, round: int, client: str, record: bytes, is_final: Callable[[bytes], bool]) -> bytes:
+        """Stores what a client says of a round.
 
         Args:
             round: The round.
             client: The client's id.
-            record: JSON, without NaN. ``key``, ``bytes`` and ``sha256`` of the adapter are filled in here.
-            data: The adapter's file; None if the client has no update.
-            private: Whether only the client may read it (methods that exchange nothing).
+            record: What it says.
+            is_final: Whether a record that is there already may not be replaced.
 
         Returns:
             The record that holds now.
-
-        Raises:
-            ValueError: The record holds a number that is not finite.
         """
-        _checked_segment("client id", client)
-        path = f"rounds/{round}/updates/{client}.json"
-        stem = f"clients/{client}/rounds/{round}" if private else f"rounds/{round}/updates/{client}"
-        stored = self.read_record(round, client)
-        if stored is not None and stored.get("status") == _TRAINED:
-            return stored
-        return self._put_record(path, _json_bytes(record | self._put_blob(stem, data)))
+        path = _record_path(round, client)
+        while True:  # each turn is another writer's win
+            found = self._find(path)
+            if found is None:
+                written = self._objects.create(self._key(path), record)
+            elif is_final(found.data):
+                return found.data
+            else:
+                written = self._objects.replace(self._key(path), record, found.version)
+            if written:
+                return record
 
-    def read_record(self, round: int, client: str) -> dict[str, Any] | None:
-        """Returns the client's record of the round, None if there is none (yet)."""
-        path = f"rounds/{round}/updates/{_checked_segment('client id', client)}.json"
-        found = self._find(path)
-        return None if found is None else self._parse(path, found)
+    def read_record(self, round: int, client: str) -> bytes | None:
+        """Returns what the client says of the round, None if it has said nothing (yet)."""
+        found = self._find(_record_path(round, client))
+        return None if found is None else found.data
 
-    def read_update(self, record: dict[str, Any]) -> bytes:
-        """Returns the adapter that a record names. Raises ``CorruptObject`` if it is not the one it was."""
-        if record.get("key") is None:
-            raise ObjectNotFound("the record names no update", "read updates of trained clients only")
-        return self._get_exact(record["key"], record.get("sha256"))
+    def put_global(self, round: int, data: bytes) -> Blob:
+        """Stores what clients read after a round; moves nothing."""
+        return self._put_blob(f"rounds/{round}/global", data)
 
-    def put_global(self, round: int, data: bytes) -> Head:
-        """Stores a round's global adapter and returns the head that would name it; moves nothing."""
-        blob = self._put_blob(f"rounds/{round}/global", data)
-        return Head(round, blob["key"], blob["sha256"])
+    def put_state(self, round: int, data: bytes) -> Blob:
+        """Stores the server's own vectors after a round; moves nothing."""
+        return self._put_blob(f"rounds/{round}/state", data)
 
-    def read_global(self, head: Head) -> bytes:
-        """Returns the global adapter that a head names. Raises ``CorruptObject`` if it is another."""
-        return self._get_exact(head.key, head.sha256)
+    def read_blob(self, blob: Blob) -> bytes:
+        """Returns the bytes of a blob. Raises ``CorruptObject`` if they are others than they were."""
+        data = self._get(blob.key, "restore it from a backup, or run its round again").data
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != blob.sha256:
+            raise CorruptObject(
+                f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}",
+                "restore it from a backup, or run its round again",
+            )
+        return data
 
-    def put_summary(self, round: int, summary: dict[str, Any]) -> None:
+    def put_summary(self, round: int, summary: bytes) -> None:
         """Stores a round's summary, over an earlier one: write it after the head has moved."""
-        self._objects.put(self._key(f"rounds/{round}/summary.json"), _json_bytes(summary))
+        self._objects.put(self._key(f"rounds/{round}/summary.json"), summary)
 
-    def read_summary(self, round: int) -> dict[str, Any] | None:
+    def read_summary(self, round: int) -> bytes | None:
         """Returns a round's summary, None if there is none (yet)."""
-        path = f"rounds/{round}/summary.json"
-        found = self._find(path)
-        return None if found is None else self._parse(path, found)
+        found = self._find(f"rounds/{round}/summary.json")
+        return None if found is None else found.data
 
-    def summaries(self) -> list[dict[str, Any]]:
-        """Returns all summaries in the order of their rounds."""
+    def summarised_rounds(self) -> list[int]:
+        """Returns the rounds that have a summary, in order."""
         root = self._key("")
         paths = (key.removeprefix(root) for key in self._objects.list(f"{root}rounds/"))
-        rounds = sorted(int(match[1]) for path in paths if (match := _SUMMARY_PATH.fullmatch(path)))
-        return [summary for round in rounds if (summary := self.read_summary(round)) is not None]
+        return sorted(int(match[1]) for path in paths if (match := _SUMMARY_PATH.fullmatch(path)))
 
     def put_report(self, round: int, html: bytes) -> None:
         """Stores a round's report, over an earlier one."""
@@ -257,10 +242,7 @@ class FederationStore:
 
     def _head(self) -> tuple[Head, str]:
         found = self._get("head.json", "prepare the federation first")
-        try:
-            return Head(**self._parse("head.json", found)), found.version
-        except TypeError as error:
-            raise CorruptObject(f"{self.uri}/head.json is not a head: {error}", "restore it from a backup") from error
+        return parse_head(f"{self.uri}/head.json", found.data), found.version
 
     def _find(self, path: str) -> StoredObject | None:
         try:
@@ -274,48 +256,14 @@ class FederationStore:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
         return found
 
-    def _get_exact(self, path: str, sha256: str | None) -> bytes:
-        data = self._get(path, "restore it from a backup, or run its round again").data
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != sha256:
-            raise CorruptObject(
-                f"{self.uri}/{path} has sha256 {actual}, but its record says {sha256}",
-                "restore it from a backup, or run its round again",
-            )
-        return data
-
-    def _parse(self, path: str, found: StoredObject) -> dict[str, Any]:
-        try:
-            value = json.loads(found.data)
-        except ValueError as error:
-            raise CorruptObject(f"{self.uri}/{path} is not JSON: {error}", "restore it from a backup") from error
-        if not isinstance(value, dict):
-            raise CorruptObject(f"{self.uri}/{path} is not a JSON object", "restore it from a backup")
-        return value
-
-    def _put_blob(self, stem: str, data: bytes | None) -> dict[str, Any]:
-        """Stores bytes that nobody will overwrite; returns what a record says of them."""
-        if data is None:
-            return {"key": None, "bytes": None, "sha256": None}
+    def _put_blob(self, stem: str, data: bytes) -> Blob:
+        """Stores bytes that nobody will overwrite."""
         sha256 = hashlib.sha256(data).hexdigest()
         path = f"{stem}.safetensors"
         if not self._objects.create(self._key(path), data):
             path = f"{stem}.{sha256}.safetensors"
             self._objects.put(self._key(path), data)
-        return {"key": path, "bytes": len(data), "sha256": sha256}
-
-    def _put_record(self, path: str, data: bytes) -> dict[str, Any]:
-        """Writes the record unless a trained one is there; each turn of the loop is another writer's win."""
-        while True:
-            found = self._find(path)
-            if found is None:
-                written = self._objects.create(self._key(path), data)
-            elif (stored := self._parse(path, found)).get("status") == _TRAINED:
-                return stored
-            else:
-                written = self._objects.replace(self._key(path), data, found.version)
-            if written:
-                return json.loads(data)
+        return Blob(path, sha256)
 
     def _others(self) -> str:
         try:
@@ -346,6 +294,5 @@ def _checked_segment(what: str, value: str) -> str:
     return value
 
 
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    """One text for one value, so that a step that runs twice writes the same bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def _record_path(round: int, client: str) -> str:
+    return f"rounds/{round}/updates/{_checked_segment('client id', client)}.json"

@@ -1,0 +1,52 @@
+"""Component: average a round's updates, commit it, report, and plan the next."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from perfit_components.images import SERVER_IMAGE
+
+
+@dsl.component(base_image=SERVER_IMAGE, install_kfp_package=False)
+def aggregate(
+    federation: str,
+    round: int,
+    tiers: list,
+    plan_next: bool,
+    page: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+) -> NamedTuple(
+    "Participants",
+    [
+        ("tier_1", list),
+        ("tier_2", list),
+        ("tier_3", list),
+        ("tier_4", list),
+        ("tier_5", list),
+        ("tier_6", list),
+        ("tier_7", list),
+        ("tier_8", list),
+    ],
+):  # type: ignore[valid-type]
+    """Average the updates by the method's rule, move the federation's head, draw the report, plan the next round.
+
+    Args:
+        federation: URI of the federation.
+        round: From 1.
+        tiers: The tiers that the pipeline was compiled for, in order.
+        plan_next: Whether this run goes on with the next round.
+        page: The report of all rounds up to this one.
+        metrics: Perplexity, loss, bytes and numbers of clients.
+
+    Returns:
+        For each tier the names of the clients that the next round still needs.
+    """
+    from pathlib import Path
+
+    from perfit_components.steps.aggregate import close_round
+
+    closed = close_round(federation, round, tiers if plan_next else [])
+    Path(page.path).write_text(closed.report.html, encoding="utf-8")
+    for name, value in closed.report.metrics.items():
+        metrics.log_metric(name, value)
+    return tuple((closed.participants + [[]] * 8)[:8])

@@ -1,0 +1,23 @@
+"""Component: a client's part of a round."""
+
+from kfp import dsl
+
+from perfit_components.images import CLIENT_IMAGE
+
+
+@dsl.component(base_image=CLIENT_IMAGE, install_kfp_package=False)
+def client(federation: str, round: int, name: str, threads: int) -> dict[str, str]:
+    """Search the client's architecture if it has none yet, tune its values on its own records, and upload them.
+
+    Args:
+        federation: URI of the federation.
+        round: From 1.
+        name: The client's name in the cluster: that of its Secret.
+        threads: CPU threads of the training.
+
+    Returns:
+        client, status (trained or failed) and reason.
+    """
+    from perfit_components.steps.client import train
+
+    return train(federation, round, name, threads)

@@ -1,0 +1,49 @@
+"""Component: found a federation, or find it again, and plan the round that the run begins with."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from perfit_components.images import CLIENT_IMAGE
+
+
+@dsl.component(base_image=CLIENT_IMAGE, install_kfp_package=False)
+def prepare(
+    federation_file: str,
+    store: str,
+    tiers: list,
+    claim_tiers: list,
+    method: str = "as in the file",
+    round: int = 0,
+) -> NamedTuple(
+    "Prepared",
+    [
+        ("federation", str),
+        ("next_round", int),
+        ("tier_1", list),
+        ("tier_2", list),
+        ("tier_3", list),
+        ("tier_4", list),
+        ("tier_5", list),
+        ("tier_6", list),
+        ("tier_7", list),
+        ("tier_8", list),
+    ],
+):  # type: ignore[valid-type]
+    """Write the federation file and the initial adapter to the store, once, and plan a round.
+
+    Args:
+        federation_file: The text of the federation file (YAML).
+        store: Where federations are kept, e.g. s3://bucket/prefix.
+        tiers: The tiers that the pipeline was compiled for, in order.
+        claim_tiers: Those of them whose loops pass the names of volume claims.
+        method: A method's name, to run the file's federation by that method, under a name of its own.
+        round: The round that the run begins with; 0 for the one after the head.
+
+    Returns:
+        The federation's URI, the round, and for each tier the names of the clients that the round still needs.
+    """
+    from perfit_components.steps.prepare import prepare
+
+    prepared = prepare(federation_file, store, method, round, tiers, claim_tiers)
+    return (prepared.uri, prepared.round, *(prepared.participants + [[]] * 8)[:8])

@@ -1,0 +1,167 @@
+"""A federation as every step but the first meets it: its store and its federation file, by URI."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
+from perfit.cluster_spec import ClusterClient, ClusterSpec
+from perfit.errors import PerfitError
+from perfit.federation_file import parse_federation
+from perfit.protocol import Base, MessageError, Plan, RoundSummary
+from perfit.space import LoraSpace
+from perfit_storage import Blob, FederationStore, Head
+
+_DIRECTORY = "/federations/"
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """Vectors of the server as the store has them.
+
+    Args:
+        space: The expanded space of N positions.
+        vectors: float32, shape (N,), by name.
+        size: Bytes that were read.
+    """
+
+    space: LoraSpace
+    vectors: dict[str, np.ndarray]
+    size: int
+
+
+@dataclass(frozen=True)
+class FederationContext:
+    """A federation's files and its validated federation file."""
+
+    store: FederationStore
+    spec: ClusterSpec
+
+    @classmethod
+    def open(cls, uri: str) -> FederationContext:
+        """Open a federation at ``<store URI>/federations/<name>``, with credentials from the process's environment.
+
+        Raises:
+            PerfitError: The store cannot be reached or holds no such federation; the URI or a stored file is wrong.
+        """
+        store, directory, name = uri.rpartition(_DIRECTORY)
+        if not directory:
+            raise PerfitError(f"{uri!r} names no federation", "give <store URI>/federations/<name>")
+        return cls.of(FederationStore.open(store, name))
+
+    @classmethod
+    def of(cls, store: FederationStore) -> FederationContext:
+        """Read the federation file of an opened store.
+
+        Raises:
+            PerfitError: The store cannot be reached or holds no such federation; a stored file is wrong.
+        """
+        text = store.read_spec()
+        store.read_head()  # names the version that the file is of, if it is another
+        return cls(store, parse_federation(text.decode(), f"{store.uri}/spec.yaml"))
+
+    def client_named(self, name: str) -> ClusterClient:
+        """Return the client whose name in the cluster, that of its Secret, this is.
+
+        Raises:
+            PerfitError: There is none.
+        """
+        by_name = {self.spec.secret_of(client): client for client in self.spec.clients}
+        if name not in by_name:
+            raise PerfitError(
+                f"no client of federation {self.spec.name!r} has the Secret {name!r}",
+                f"use one of: {', '.join(by_name)}",
+            )
+        return by_name[name]
+
+    def downloads(self, base: Base) -> StoredVectors:
+        """Read the vectors that clients read.
+
+        Raises:
+            PerfitError: They are not there, or not those of this federation and round.
+        """
+        return self._vectors(base, base.adapter, self.spec.algorithm.downloads)
+
+    def state(self, base: Base) -> StoredVectors:
+        """Read all vectors of the server.
+
+        Raises:
+            PerfitError: They are not there, or not those of this federation and round.
+        """
+        stored = self.downloads(base)
+        if base.state is None:
+            return stored
+        own = self._vectors(base, base.state, None)
+        return StoredVectors(stored.space, {**stored.vectors, **own.vectors}, stored.size + own.size)
+
+    def plan(self, round: int) -> Plan:
+        """Read the plan of a round.
+
+        Raises:
+            PerfitError: There is none, or it is damaged.
+        """
+        return self.parse_plan(round, self.store.read_plan(round))
+
+    def parse_plan(self, round: int, data: bytes) -> Plan:
+        """Return the plan of a round that was read from the store.
+
+        Raises:
+            PerfitError: It is damaged.
+        """
+        try:
+            return Plan.parse(data)
+        except MessageError as error:
+            raise self._damaged(f"rounds/{round}/plan.json", error) from error
+
+    def summary(self, round: int) -> RoundSummary | None:
+        """Read the summary of a round, None if there is none (yet).
+
+        Raises:
+            PerfitError: It is damaged.
+        """
+        data = self.store.read_summary(round)
+        try:
+            return None if data is None else RoundSummary.parse(data)
+        except MessageError as error:
+            raise self._damaged(f"rounds/{round}/summary.json", error) from error
+
+    def summaries(self, last: int | None = None) -> list[RoundSummary]:
+        """Read all summaries in the order of their rounds, up to round ``last``."""
+        rounds = (n for n in self.store.summarised_rounds() if last is None or n <= last)
+        return [summary for n in rounds if (summary := self.summary(n)) is not None]
+
+    def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
+        data = self.store.read_blob(Blob(blob.key, blob.sha256))
+        try:
+            file = AdapterFile.parse(data)
+            expected = AdapterHeader.of_server(self.spec, file.space, base.round)
+            if file.header != expected:
+                raise AdapterFileError(f"it says that it is {file.header}, but should be {expected}")
+            everywhere = np.ones(file.space.size, dtype=bool)
+            vectors = file.vectors(everywhere, names) if names else file.named_vectors(everywhere)
+        except AdapterFileError as error:
+            raise self._damaged(blob.key, error) from error
+        return StoredVectors(file.space, vectors, len(data))
+
+    def _damaged(self, path: str, error: Exception) -> PerfitError:
+        return PerfitError(f"{self.store.uri}/{path}: {error}", "restore it from a backup of the store")
+
+
+def base_of(head: Head) -> Base:
+    """Return what a round starts from that is planned when the head is here."""
+    return Base.model_validate(asdict(head))
+
+
+def head_of(base: Base) -> Head:
+    """Return the head that a round's plan was made at."""
+    state = base.state and Blob(base.state.key, base.state.sha256)
+    return Head(base.round, Blob(base.adapter.key, base.adapter.sha256), state)
+
+
+def model_cache() -> Path:
+    """Return where converted models are kept: $PERFIT_CACHE, a volume on the cluster, or the user's cache."""
+    return Path(os.environ.get("PERFIT_CACHE") or Path.home() / ".cache" / "perfit")

@@ -1,0 +1,64 @@
+"""The head of a federation: which round it is at, and the objects that the next one starts from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from perfit_storage.errors import CorruptObject, StoreError
+
+HEAD_FORMAT = 2
+"""Of head.json and what it names; perfit 0.1 wrote none."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An object that is never overwritten.
+
+    Attributes:
+        key: In the federation's directory.
+        sha256: Of its bytes, in hexadecimal.
+    """
+
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where the federation is.
+
+    Attributes:
+        round: The round that was committed last; 0 when it is founded.
+        adapter: The vectors that clients read.
+        state: The vectors that are the server's own, None where the method has none.
+    """
+
+    round: int
+    adapter: Blob
+    state: Blob | None = None
+
+
+def dump_head(head: Head) -> bytes:
+    """Returns the text of a head: one for each, so that a step that runs twice writes the same bytes."""
+    return (json.dumps({"format": HEAD_FORMAT, **asdict(head)}, sort_keys=True, indent=1) + "\n").encode()
+
+
+def parse_head(where: str, data: bytes) -> Head:
+    """Returns the head in a text found at ``where``. Raises ``StoreError``."""
+    try:
+        fields = json.loads(data)
+        if "format" not in fields and {"round", "key", "sha256"} <= set(fields):
+            raise StoreError(
+                f"{where} is of a federation that was founded by perfit 0.1, whose files this version does not read",
+                "give the federation another name to found it anew, or go on with perfit 0.1; its adapters are PEFT "
+                "directories under clients/<id>/adapter and load without perfit",
+            )
+        if fields.pop("format") != HEAD_FORMAT:
+            raise StoreError(f"{where} is of a later version of perfit", "upgrade perfit")
+        adapter, state = fields.pop("adapter"), fields.pop("state")
+        return Head(adapter=Blob(**adapter), state=state and Blob(**state), **fields)
+    except StoreError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptObject(f"{where} is not a head: {error}", "restore it from a backup") from error

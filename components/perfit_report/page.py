@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from perfit import report_sections as sections
-from perfit.report_round_figures import RAW_LOSSES, SMOOTHING
-from perfit.report_style import FAINT_LINES, byte_unit
 from perfit.space import LoraSpace
 from perfit.spec import Federation
+from perfit_report import sections
+from perfit_report.round_figures import RAW_LOSSES, SMOOTHING
+from perfit_report.style import FAINT_LINES, byte_unit
 
 LIMITS = {"open": 30, "first": 20, "most": 1000}
 """A table of more rows than ``open`` shows the ``first`` and folds the rest, ``most`` at most; so do lists of names."""
@@ -71,7 +71,7 @@ def render_report(
         "percent": _percent,
         "perplexity": _perplexity,
     }
-    template = files("perfit").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = files("perfit_report").joinpath("report.html.j2").read_text(encoding="utf-8")
     clients = _clients(federation, summaries, space)
     traffic = [_traffic(summary, space) for summary in summaries]
     return environment.from_string(template).render(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perfit.report_style import (
+from perfit_report.style import (
     COLOURS,
     INK,
     MUTED,

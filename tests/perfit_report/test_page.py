@@ -12,10 +12,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from perfit.report import last_tunings, render_report, scalar_metrics
-from perfit.report_style import bins, short, spread
 from perfit.space import LoraSpace
 from perfit.spec import Federation
+from perfit_report import last_tunings, render_report, scalar_metrics
+from perfit_report.style import bins, short, spread
 
 # One module from 6 to 4 features: 10 positions a rank, 40 in the space of rank 4.
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from perfit.mask_statistics import chance_overlap, densities, jaccard
-from perfit.report_mask_figures import density_figure, overlap_figure, overlap_histogram
-from perfit.report_round_figures import bytes_figure, loss_figure, perplexity_figure
-from perfit.report_style import COLOURS, Series
 from perfit.space import LoraSpace
+from perfit_report.mask_figures import density_figure, overlap_figure, overlap_histogram
+from perfit_report.round_figures import bytes_figure, loss_figure, perplexity_figure
+from perfit_report.statistics import chance_overlap, densities, jaccard
+from perfit_report.style import COLOURS, Series
 
 NAMED_CLIENTS = len(COLOURS)
 """Up to here each client has a line of its own in the figures; more are drawn as median and quartiles."""

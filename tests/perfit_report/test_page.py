@@ -256,12 +256,9 @@ def test_a_report_mentions_no_other_method(name):
     assert not [m.name for m in others if any(word.lower() in words for word in (m.name, m.title, m.paper))]
 
 
-def values_of_clients(html: str) -> tuple[str, list[list[str]]]:
-    """The header of the columns between rank and perplexity, and these columns by row."""
-    table = section(html, "Clients")
-    header = re.search(r"<th>Rank</th>(.*?)<th>round 0</th>", table, re.S)[1]
-    count = header.count("<th>")
-    return text(header), [row[2 : 3 + count] for row in rows(table)]
+def budgets(html: str) -> dict[str, str]:
+    """The budget of each client in the table, with what is written below it."""
+    return {row[0].split()[0]: row[3] for row in rows(section(html, "Clients")) if len(row) == 14}
 
 
 def width(row: str) -> int:
@@ -269,13 +266,12 @@ def width(row: str) -> int:
     return sum(int((re.findall(r'colspan="(\d+)"', cell) or [1])[0]) for cell in re.findall(r"<t[dh][^>]*>", row))
 
 
-def test_what_clients_hold_train_and_share_is_one_number_where_it_is_the_same():
-    assert values_of_clients(page(summaries=by_hand()[1:2])) == (
-        "Budget",
-        [["2", "20"], ["1", "10"], ["2", "20"], ["1", "10"]],
-    )
-    assert "personal: nobody else" not in page()
-    assert {width(row) for row in re.findall("<tr.*?</tr>", section(page(), "Clients"), re.S)} == {14}
+def test_clients_that_train_and_share_all_that_they_hold_have_one_number():
+    html = page()
+    assert budgets(html) == {"early": "20", "late": "10", "absent": "20", "unasked": "10"}
+    assert "it trains and shares exactly that many values." in text(html)
+    assert "personal: nobody else" not in html
+    assert {width(row) for row in re.findall("<tr.*?</tr>", section(html, "Clients"), re.S)} == {14}
 
 
 # Of early's 20 parameters A has 2 * 6 and B 4 * 2.
@@ -292,15 +288,11 @@ def test_personal_and_frozen_parts(method, budget, shared):
 
     record = trained("early", 2, (20, 15, 12), budget=budget, shared=shared)
     html = page(spec, [summary(1, record, failed("absent", "missing", "no record", rank=1))], {"early": held})
-    header, (early, absent, reason) = values_of_clients(html)
-    assert header == "held trained shared"
-    assert early == ["2", "20", str(budget), str(shared)]
-    assert absent == ["1", "10", "\u2013", "\u2013"]
-    assert reason == []
+    assert budgets(html) == {"early": f"20 trained {budget} shared {shared}", "absent": "10"}
+    assert "it holds exactly that many values." in text(html)
     assert "personal: nobody else" in html
     # Dense LoRA is what the rank would give, whatever the method trains.
     assert rows(section(html, "Bytes"))[0][2] == "80 B"
-    assert {width(row) for row in re.findall("<tr.*?</tr>", section(html, "Clients"), re.S)} == {16}
 
 
 @pytest.mark.parametrize(("shared", "meaning"), [(20, "the effect of aggregation"), (0, "only a guide for the eye")])

@@ -1,4 +1,4 @@
-"""Style and helpers of the report's figures: a light grid, direct labels, colours that follow the page's theme."""
+"""Style and helpers of the report's figures: light grids, direct labels, colours that follow the page's theme."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0528c", "#56b4e9", "#e69f00", "#7a6a00", "#666666")
-"""One a client, after Okabe and Ito (2008): told apart with any colour vision."""
+"""One per client, after Okabe and Ito (2008): distinct with any colour vision."""
 
 WIDTH = 960
 """Of every figure, in CSS pixels."""
 
 FAINT_LINES = 40
-"""Groups of at most so many clients are drawn as faint lines under their median, larger ones as bands."""
+"""Groups of up to this many clients are drawn as faint lines behind their median, larger ones as bands."""
 
 INK, MUTED, GRID, PAGE = "#1b1f24", "#59636e", "#dfe3e8", "#fffffe"
 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--page"} | {
     c: f"--c{i}" for i, c in enumerate(COLOURS, 1)
 }
-_DPI = 72  # SVG counts in points, so that one pixel of a figure is one pixel of the page.
+_DPI = 72  # SVG is measured in points: at 72 to the inch, a pixel of a figure is a pixel of the page.
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
@@ -58,7 +58,7 @@ class Series:
     Args:
         label: Written at the end of the line.
         colour: One of ``COLOURS``.
-        rows: The clients' rows in the array that is drawn: one, or several that are drawn as median and quartiles.
+        rows: The clients' rows in the array that is drawn: one, or several that are drawn as their median.
     """
 
     label: str
@@ -71,14 +71,14 @@ class Series:
         return len(self.rows) > 1
 
 
-def drawn(draw: Callable[..., Figure]) -> Callable[..., str]:
-    """Run ``draw`` in the report's style, whatever the user's own, and return its figure as SVG for an HTML page."""
+def as_svg(draw: Callable[..., Figure]) -> Callable[..., str]:
+    """Run ``draw`` in the report's style, whatever the user's own is, and return its figure as SVG for an HTML page."""
 
     @wraps(draw)
     def svg(*args) -> str:
         import matplotlib.style
 
-        # A salt of each figure's own keeps the ids apart that clip paths and markers have in one page.
+        # A salt for each figure keeps the ids of its clip paths and markers distinct within the page.
         with matplotlib.style.context(_STYLE | {"svg.hashsalt": draw.__name__}, after_reset=True):
             return _to_svg(draw(*args))
 
@@ -100,13 +100,13 @@ def panel(height: int, left: int = 60, right: int = 150, top: int = 34, bottom: 
 
 
 def titles(axes: Axes, x: str, y: str) -> None:
-    """Name the axes: y above its ticks, where it is read without turning the head."""
+    """Name the axes; the name of y is above its ticks, where it can be horizontal."""
     axes.set_xlabel(x, loc="left", labelpad=7)
     axes.annotate(y, (0, 1), (-axes.bbox.x0, 14), xycoords="axes fraction", textcoords="offset points", color=MUTED)
 
 
 def band(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str) -> None:
-    """Draw the median of rows (clients, points), over all rows or, of many, their quartiles and the middle 90 %."""
+    """Draw the median of rows (clients, points) over the rows themselves or, if many, their middle 50 % and 90 %."""
     if len(rows) <= FAINT_LINES:
         axes.plot(x, rows.T, color=colour, linewidth=0.8, alpha=0.4)
     else:
@@ -117,13 +117,13 @@ def band(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str) -> None:
 
 
 def line(rows: np.ndarray) -> np.ndarray:
-    """Return the line that stands for rows (clients, points): their median where there is one."""
+    """Return the line that represents rows (clients, points): their median, NaN where there is none."""
     return _percentiles(rows, [50])[0]
 
 
 def label_ends(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[Series], gap: float = 17) -> None:
-    """Name each series right of the panel at the height of its last value, moved apart where names would touch."""
-    axes.get_ylim()  # Settles the limits, which the transform below takes as they are.
+    """Name each series to the right of the panel at the height of its last value; names that would touch move apart."""
+    axes.get_ylim()  # Applies pending autoscaling; the transform below takes the limits as they are.
     ends = []
     for one in series:
         y = line(values[list(one.rows)])
@@ -151,9 +151,9 @@ def label_ends(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[S
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move places apart, as little as keeps their order and ``gap`` between neighbours."""
+    """Move places apart as little as leaves neighbours in order and at least ``gap`` apart."""
     order = np.argsort(places, kind="stable")
-    # Blocks of neighbours that touch share a centre; merging them is isotonic regression on places less their ranks.
+    # Neighbours that touch form a block; merging blocks is isotonic regression of places minus rank * gap.
     blocks: list[list[float]] = []
     for rank, i in enumerate(order):
         blocks.append([places[i] - rank * gap])
@@ -167,10 +167,10 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def bins(table: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Average neighbouring columns of a table (rows, columns) that has more than can be told apart.
+    """Average neighbouring columns of a table (rows, columns) that has more of them than a figure can show.
 
     Returns:
-        The places of at most ``most`` columns, the table's first being 1, and their means, NaN where a row has none.
+        The places of at most ``most`` columns, counted from 1, and their means, NaN where a row has no value.
     """
     width = max(1, math.ceil(table.shape[1] / most))
     padded = np.pad(table, ((0, 0), (0, -table.shape[1] % width)), constant_values=np.nan)
@@ -187,7 +187,7 @@ def short(name: str, length: int = 20) -> str:
 
 
 def log_ticks(axes: Axes) -> None:
-    """Label a log axis with plain numbers, enough of them also where it spans less than a decade."""
+    """Label a log axis with plain numbers, enough of them even if it spans less than a decade."""
     from matplotlib import ticker
 
     low, high = axes.get_ylim()
@@ -198,19 +198,19 @@ def log_ticks(axes: Axes) -> None:
 
 
 def every(count: int, most: int) -> slice:
-    """Return the slice that takes at most ``most`` of ``count`` things, evenly spaced."""
+    """Return the slice that takes at most ``most`` of ``count`` items, evenly spaced."""
     return slice(None, None, max(1, math.ceil(count / most)))
 
 
 def byte_unit(most: int) -> tuple[int, str]:
-    """Return the decimal unit in which ``most`` bytes read well: its size and name."""
+    """Return the decimal unit that suits up to ``most`` bytes: its size and name."""
     units: Mapping[str, int] = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
     name = max((name for name in units if units[name] <= max(most, 1)), key=units.__getitem__)
     return units[name], name
 
 
 def _percentiles(rows: np.ndarray, percents: Sequence[float]) -> np.ndarray:
-    """Percentiles over rows (clients, points) by point, NaN where there is no client."""
+    """Percentiles over rows (clients, points) at each point, NaN where no client has a value."""
     result = np.full((len(percents), rows.shape[1]), np.nan)
     known = np.isfinite(rows).any(axis=0)
     result[:, known] = np.nanpercentile(rows[:, known], percents, axis=0)
@@ -222,7 +222,7 @@ def _to_svg(figure: Figure) -> str:
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows both; without them the page names no address.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # The same in every figure, and nothing refers to them.
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML needs neither, and without them the page has no URL.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # They recur in every figure, and nothing refers to them.
     svg = re.sub(r' (d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
     return re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)

@@ -7,76 +7,81 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
 
-from perfit.report import last_tunings, render_report, scalar_metrics
-from perfit.report_style import bins, short, spread
+from perfit.methods import METHODS
+from perfit.protocol import Base, Blob, ClientStatus, Perplexity, RoundSummary, UpdateRecord
 from perfit.space import LoraSpace
-from perfit.spec import Federation
+from perfit.spec import FederationSpec
+from perfit_report import last_records, render_report, scalar_metrics
+from perfit_report.style import bins, short, spread
 
 # One module from 6 to 4 features: 10 positions a rank, 40 in the space of rank 4.
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 SPACE = LoraSpace.from_shapes({f"{MODULE}.lora_A.weight": (4, 6), f"{MODULE}.lora_B.weight": (4, 4)})
 
 
-def make_federation(clients: dict[str, int], **changes) -> Federation:
+def make_spec(clients: dict[str, int], **changes) -> FederationSpec:
     entries = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in clients.items()]
     settings = {"name": "desks", "model": "org/model", "lora": {"rank": 2}, "clients": entries}
-    return Federation.model_validate(settings | changes)
+    return FederationSpec.model_validate(settings | changes)
 
 
-FEDERATION = make_federation({"early": 2, "late": 1, "absent": 2, "unasked": 1})
+SPEC = make_spec({"early": 2, "late": 1, "absent": 2, "unasked": 1})
 
 
-def trained(client: str, rank: int, perplexities: tuple[float, float, float], **changes) -> dict:
-    record = {
+def trained(client: str, rank: int, perplexities: tuple[float, float, float], **changes) -> UpdateRecord:
+    values = {
         "client": client,
-        "status": "trained",
-        "reason": None,
         "tier": "default",
         "rank": rank,
+        "round": 1,
         "budget": 10 * rank,
+        "shared": 10 * rank,
         "samples": 60,
         "held_out_records": 15,
         "skipped_records": 2,
         "truncated_records": 3,
-        "losses": [3.0, 2.0],
-        "perplexity": dict(zip(("round_0", "before", "after"), perplexities, strict=True)),
+        "losses": (3.0, 2.0),
+        "perplexity": Perplexity(**dict(zip(("round_0", "before", "after"), perplexities, strict=True))),
         "mask_sha256": "0" * 64,
         "bytes_up": 100,
         "bytes_down": 50,
     }
-    return record | changes
+    return UpdateRecord(**(values | changes))
 
 
-def failed(client: str, status: str, reason: str, rank: int = 2) -> dict:
-    return {"client": client, "status": status, "reason": reason, "tier": "default", "rank": rank}
+def failed(client: str, status: str, reason: str, rank: int = 2) -> ClientStatus:
+    return ClientStatus(client=client, tier="default", rank=rank, round=1, status=status, reason=reason)
 
 
-def summary(round: int, *records: dict, held: int = 30) -> dict:
-    return {
-        "federation": "desks",
-        "method": "perfit",
-        "round": round,
-        "minimum_clients": 1,
-        "positions": 40,
-        "positions_held": held,
-        "clients": list(records),
-    }
+def summary(round: int, *outcomes: UpdateRecord | ClientStatus, held: int = 30) -> RoundSummary:
+    """A committed round; the outcomes take its number."""
+    return RoundSummary(
+        federation="desks",
+        method="perfit",
+        round=round,
+        base=Base(round=round - 1, adapter=Blob(key=f"rounds/{round - 1}/global.safetensors", sha256="0" * 64)),
+        minimum_clients=1,
+        positions=40,
+        positions_held=held,
+        clients=tuple(outcome.model_copy(update={"round": round}) for outcome in outcomes),
+    )
 
 
-def by_hand() -> list[dict]:
+def by_hand() -> list[RoundSummary]:
     """Early delivers in rounds 1 and 2 and fails in 3, late joins in round 2, absent never delivers."""
     return [
         summary(1, trained("early", 2, (20, 20, 16), bytes_up=120), failed("absent", "missing", "no record")),
-        summary(2, trained("early", 2, (20, 15, 12)), trained("late", 1, (8, 8, 6), losses=[1.5]), held=20),
+        summary(2, trained("early", 2, (20, 15, 12)), trained("late", 1, (8, 8, 6), losses=(1.5,)), held=20),
         summary(
             3,
             failed("early", "failed", "out of <b>memory</b>"),
-            trained("late", 1, (8, 7, 10), bytes_up=30, losses=[1.0, 0.5]),
+            trained("late", 1, (8, 7, 10), bytes_up=30, losses=(1.0, 0.5)),
             failed("absent", "refused", "a value is not finite"),
         ),
     ]
@@ -86,10 +91,10 @@ def first_positions(budget: int) -> np.ndarray:
     return np.arange(SPACE.size) < budget
 
 
-def page(federation: Federation = FEDERATION, summaries: list[dict] | None = None, masks: dict | None = None) -> str:
+def page(spec: FederationSpec = SPEC, summaries: list[RoundSummary] | None = None, masks: dict | None = None) -> str:
     summaries = by_hand() if summaries is None else summaries
     masks = {"early": first_positions(20), "late": ~first_positions(30)} if masks is None else masks
-    return render_report(federation, summaries, SPACE, masks)
+    return render_report(spec, summaries, SPACE, masks)
 
 
 def section(html: str, heading: str) -> str:
@@ -102,13 +107,18 @@ def rows(html: str) -> list[list[str]]:
     return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells if row]
 
 
-def test_last_tunings():
-    found = last_tunings(by_hand())
-    assert {client: (record["round"], record["perplexity"]["after"]) for client, record in found.items()} == {
+def text(html: str) -> str:
+    """What the page says, without tags and figures."""
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(svg|style).*?</\1>", "", html, flags=re.S)).split())
+
+
+def test_last_records():
+    records = last_records(by_hand())
+    assert {client: (record.round, record.perplexity.after) for client, record in records.items()} == {
         "early": (2, 12),
         "late": (3, 10),
     }
-    assert last_tunings([]) == {}
+    assert last_records([]) == {}
 
 
 def test_scalar_metrics_are_means_over_the_clients_that_delivered():
@@ -149,7 +159,7 @@ def test_clients_that_never_delivered_have_no_numbers():
     *_, absent, reason, unasked = rows(section(page(), "Clients"))
     assert absent == ["absent default", "refused never delivered", "2", "20"] + ["\u2013"] * 10
     assert reason == ["", "a value is not finite"]
-    assert unasked == ["unasked default", "not drawn never delivered", "1", "10"] + ["\u2013"] * 10
+    assert unasked == ["unasked default", "not sampled never delivered", "1", "10"] + ["\u2013"] * 10
 
 
 def test_headline():
@@ -206,10 +216,90 @@ def test_figures_name_the_clients():
 
 
 def test_methods_without_search_have_no_figures_of_masks():
-    html = page(make_federation({"early": 2, "late": 1}, method={"name": "fedit"}))
-    assert "does not search" in html
+    html = page(make_spec({"early": 2, "late": 1}, method={"name": "fedit"}))
+    assert "With FedIT, clients do not search" in section(html, "Architectures")
     assert "Density by layer" not in html
+    assert "Mask overlap" not in html
+    assert "space of rank" not in html
     assert len(re.findall("<svg", html)) == 3
+
+
+def about(html: str) -> str:
+    return " ".join(re.search(r'class="about">(.*?)</p>', html, re.S)[1].split())
+
+
+def test_the_method_is_called_by_its_title_and_paper():
+    assert about(page()) == (
+        "PerFIT (arXiv 2402.16919) · org/model · LoRA rank 2, searched in a space of rank 4 on 1 module"
+    )
+    local = make_spec({"early": 2}, method={"name": "local"})
+    assert about(page(local)) == "local tuning (baseline) · org/model · LoRA rank 2 on 1 module"
+
+
+def test_a_method_from_elsewhere_is_called_by_its_own_title(monkeypatch):
+    made_up = replace(METHODS["fedit"], title="Made <up> LoRA", paper="arXiv 0000.00000")
+    monkeypatch.setitem(METHODS, "fedit", made_up)
+    html = page(make_spec({"early": 2, "late": 1}, method={"name": "fedit"}))
+    assert about(html) == "Made &lt;up&gt; LoRA (arXiv 0000.00000) · org/model · LoRA rank 2 on 1 module"
+    assert "<title>desks · Made &lt;up&gt; LoRA report</title>" in html
+    assert "With Made &lt;up&gt; LoRA, clients do not search" in html
+    assert "FedIT" not in html
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_report_mentions_no_other_method(name):
+    html = page(make_spec({"early": 2, "late": 1}, method={"name": name}))
+    own = METHODS[name]
+    assert own.title in html
+    words = text(html).replace(own.title, "").replace(own.paper, "").lower()
+    others = [method for method in METHODS.values() if method is not own]
+    assert not [m.name for m in others if any(word.lower() in words for word in (m.name, m.title, m.paper))]
+
+
+def budgets(html: str) -> dict[str, str]:
+    """The budget of each client in the table, with what is written below it."""
+    return {row[0].split()[0]: row[3] for row in rows(section(html, "Clients")) if len(row) == 14}
+
+
+def width(row: str) -> int:
+    """How many columns a row of a table spans."""
+    return sum(int((re.findall(r'colspan="(\d+)"', cell) or [1])[0]) for cell in re.findall(r"<t[dh][^>]*>", row))
+
+
+def test_clients_that_train_and_share_all_that_they_hold_have_one_number():
+    html = page()
+    assert budgets(html) == {"early": "20", "late": "10", "absent": "20", "unasked": "10"}
+    assert "it trains and shares exactly that many values." in text(html)
+    assert "personal: nobody else" not in html
+    assert {width(row) for row in re.findall("<tr.*?</tr>", section(html, "Clients"), re.S)} == {14}
+
+
+# Of early's 20 parameters A has 2 * 6 and B 4 * 2.
+@pytest.mark.parametrize(
+    ("method", "budget", "shared"),
+    [("fedsa-lora", 20, 12), ("ffa-lora", 8, 8), ("local", 20, 0)],
+    ids=["B is personal", "A is frozen", "all is personal"],
+)
+def test_personal_and_frozen_parts(method, budget, shared):
+    spec = make_spec({"early": 2, "absent": 1}, method={"name": method})
+    held = SPACE.plain_mask(2)
+    roles = spec.algorithm.roles(SPACE, held)
+    assert (np.count_nonzero(roles.trained), np.count_nonzero(roles.shared)) == (budget, shared)
+
+    record = trained("early", 2, (20, 15, 12), budget=budget, shared=shared)
+    html = page(spec, [summary(1, record, failed("absent", "missing", "no record", rank=1))], {"early": held})
+    assert budgets(html) == {"early": f"20 trained {budget} shared {shared}", "absent": "10"}
+    assert "it holds exactly that many values." in text(html)
+    assert "personal: nobody else" in html
+    # Dense LoRA is what the rank would give, whatever the method trains.
+    assert rows(section(html, "Bytes"))[0][2] == "80 B"
+
+
+@pytest.mark.parametrize(("shared", "meaning"), [(20, "the effect of aggregation"), (0, "only a guide for the eye")])
+def test_what_lies_between_two_tunings_depends_on_what_is_shared(shared, meaning):
+    summaries = [summary(n, trained("early", 2, (20, 15, 12), shared=shared)) for n in (1, 2)]
+    note = text(section(page(summaries=summaries), "Perplexity by round"))
+    assert f"the dotted line to the next tuning is {meaning}." in note
 
 
 @pytest.mark.parametrize("summaries", [[], [summary(1, failed("early", "missing", "no record"), held=0)]])
@@ -228,7 +318,7 @@ def test_text_of_clients_is_escaped_in_tables_and_figures():
 
 
 def test_a_long_reason_is_cut():
-    html = page(summaries=[summary(1, failed("early", "failed", "x" * 5000))])
+    html = page(summaries=[summary(1, failed("early", "failed", "x" * 2000))])
     assert "x" * 300 + "…" in html
     assert "x" * 301 not in html
 
@@ -256,6 +346,11 @@ def test_the_same_bytes_in_every_process_without_torch_or_pyplot():
     assert there.stdout.split() == [here]
 
 
+def test_importing_the_package_loads_no_library_for_figures_or_models():
+    code = "import sys, perfit_report; print(*{'torch', 'transformers', 'matplotlib', 'jinja2'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
 def test_the_style_of_the_user_changes_nothing_and_is_left_as_it_was():
     plain = page()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
@@ -268,7 +363,7 @@ def test_a_thousand_clients_stay_a_page():
     generator = np.random.default_rng(0)
     masks = {name: generator.permutation(SPACE.size) < 20 for name in names}
     summaries = [summary(n, *(trained(name, 2, (20, 20 - n, 19 - n)) for name in names)) for n in (1, 2)]
-    html = page(make_federation(dict.fromkeys(names, 2)), summaries, masks)
+    html = page(make_spec(dict.fromkeys(names, 2)), summaries, masks)
     assert len(html) < 2_000_000
     assert "All 1,000 clients" in html
     assert "Drawn for 200 clients, evenly spaced among the 1,000" in html
@@ -279,7 +374,7 @@ def test_heat_maps_lose_their_numbers_and_then_become_histograms():
     def numbers_in_cells(clients: int) -> int:
         names = [f"client-{i}" for i in range(clients)]
         masks = {name: np.roll(first_positions(20), i) for i, name in enumerate(names)}
-        html = section(page(make_federation(dict.fromkeys(names, 2)), [], masks), "Mask overlap between clients")
+        html = section(page(make_spec(dict.fromkeys(names, 2)), [], masks), "Mask overlap between clients")
         assert ("pairs of clients" in html) == (clients > 100)
         return len(re.findall(r">\.\d\d</text>|>1\.00</text>", html))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from perfit.mask_statistics import chance_overlap, densities, jaccard
 from perfit.space import LoraSpace
+from perfit_report.statistics import chance_overlap, densities, jaccard
 
 Q, V = "base_model.model.layers.0.q_proj", "base_model.model.layers.0.v_proj"
 SPACE = LoraSpace.from_shapes(

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perfit.report_style import (
+from perfit_report.style import (
     COLOURS,
     INK,
     MUTED,
     WIDTH,
     Series,
+    as_svg,
     band,
     bins,
     blank,
-    drawn,
     every,
     label_ends,
     line,
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 NUMBERED_CLIENTS = 30
 """Heat maps of more clients have no numbers in their cells."""
 
-_CHANCE_IN_CELL = 6
+_CHANCE_IN_CELL = 6  # Up to this many clients the cells also say what to expect by chance.
 
 
-@drawn
+@as_svg
 def overlap_figure(
     names: Sequence[str], observed: np.ndarray, expected: np.ndarray, chances: Mapping[str, float]
 ) -> Figure:
-    """Draw the Jaccard indices as a heat map; beside it the colour scale with the overlaps expected by chance.
+    """Draw Jaccard indices as a heat map and, on the colour scale beside it, the overlaps expected by chance.
 
     Args:
         names: The n clients, at least two.
         observed: float, shape (n, n).
         expected: Overlap expected of random masks, shape (n, n).
-        chances: The same by what to call the pair of budgets.
+        chances: The same, by the label of the pairs that have it.
     """
     n = len(names)
     off = ~np.eye(n, dtype=bool)
@@ -72,13 +72,13 @@ def overlap_figure(
     return figure
 
 
-@drawn
+@as_svg
 def overlap_histogram(values: np.ndarray, chances: Mapping[str, float]) -> Figure:
-    """Draw how the overlaps of pairs are spread, and the overlaps expected by chance as lines.
+    """Draw the distribution of the overlaps of pairs, and those expected by chance as lines.
 
     Args:
         values: Jaccard index of each pair, shape (pairs,).
-        chances: Overlap expected of random masks, by what to call the pair of budgets.
+        chances: Overlap expected of random masks, by the label of the pairs that have it.
     """
     figure, axes = panel(320, right=40, top=84)
     low, high = min(values.min(), *chances.values()), max(values.max(), *chances.values())
@@ -103,14 +103,14 @@ def overlap_histogram(values: np.ndarray, chances: Mapping[str, float]) -> Figur
     return figure
 
 
-@drawn
+@as_svg
 def density_figure(values: np.ndarray, kinds: Sequence[str], parts: Sequence[str], series: Sequence[Series]) -> Figure:
-    """Draw the fraction of positions held: a row of panels for each kind of module, a column for each part.
+    """Draw the fraction of positions held: one row of panels per kind of module, one column per part.
 
     Args:
         values: float, shape (clients, modules, parts).
         kinds: The kind of each module, such as ``q_proj``; modules in model order.
-        parts: What to call each part: the whole module, A, B.
+        parts: Title of each part: the whole module, A, B.
         series: What to draw.
     """
     rows = list(dict.fromkeys(kinds))

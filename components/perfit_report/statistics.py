@@ -1,4 +1,4 @@
-"""What personal architectures have in common, and where they hold their positions."""
+"""Statistics of masks: how much personal architectures overlap, and where they hold their positions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from perfit.space import LoraSpace
 
 _BITS_AT_ONCE = 2**24
-"""Bits unpacked to float32 at a time: 64 MiB. A sum of that many ones is still exact in float32."""
+"""Bits unpacked to float32 at a time: 64 MiB. Float32 still counts that many exactly."""
 
 
 def jaccard(masks: Iterable[np.ndarray]) -> np.ndarray:
     """Return the overlap of each pair of masks: positions held by both over positions held by either.
 
-    Masks are packed as they arrive, so that a lazy iterable needs one bit a position and client.
+    Masks are packed as they arrive, so a lazy iterable takes one bit per position and client.
 
     Args:
         masks: n bool arrays, shape (N,), none of them empty.
@@ -33,15 +33,15 @@ def jaccard(masks: Iterable[np.ndarray]) -> np.ndarray:
     for start in range(0, width, step):
         bits = np.unpackbits(packed[:, start : start + step], axis=1).astype(np.float32)
         both += bits @ bits.T
-    held = np.diag(both)
-    return both / (held[:, None] + held[None, :] - both)
+    sizes = np.diag(both)
+    return both / (sizes[:, None] + sizes[None, :] - both)
 
 
 def chance_overlap(budgets: np.ndarray, positions: int) -> np.ndarray:
     """Return the overlap expected of random masks, for each pair of budgets.
 
     Masks that hold fractions p and q of the space share p*q of it by chance and cover p + q - p*q; the ratio of the two
-    is the expected Jaccard index but for a term that vanishes in spaces of more than a few hundred positions.
+    is the expected Jaccard index, up to a term that is negligible in spaces of more than a few hundred positions.
 
     Args:
         budgets: Positions that each client holds, at least 1, shape (n,).
@@ -50,9 +50,9 @@ def chance_overlap(budgets: np.ndarray, positions: int) -> np.ndarray:
     Returns:
         float64, shape (n, n).
     """
-    held = np.asarray(budgets, dtype=np.float64) / positions
-    both = held[:, None] * held[None, :]
-    return both / (held[:, None] + held[None, :] - both)
+    fractions = np.asarray(budgets, dtype=np.float64) / positions
+    both = fractions[:, None] * fractions[None, :]
+    return both / (fractions[:, None] + fractions[None, :] - both)
 
 
 def densities(space: LoraSpace, masks: Iterable[np.ndarray]) -> np.ndarray:
@@ -66,8 +66,8 @@ def densities(space: LoraSpace, masks: Iterable[np.ndarray]) -> np.ndarray:
         float64, shape (n, modules, 3): the whole module, its A, its B; modules in the order of the space.
     """
     starts = [part.start for part in space.slices.values()]
-    held = np.array([np.add.reduceat(mask, starts, dtype=np.int64) for mask in masks])
+    counts = np.array([np.add.reduceat(mask, starts, dtype=np.int64) for mask in masks])
     sizes = np.array([matrix.size for matrix in space.matrices])
-    held, sizes = held.reshape(len(held), -1, 2), sizes.reshape(-1, 2)
-    whole = held.sum(axis=2) / sizes.sum(axis=1)
-    return np.concatenate([whole[:, :, None], held / sizes], axis=2)
+    counts, sizes = counts.reshape(len(counts), -1, 2), sizes.reshape(-1, 2)
+    whole = counts.sum(axis=2) / sizes.sum(axis=1)
+    return np.concatenate([whole[:, :, None], counts / sizes], axis=2)

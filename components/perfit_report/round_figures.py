@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perfit.report_style import (
+from perfit_report.style import (
     COLOURS,
     INK,
     MUTED,
     PAGE,
     Series,
+    as_svg,
     band,
     bins,
     byte_unit,
-    drawn,
     every,
     label_ends,
     log_ticks,
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHING = 5
-"""Steps of the running mean of losses."""
+"""Steps in the running mean of losses."""
 
 RAW_LOSSES = 4
-"""Up to so many clients have the loss of every step drawn, too."""
+"""For up to this many clients the loss of every step is drawn too."""
 
 
-@drawn
+@as_svg
 def perplexity_figure(values: np.ndarray, numbers: Sequence[int], series: Sequence[Series]) -> Figure:
-    """Draw perplexities by round: each tuning as a solid line, what lies between two tunings dotted.
+    """Draw perplexities by round: each tuning as a solid line, what happens between two tunings as a dotted one.
 
     Args:
         values: float, shape (clients, 1 + 2 * rounds): round 0, then before and after each round; NaN where a client
             did not deliver.
-        numbers: Of the rounds.
+        numbers: Round numbers.
         series: What to draw.
     """
     rounds = len(numbers)
@@ -71,7 +71,7 @@ def perplexity_figure(values: np.ndarray, numbers: Sequence[int], series: Sequen
     return figure
 
 
-@drawn
+@as_svg
 def loss_figure(losses: Sequence[Mapping[int, Sequence[float]]], series: Sequence[Series]) -> Figure:
     """Draw training losses over the steps of all rounds.
 
@@ -93,7 +93,7 @@ def loss_figure(losses: Sequence[Mapping[int, Sequence[float]]], series: Sequenc
         else:
             if len(series) <= RAW_LOSSES:
                 axes.plot(x, raw[one.rows[0]], color=one.colour, linewidth=1, alpha=0.35)
-            marker = "o" if x.size <= 12 else ""  # A single step has no line.
+            marker = "o" if x.size <= 12 else ""  # A single step makes no line.
             axes.plot(x, smooth[one.rows[0]], color=one.colour, linewidth=2, marker=marker)
     for start, n in list(zip(starts, rounds, strict=False))[every(len(rounds), 12)]:
         _mark_round(axes, start, n if starts[-1] - start > 0.07 * starts[-1] else None)
@@ -106,9 +106,9 @@ def loss_figure(losses: Sequence[Mapping[int, Sequence[float]]], series: Sequenc
     return figure
 
 
-@drawn
+@as_svg
 def bytes_figure(rounds: Sequence[int], sent: Mapping[str, Sequence[int]], dense: Sequence[int]) -> Figure:
-    """Draw bytes by round as bars, and what dense LoRA would send as a line across each bar.
+    """Draw bytes by round as bars, and what dense LoRA would take as a line across each bar.
 
     Args:
         rounds: Round numbers.
@@ -119,13 +119,13 @@ def bytes_figure(rounds: Sequence[int], sent: Mapping[str, Sequence[int]], dense
     most = max(max(dense), *(max(values) for values in sent.values()))
     scale, unit = byte_unit(most)
     axes.set_ylim(0, 1.12 * most / scale)
-    x, width, wanted = np.arange(len(rounds)), 0.8 / len(sent), np.array(dense) / scale
+    x, width, levels = np.arange(len(rounds)), 0.8 / len(sent), np.array(dense) / scale
     for i, (name, values) in enumerate(sent.items()):
         at, heights = x + (i - (len(sent) - 1) / 2) * width, np.array(values) / scale
         axes.bar(at, heights, width * 0.94, color=COLOURS[i], linewidth=0, label=name)
-        lines = axes.hlines(wanted, at - width * 0.47, at + width * 0.47, color=INK, linewidth=2)
+        lines = axes.hlines(levels, at - width * 0.47, at + width * 0.47, color=INK, linewidth=2)
         if len(rounds) <= 8:
-            _bar_numbers(axes, at, heights, wanted)
+            _bar_numbers(axes, at, heights, levels)
     lines.set_label("dense float32\nLoRA")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, handlelength=1)
     chosen = every(len(rounds), 25)
@@ -161,7 +161,7 @@ def _by_step(
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    # Within a round only: losses do jump where values were averaged.
+    # Within a round only: losses jump between rounds, where values are replaced.
     half = SMOOTHING // 2
     sums = np.concatenate([[0], np.cumsum(values)])
     ends = np.minimum(np.arange(len(values)) + half + 1, len(values))
@@ -186,7 +186,7 @@ def _mark_round(axes: Axes, start: float, n: int | None) -> None:
 def _bar_numbers(axes: Axes, x: np.ndarray, values: np.ndarray, lines: np.ndarray) -> None:
     pixel = axes.get_ylim()[1] / axes.bbox.height
     for place, value, other in zip(x, values, lines, strict=True):
-        # Between bar and line where the number fits there, else above both.
+        # Between bar and line if the number fits there, otherwise above both.
         top = value if other > value + 22 * pixel else max(value, other)
         text = f"{value:.1f}" if value < 100 else f"{value:.0f}"
         axes.annotate(text, (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=12)

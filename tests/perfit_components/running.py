@@ -103,12 +103,16 @@ class Site:
     def aggregate(self, round: int) -> RoundSummary:
         return aggregate(self.context, round)
 
+    def run_round(self, round: int) -> RoundSummary:
+        """Let a round's clients tune, then aggregate."""
+        self.train(round)
+        return self.aggregate(round)
+
     def run(self) -> Site:
         """Run every step of every round."""
         self.prepare()
         for round in range(1, self.spec.rounds + 1):
-            self.train(round)
-            self.aggregate(round)
+            self.run_round(round)
         return self
 
     def mask_file(self, client: str) -> AdapterFile:

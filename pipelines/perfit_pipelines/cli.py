@@ -76,9 +76,11 @@ def init(
     """Write a commented federation file to start from."""
     if file.exists() and not force:
         raise PerfitError(f"{file} exists", "give another name, or --force to overwrite it")
+    from perfit_storage.files import write_atomically
+
     template = Path(__file__).with_name("federation.yaml").read_text(encoding="utf-8")
     try:
-        file.write_text(template, encoding="utf-8")
+        write_atomically(file, template.encode())
     except OSError as error:
         raise PerfitError(f"{file} cannot be written: {error}", "give a path in a directory that exists") from error
     out.print(f"wrote {file}; edit its clients, then: perfit validate {file}", markup=False)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from perfit.spec import Federation
-from perfit_pipelines.progress import Step, parse_step, parse_task
+from perfit_components.log_lines import Step, format_failure, parse_failure, parse_step, parse_task
 
 _SPOKEN = {
     "prepare-federation": "preparing the federation (the first time, the model is converted)",
@@ -46,7 +46,7 @@ class RunDisplay:
 
     def on_line(self, line: str) -> None:
         """Show what a line of the run's output tells, if anything."""
-        step, task = parse_step(line), parse_task(line)
+        step, task, failure = parse_step(line), parse_task(line), parse_failure(line)
         if step:
             self._show(step)
         elif task:
@@ -54,8 +54,8 @@ class RunDisplay:
             spoken = _SPOKEN.get(task.rstrip("-0123456789"))
             if spoken:
                 self._say(spoken)
-        elif " has no result: " in line:
-            self._say(line.strip())
+        elif failure:
+            self._say(format_failure(failure.client, failure.reason))
 
     def _show(self, step: Step) -> None:
         stage = f"round {step.round}/{self._rounds}" if step.round else "search"

@@ -6,14 +6,16 @@ import builtins
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import IO
 
 from perfit.errors import PerfitError
 from perfit.spec import Federation
-from perfit_pipelines.progress import OutputLog, plain
+from perfit_components.log_lines import plain
 
 _ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
 
@@ -45,7 +47,7 @@ def run_locally(
         on_line(line)
 
     log = directory / "run.log"
-    with open(log, "w", encoding="utf-8") as file, _settings(environment), redirect_stdout(OutputLog(file, listen)):
+    with open(log, "w", encoding="utf-8") as file, _settings(environment), redirect_stdout(_OutputLog(file, listen)):
         try:
             _call_pipeline(spec, store, directory / "kfp")
         except RuntimeError as error:
@@ -81,6 +83,37 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
         builtins.print = own_print
+
+
+class _OutputLog:
+    """Standard output of a local run: every line goes to a log file and to a listener.
+
+    KFP's runner prints the tasks' output from several threads, in pieces; lines are put together by thread.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, file: IO[str], on_line: Callable[[str], None]):
+        self._file, self._on_line = file, on_line
+        self._pending = threading.local()
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Take a piece of output."""
+        *lines, self._pending.text = (getattr(self._pending, "text", "") + text).split("\n")
+        with self._lock:
+            for line in lines:
+                self._file.write(plain(line) + "\n")
+                self._on_line(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the log file."""
+        self._file.flush()
+
+    def isatty(self) -> bool:
+        """Return False: a log file has no colours."""
+        return False
 
 
 class _ErrorFinder:

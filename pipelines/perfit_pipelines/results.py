@@ -16,6 +16,7 @@ from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.opening import read_federation
 from perfit_components.steps.report import draw_report
 from perfit_storage import FederationStore
+from perfit_storage.files import write_atomically
 
 
 def export_adapter(store: FederationStore, client: str, directory: Path) -> None:
@@ -56,7 +57,7 @@ def write_report(store: FederationStore, target: Path) -> None:
     """
     drawn = draw_report(read_federation(store), store.read_head().round)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(drawn.html, encoding="utf-8")
+    write_atomically(target, drawn.html.encode())
 
 
 def client_table(summaries: Sequence[dict]) -> Table:

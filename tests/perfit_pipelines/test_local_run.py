@@ -11,10 +11,10 @@ import pytest
 from kfp import local
 
 from perfit.errors import PerfitError
+from perfit_components.log_lines import plain
 from perfit_pipelines import local_run
 from perfit_pipelines.local_run import run_locally
 from perfit_pipelines.pipelines import federated_round
-from perfit_pipelines.progress import plain
 from perfit_storage import open_store
 
 from ..perfit_components.running import Site, files, in_memory

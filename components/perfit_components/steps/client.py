@@ -16,6 +16,7 @@ from perfit.adapter import SparseAdapter, mask_hash
 from perfit.adapter_file import AdapterHeader, dump_mask, dump_values, load_mask, load_values
 from perfit.errors import PerfitError
 from perfit.spec import Client, Federation
+from perfit_components.log_lines import format_step
 from perfit_components.steps.opening import OpenFederation, model_cache, open_federation
 from perfit_components.steps.outcome import SEARCHED, TRAINED, softly
 from perfit_components.steps.plan import SEARCH_ROUND
@@ -231,6 +232,6 @@ def _header(spec: Federation, client: Client, round: int) -> AdapterHeader:
 
 def _progress(round: int, client_id: str) -> Callable[[int, int, float], None]:
     def report(step: int, steps: int, loss: float) -> None:
-        print(f"[perfit] round={round} client={client_id} step={step}/{steps} loss={loss:.4f}", flush=True)
+        print(format_step(round, client_id, step, steps, loss), flush=True)
 
     return report

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 
 from perfit.errors import PerfitError, TrainingDiverged
+from perfit_components.log_lines import format_failure
 from perfit_storage import StoreError
 
 TRAINED, SEARCHED, FAILED = "trained", "searched", "failed"
@@ -27,7 +28,7 @@ def softly(client_id: str, action: Callable[[], dict]) -> dict:
         out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
         reason = _OUT_OF_MEMORY if out_of_memory else _reason(error)
         traceback.print_exc()
-    print(f"client {client_id} has no result: {reason}", flush=True)
+    print(format_failure(client_id, reason), flush=True)
     return {"client": client_id, "status": FAILED, "reason": reason}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perfit.errors import PerfitError
+from perfit_storage.files import write_atomically
 
 SECRETS = "secrets.yaml"
 """The file that marks a directory as one of ours."""
@@ -45,11 +46,7 @@ def write_private(directory: Path, files: Mapping[str, str]) -> None:
             path = directory / name
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.chmod(0o700)
-            draft = path.with_name(f".{path.name}.new")
-            draft.unlink(missing_ok=True)
-            with open(draft, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(text)
-            os.replace(draft, path)
+            write_atomically(path, text.encode(), mode=0o600)
     except OSError as error:
         raise PerfitError(f"{directory} cannot be written: {error}", "give another directory") from error
 

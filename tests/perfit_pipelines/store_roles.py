@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from perfit.spec import Federation
-from perfit_pipelines.policies import Policy, client_policy, policy_text, server_policy
+from perfit_pipelines.deploy.policies import Policy, client_policy, policy_text, server_policy
 from perfit_storage import FederationStore, StoreError, open_store
 from perfit_storage.local_server import LocalS3Server, find_weed
 

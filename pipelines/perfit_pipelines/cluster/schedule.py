@@ -14,7 +14,7 @@ from datetime import datetime
 from kfp_server_api import RecurringRunMode, V2beta1DeletePropagationPolicy, V2beta1RecurringRun
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import Kubeflow, every
+from perfit_pipelines.cluster.connection import Kubeflow, list_all
 from perfit_pipelines.cluster.submit import get_experiment, other_account
 from perfit_pipelines.cluster.upload import Version
 
@@ -151,7 +151,7 @@ def delete_schedule(kubeflow: Kubeflow, name: str) -> None:
 
 def _recurring_runs(kubeflow: Kubeflow) -> list[V2beta1RecurringRun]:
     with kubeflow.calling("list recurring runs"):
-        runs = list(every(kubeflow.client.list_recurring_runs, "recurring_runs", namespace=kubeflow.namespace))
+        runs = list(list_all(kubeflow.client.list_recurring_runs, "recurring_runs", namespace=kubeflow.namespace))
     runs.sort(key=lambda run: run.created_at, reverse=True)
     return sorted(runs, key=lambda run: run.display_name)
 

@@ -8,7 +8,7 @@ from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
-from perfit_pipelines.cluster.client import Kubeflow
+from perfit_pipelines.cluster.connection import Kubeflow
 from perfit_pipelines.cluster.follow import Outcome
 from perfit_pipelines.cluster.tasks import DRIVER, Task, list_tasks
 from perfit_pipelines.cluster.upload import Version

@@ -14,7 +14,7 @@ from kfp_server_api import ApiException, V2beta1Pipeline, V2beta1PipelineVersion
 from perfit.errors import PerfitError
 from perfit.federation_file import is_local
 from perfit.spec import Federation
-from perfit_pipelines.cluster.client import Kubeflow, every, named
+from perfit_pipelines.cluster.connection import Kubeflow, list_all, name_filter
 from perfit_pipelines.compile import PipelineName, compile_pipeline
 from perfit_pipelines.pipelines import DATA_MOUNT, Images
 
@@ -112,8 +112,8 @@ def read_ir(content: bytes | str) -> dict[str, Any]:
 def _pipeline(kubeflow: Kubeflow, name: str, description: str) -> V2beta1Pipeline:
     def find() -> V2beta1Pipeline | None:
         with kubeflow.calling("list pipelines"):
-            listed = every(
-                kubeflow.client.list_pipelines, "pipelines", namespace=kubeflow.namespace, filter=named(name)
+            listed = list_all(
+                kubeflow.client.list_pipelines, "pipelines", namespace=kubeflow.namespace, filter=name_filter(name)
             )
             return next(listed, None)
 
@@ -128,7 +128,9 @@ def _version(kubeflow: Kubeflow, pipeline_id: str, name: str, file: Path) -> tup
     def find() -> V2beta1PipelineVersion | None:
         with kubeflow.calling("list versions of the pipeline"):
             versions = kubeflow.client.list_pipeline_versions
-            return next(every(versions, "pipeline_versions", pipeline_id=pipeline_id, filter=named(name)), None)
+            return next(
+                list_all(versions, "pipeline_versions", pipeline_id=pipeline_id, filter=name_filter(name)), None
+            )
 
     def create() -> V2beta1PipelineVersion:
         return kubeflow.client.upload_pipeline_version(str(file), name, pipeline_id=pipeline_id)

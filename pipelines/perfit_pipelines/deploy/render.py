@@ -16,8 +16,8 @@ from perfit_components.keys import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS
 from perfit_pipelines.deploy.kubectl import encode
 from perfit_pipelines.deploy.overlay import Overlay
+from perfit_pipelines.deploy.policies import policy_text
 from perfit_pipelines.deploy.roles import Key, Role
-from perfit_pipelines.policies import policy_text
 
 ROOT_SECRET = "perfit-minio"
 CLIENTS_SECRET = "perfit-clients"

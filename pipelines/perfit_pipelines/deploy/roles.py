@@ -11,7 +11,7 @@ from perfit.errors import PerfitError
 from perfit.spec import Federation
 from perfit_components.keys import SERVER_SECRET
 from perfit_components.steps.plan import client_secret
-from perfit_pipelines.policies import Policy, client_policy, server_policy
+from perfit_pipelines.deploy.policies import Policy, client_policy, server_policy
 
 SERVER, ALL = "server", "all"
 _SECRET_LENGTH = 40

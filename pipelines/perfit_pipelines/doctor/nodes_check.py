@@ -1,4 +1,4 @@
-"""Whether some node fits each tier, and how many of its clients can train at once."""
+"""Whether some node fits each tier, how many of its clients can train at once, and which nodes have the images."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ from kubernetes.client import V1Node, V1Taint
 from kubernetes.utils.quantity import parse_quantity
 
 from perfit.spec import Federation, Tier, Toleration
-from perfit_pipelines.doctor.check import Check, fail, ok, warn
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 
 Amounts = dict[str, Decimal]
 """Amounts of resources by their name in Kubernetes; cpu in cores, memory in bytes."""
 
+_IMAGES = "images"
+_DEFAULT_REGISTRY = "docker.io"
 _HARD_TAINTS = ("NoSchedule", "NoExecute")
 
 
-def check_tiers(spec: Federation, nodes: Sequence[V1Node]) -> list[Check]:
+def check_tiers(spec: Federation, nodes: Sequence[V1Node]) -> list[Finding]:
     """Hold every tier that has clients against the nodes. What other pods take of them now is not looked at."""
     return [_check_tier(spec, name, nodes) for name in spec.tiers_in_use()]
+
+
+def check_images(images: Sequence[str], nodes: Sequence[V1Node]) -> list[Finding]:
+    """Look for images among those that nodes say they have.
+
+    A kubelet names 50 of its images, the largest first, so that a small one may be there and not be named.
+
+    Args:
+        images: References.
+        nodes: Those that pods may go to.
+    """
+    return [_check_image(image, nodes) for image in dict.fromkeys(images)]
 
 
 def fitting_nodes(tier: Tier, nodes: Sequence[V1Node]) -> list[V1Node]:
@@ -43,7 +57,7 @@ def at_once(spec: Federation, name: str) -> int:
     return min(spec.tiers[name].parallelism or clients, clients)
 
 
-def _check_tier(spec: Federation, name: str, nodes: Sequence[V1Node]) -> Check:
+def _check_tier(spec: Federation, name: str, nodes: Sequence[V1Node]) -> Finding:
     tier, title = spec.tiers[name], f"tier {name}"
     obstacles = [_obstacle(tier, node) for node in nodes]
     open_nodes = [node for node, obstacle in zip(nodes, obstacles, strict=True) if obstacle is None]
@@ -118,3 +132,35 @@ def _say(amounts: Amounts) -> str:
         text = f"{float(amount) / 2**30:.3g}Gi" if resource == "memory" else f"{float(amount):.4g}"
         parts.append(f"{resource} {text}")
     return ", ".join(parts)
+
+
+def _check_image(image: str, nodes: Sequence[V1Node]) -> Finding:
+    wanted = _full_name(image)
+    having = [node for node in nodes if wanted in _names(node)]
+    if nodes and len(having) == len(nodes):
+        return ok(_IMAGES, f"{image} is on all {len(nodes)} nodes that pods may go to")
+    there = f"{image} is known to be on {len(having)} of {len(nodes)} nodes that pods may go to"
+    if wanted.startswith(f"{_DEFAULT_REGISTRY}/library/perfit-"):
+        fix = (
+            "load it onto every node (kind load docker-image), or push it to a registry and name it with "
+            "--client-image and --server-image"
+        )
+        return warn(_IMAGES, f"{there}, and its name has no registry to pull it from", fix)
+    registry = wanted.partition("/")[0]
+    fix = f"try it: kubectl run pull-test --image={image} --restart=Never --command -- true; then delete that pod"
+    return unknown(_IMAGES, f"{there}; whether {registry} gives it to them shows when a pod starts", fix)
+
+
+def _names(node: V1Node) -> set[str]:
+    return {_full_name(name) for image in node.status.images or [] for name in image.names or []}
+
+
+def _full_name(image: str) -> str:
+    """Return a reference with its registry, and with its tag unless it has a digest."""
+    first, slash, _ = image.partition("/")
+    if not slash:
+        image = f"{_DEFAULT_REGISTRY}/library/{image}"
+    elif not any(mark in first for mark in ".:") and first != "localhost":
+        image = f"{_DEFAULT_REGISTRY}/{image}"
+    last = image.rpartition("/")[2]
+    return image if "@" in last or ":" in last else f"{image}:latest"

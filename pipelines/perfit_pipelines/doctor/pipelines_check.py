@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import connect, parse_version, server_tag
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint, connect, parse_version, server_tag
 from perfit_pipelines.cluster.upload import LIMITED
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown, warn
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 
 NAME = "Kubeflow Pipelines"
 OLDEST = (2, 16, 1)
@@ -18,7 +17,7 @@ ASKING = (2, 18, 0)
 _TIMEOUT_S = 30
 
 
-def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Check]:
+def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Finding]:
     """Ask Kubeflow Pipelines how it is.
 
     Args:
@@ -41,7 +40,7 @@ def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Check]:
     return checks
 
 
-def _version(where: str, said: dict) -> Check:
+def _version(where: str, said: dict) -> Finding:
     tag, oldest = server_tag(said), ".".join(map(str, OLDEST))
     numbers = parse_version(tag)
     if numbers is None:

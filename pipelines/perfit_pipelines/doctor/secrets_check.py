@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from perfit.spec import Federation
 from perfit_components.keys import SERVER_SECRET, STORE_KEYS
 from perfit_components.steps.plan import client_secret
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 
 NAME = "Secrets"
 _ALLOW_FIX = "let yourself be bound to a Role as manifests/base/run/doctor.yaml, with the names of the clients' Secrets"
@@ -24,7 +24,7 @@ class RoleKeys:
     environment: Mapping[str, str]
 
 
-def check_secrets(cluster: Cluster, spec: Federation, namespace: str) -> tuple[list[Check], list[RoleKeys]]:
+def check_secrets(cluster: Cluster, spec: Federation, namespace: str) -> tuple[list[Finding], list[RoleKeys]]:
     """Read the Secrets of the server and of all clients.
 
     Returns:
@@ -44,7 +44,7 @@ def check_secrets(cluster: Cluster, spec: Federation, namespace: str) -> tuple[l
     return [ok(NAME, f"the server and {len(spec.clients)} clients have theirs in namespace {namespace}")], roles
 
 
-def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], Check | None]:
+def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], Finding | None]:
     fix = f"make it with: perfit deploy FILE --overlay NAME --apply --namespace {namespace}"
     try:
         held = cluster.secret(namespace, name)
@@ -59,7 +59,7 @@ def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], 
     return {key: held[key].strip() for key in STORE_KEYS}, None
 
 
-def _shared_keys(roles: list[RoleKeys]) -> list[Check]:
+def _shared_keys(roles: list[RoleKeys]) -> list[Finding]:
     owners: dict[str, str] = {}
     problems = []
     for role in roles:

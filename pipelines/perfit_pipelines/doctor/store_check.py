@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.spec import Federation
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 from perfit_pipelines.doctor.secrets_check import RoleKeys
 from perfit_storage import AccessDenied, ObjectNotFound, ObjectStore, StoreError, StoreUnreachable, open_store
 
@@ -42,7 +42,7 @@ class _Rights:
     no_writes: tuple[str, ...]
 
 
-def check_store(spec: Federation, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Check]:
+def check_store(spec: Federation, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Finding]:
     """Try every role's key on the store.
 
     Args:
@@ -74,7 +74,7 @@ def _open(uri: str, role: RoleKeys, endpoint: str | None) -> ObjectStore:
     return open_store(uri, {**role.environment, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})})
 
 
-def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) -> Check:
+def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) -> Finding:
     host = urlsplit(role.environment["AWS_ENDPOINT_URL"]).hostname or ""
     inside = host.endswith((".svc", ".svc.cluster.local")) or "." not in host
     if inside and not endpoint:
@@ -86,7 +86,7 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
     return fail(NAME, error.problem, error.fix)
 
 
-def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Check | None:
+def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Finding | None:
     who = f"the key of {role.client or 'the server'} (Secret {role.secret})"
     try:
         data = objects.get(f"federations/{spec.name}/spec.yaml").data

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from perfit_pipelines.display import RunDisplay
+from perfit_pipelines.cli.display import RunDisplay
 
 
 def test_a_line_a_step_where_nobody_watches(make):

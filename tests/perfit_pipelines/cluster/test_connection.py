@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint
 
 from .conftest import QUICK, Perfit
 from .kfp_api import KfpApi, serving

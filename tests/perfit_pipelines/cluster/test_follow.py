@@ -11,8 +11,7 @@ import kfp_server_api
 import pytest
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import connect
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.follow import Pace, follow
 from perfit_pipelines.cluster.tasks import TaskReader
 

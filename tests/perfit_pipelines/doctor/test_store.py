@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from perfit_pipelines.policies import client_policy, server_policy
+from perfit_pipelines.deploy.policies import client_policy, server_policy
 from perfit_storage import open_store
 
 from ..store_roles import SERVER, role_policies

@@ -15,12 +15,12 @@ from perfit_components.steps.client import search, train
 from perfit_components.steps.plan import SEARCH_ROUND, plan
 from perfit_components.steps.prepare import prepare
 from perfit_components.steps.report import report
-from perfit_pipelines.policies import client_policy, policy_text, server_policy
+from perfit_pipelines.deploy.policies import client_policy, policy_text, server_policy
 from perfit_storage import AccessDenied, open_store
 from perfit_storage.s3 import S3Settings
 
-from ..perfit_components.running import make_spec, write_data
-from .store_roles import SERVER, KeyedStore, role_policies, role_server
+from ...perfit_components.running import make_spec, write_data
+from ..store_roles import SERVER, KeyedStore, role_policies, role_server
 
 STORE = "s3://tuning/team"
 HASH = "0123456789abcdef" * 4
@@ -244,7 +244,7 @@ def real_server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    from ..perfit.tiny import save_llama
+    from ...perfit.tiny import save_llama
 
     return save_llama(tmp_path_factory.mktemp("llama"))
 

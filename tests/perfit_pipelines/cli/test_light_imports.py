@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .goldens import FEDERATION, STORE
+from ..goldens import FEDERATION, STORE
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 CODE = f"""

@@ -1,4 +1,4 @@
-"""What a federation has come to: tables, adapters, report."""
+"""A federation's results: tables, adapters, report."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def export_adapter(store: FederationStore, client: str, directory: Path) -> None
             f"client {client!r} of federation {spec.name!r} has no adapter yet",
             f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
         )
-    held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if directory.exists() and not (directory.is_dir() and (not held or "adapter_config.json" in held)):
+    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if directory.exists() and not (directory.is_dir() and (not present or "adapter_config.json" in present)):
         raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:

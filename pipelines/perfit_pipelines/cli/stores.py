@@ -8,12 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from perfit.errors import PerfitError
+from perfit_pipelines.options import STATE
 from perfit_storage import FederationStore, federation_names, open_store
 
-STATE = Path(".perfit")
-"""Where a local run keeps what it needs, below the working directory."""
+StoreOption = Annotated[
+    str | None,
+    typer.Option(help="s3://bucket/prefix (keys from AWS_* variables) or file:///DIR; else this machine's own."),
+]
 
 
 @dataclass(frozen=True)

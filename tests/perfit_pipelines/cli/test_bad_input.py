@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ..perfit_components.running import files
-from .commands import Home
+from ...perfit_components.running import files
+from ..commands import Home
 
 SEGMENT = "is not a safe name: use lower-case letters, digits and inner hyphens, 63 characters at most"
 

@@ -19,7 +19,7 @@ from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, de
 from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
 from perfit_pipelines.deploy.render import ROOT_SECRET, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
-from perfit_pipelines.stores import STATE
+from perfit_pipelines.options import STATE
 
 _MINIO_STORE = "s3://perfit"
 _MINIO_PORT = 9000

@@ -20,7 +20,7 @@ _MAX_WORKFLOW_BYTES = 1_400_000
 def compile_pipeline(
     spec: Federation, pipeline: PipelineName, store: str, target: Path, images: Images | None = None
 ) -> None:
-    """Write a pipeline's IR, with its platform settings, to a YAML file; an existing file is replaced when it is whole.
+    """Write a pipeline's IR, with its platform settings, to a YAML file; an existing file is replaced atomically.
 
     Raises:
         PerfitError: The target cannot be written, or the pipeline is too large for a cluster.

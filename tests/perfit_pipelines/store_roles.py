@@ -1,4 +1,4 @@
-"""A SeaweedFS that gives each role of a federation a key of its own, under the policy made for it."""
+"""A SeaweedFS that gives each role of a federation its own key, with the policy for that role."""
 
 from __future__ import annotations
 

@@ -55,13 +55,13 @@ def write_report(store: FederationStore, target: Path) -> None:
         PerfitError: No round is committed.
         StoreError: The store cannot be reached.
     """
-    drawn = draw_report(read_federation(store), store.read_head().round)
+    page = draw_report(read_federation(store), store.read_head().round)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, drawn.html.encode())
+    write_atomically(target, page.html.encode())
 
 
 def client_table(summaries: Sequence[dict]) -> Table:
-    """Return a row a client: perplexity on held-out records, budget and traffic of all rounds."""
+    """Return a table of the clients: perplexity on held-out records, budget and traffic of all rounds."""
     last_round = summaries[-1]["round"]
     title = f"Perplexity on held-out records, round {last_round} (round 0: the base model)"
     table = _table(title, "client", "rank", "budget", "round 0", "before", "after", "change", "MB up", "down", "status")
@@ -78,14 +78,14 @@ def client_table(summaries: Sequence[dict]) -> Table:
             *(f"{count / 1e6:.2f}" for count in traffic[client]),
             "ok" if record["round"] == last_round else f"last in {record['round']}",
         )
-    for outcome in summaries[-1]["clients"]:
-        if outcome["client"] not in tunings:
-            table.add_row(outcome["client"], str(outcome["rank"]), *["-"] * 7, outcome["status"])
+    for record in summaries[-1]["clients"]:
+        if record["client"] not in tunings:
+            table.add_row(record["client"], str(record["rank"]), *["-"] * 7, record["status"])
     return table
 
 
 def round_table(summaries: Sequence[dict]) -> Table:
-    """Return a row a committed round."""
+    """Return a table of the committed rounds."""
     table = _table("Committed rounds", "round", "clients", "perplexity before", "after", "status")
     for summary in summaries:
         trained = [record for record in summary["clients"] if record["status"] == "trained"]
@@ -106,7 +106,7 @@ def _traffic(summaries: Sequence[dict]) -> dict[str, tuple[int, int]]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table that fits in 80 columns; numbers stand to the right."""
+    """A table that fits in 80 columns; numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column in ("client", "status") else "right", no_wrap=True)

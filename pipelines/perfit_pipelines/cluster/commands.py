@@ -30,7 +30,7 @@ Timeout = Annotated[str | None, typer.Option(help="Follow for at most this long,
 Experiment = Annotated[str | None, typer.Option(help="Experiment of the runs; else the federation's name.")]
 ServiceAccount = Annotated[
     str | None,
-    typer.Option(help="Service account of the pods; the manifests bring perfit-runner, which may read no Secret."),
+    typer.Option(help="Service account of the pods; the manifests provide perfit-runner, which cannot read Secrets."),
 ]
 ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
 
@@ -54,13 +54,13 @@ def submit(
     client_image: ClientImage = None,
     server_image: ServerImage = None,
     service_account: ServiceAccount = "perfit-runner",
-    follow: Annotated[bool, typer.Option(help="Stay until the run is over.")] = True,
+    follow: Annotated[bool, typer.Option(help="Follow the run until it is over.")] = True,
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
 ) -> None:
     """Run a federation on Kubeflow, and follow it to its end.
 
-    The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is there already.
+    The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is already there.
     Ctrl-C ends following, not the run.
 
     Exit code: 0 the run succeeded (with --no-follow: was started), 1 an error of this command, 3 the run failed,
@@ -73,7 +73,7 @@ def submit(
     kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image)
     name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
-    _say(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
+    _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
     if follow:
         _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace)
     else:
@@ -87,7 +87,7 @@ def follow(endpoint: Endpoint, run_id: RunId, poll_interval: PollInterval = 2.0,
     pace = _pace(poll_interval, timeout)
     kubeflow = connect(endpoint)
     run, tasks = find_run(kubeflow, run_id)
-    _say(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
+    _print_link(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
     _follow(kubeflow, run_id, tasks, pace)
 
 
@@ -108,10 +108,10 @@ def create(
     server_image: ServerImage = None,
     service_account: ServiceAccount = "perfit-runner",
 ) -> None:
-    """Run a round of a federation at set times: one at a time, missed ones are not made up for.
+    """Run a round of a federation at set times: one at a time, without catching up on missed ones.
 
-    The federation file of this moment is kept with the schedule. Creating a schedule again replaces it, with never two
-    of it enabled at once; a round that runs goes on.
+    The schedule keeps the federation file as it is now. Creating a schedule again replaces it, and the two are never
+    enabled at the same time; a round that is running goes on.
     """
     from perfit.federation_file import load_federation
     from perfit_pipelines.cluster.schedule import When, create_schedule
@@ -127,7 +127,7 @@ def create(
         kubeflow, version, name or version.pipeline, when, experiment or spec.name, service_account
     )
     verb = "replaced" if replaced else "created"
-    _say(f"{verb} schedule {schedule.name}: {schedule.when}", kubeflow.link(schedule.page))
+    _print_link(f"{verb} schedule {schedule.name}: {schedule.when}", kubeflow.link(schedule.page))
 
 
 @schedule_app.command("list", epilog=CREDENTIALS)
@@ -153,7 +153,7 @@ def list_(endpoint: Endpoint) -> None:
 @schedule_app.command("pause", epilog=CREDENTIALS)
 @connecting
 def pause(endpoint: Endpoint, name: ScheduleName) -> None:
-    """Start no more rounds; one that runs goes on."""
+    """Start no more rounds; one that is running goes on."""
     from perfit_pipelines.cluster.schedule import pause_schedule
 
     pause_schedule(connect(endpoint), name)
@@ -163,7 +163,7 @@ def pause(endpoint: Endpoint, name: ScheduleName) -> None:
 @schedule_app.command("resume", epilog=CREDENTIALS)
 @connecting
 def resume(endpoint: Endpoint, name: ScheduleName) -> None:
-    """Start rounds again, from the next time on."""
+    """Start rounds again, from the next set time on."""
     from perfit_pipelines.cluster.schedule import resume_schedule
 
     resume_schedule(connect(endpoint), name)
@@ -173,7 +173,7 @@ def resume(endpoint: Endpoint, name: ScheduleName) -> None:
 @schedule_app.command("delete", epilog=CREDENTIALS)
 @connecting
 def delete(endpoint: Endpoint, name: ScheduleName) -> None:
-    """Remove a schedule; a round that runs goes on."""
+    """Remove a schedule; a round that is running goes on."""
     from perfit_pipelines.cluster.schedule import delete_schedule
 
     delete_schedule(connect(endpoint), name)
@@ -188,7 +188,7 @@ def _publish(
     client_image: str | None,
     server_image: str | None,
 ) -> tuple[Kubeflow, Version]:
-    """Connect, and bring a federation's pipeline to Kubeflow; what is doubtful is said before.
+    """Connect, and upload a federation's pipeline to Kubeflow, after warnings about what may not work there.
 
     Raises:
         PerfitError: The pods cannot use the store, or Kubeflow cannot be used.
@@ -206,11 +206,11 @@ def _publish(
     images = Images(client_image or default.client, server_image or default.server)
     version = upload(kubeflow, spec, pipeline, uri, images)
     state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
-    _say(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
+    _print_link(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
     return kubeflow, version
 
 
-def _say(text: str, link: str | None) -> None:
+def _print_link(text: str, link: str | None) -> None:
     """Print a line, with a link into the UI where there is one."""
     out.print(f"{text}: {link}" if link else text, markup=False)
 

@@ -26,7 +26,7 @@ _PAGE = 100
 
 @dataclass(frozen=True)
 class Endpoint:
-    """How to reach Kubeflow Pipelines, and as whom.
+    """How to reach Kubeflow Pipelines, and with which credentials.
 
     Args:
         host: URL of its UI or API. Without it, KFP's client finds the API itself: in a pod by the service's name and
@@ -68,7 +68,7 @@ class Kubeflow:
 
     @contextmanager
     def calling(self, doing: str) -> Iterator[None]:
-        """Run calls of the client without what it prints, and with errors that a user can act on.
+        """Call the client without its output, and with errors that a user can act on.
 
         Raises:
             PerfitError: The server refused or did not answer.

@@ -78,11 +78,11 @@ def parse_duration(text: str, option: str) -> int:
     """Return the seconds of a duration such as ``24h``, ``90m`` or ``1h30m``.
 
     Args:
-        text: What the user gave.
+        text: The user's input.
         option: Name of the option, for the error.
 
     Raises:
-        PerfitError: It is not a duration, or is none.
+        PerfitError: It is not a duration, or zero.
     """
     parts = re.findall(r"(\d+)([smhdw])", text)
     seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
@@ -104,7 +104,7 @@ def parse_interval(text: str) -> int:
 
 
 def check_cron(expression: str) -> str:
-    """Return a cron expression that Kubeflow reads as its writer meant it: six fields, seconds first.
+    """Return a cron expression that Kubeflow reads as it was meant: six fields, seconds first.
 
     Each field is ``*``, ``?``, a value, a range, any of these with a step, or a list of them. Five fields, as Unix
     writes them, would be accepted by Kubeflow and read shifted by one.

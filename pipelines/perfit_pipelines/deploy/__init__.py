@@ -23,7 +23,7 @@ def deploy(
     ] = None,
     apply: Annotated[bool, typer.Option(help="Apply it with kubectl instead, and leave nothing on disk.")] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="With --apply: let the server check alone; its namespaces must be there.")
+        bool, typer.Option(help="With --apply: only let the server check it; its namespaces must exist.")
     ] = False,
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", help="Where runs live; else where the overlay puts them.")
@@ -35,7 +35,7 @@ def deploy(
     ] = None,
     region: Annotated[str | None, typer.Option(help="Region of the store; else us-east-1.")] = None,
     rotate: Annotated[
-        str | None, typer.Option(metavar="CLIENT|server|all", help="Make a new key; all others are kept.")
+        str | None, typer.Option(metavar="CLIENT|server|all", help="Generate a new key; all others are kept.")
     ] = None,
 ) -> None:
     """Add the credentials of a federation's server and clients to an overlay, as Secrets; none is ever shown."""

@@ -26,14 +26,14 @@ def doctor(
     store_endpoint: Annotated[
         str | None, typer.Option(help="URL of the store as this machine reaches it; else that of the Secrets.")
     ] = None,
-    service_account: Annotated[str, typer.Option(help="Service account that runs act as.")] = "perfit-runner",
+    service_account: Annotated[str, typer.Option(help="Service account that runs use.")] = "perfit-runner",
     client_image: ClientImage = None,
     server_image: ServerImage = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check whether a cluster is ready for a federation, before anything is booked. Nothing is changed.
 
-    Exit code: 0 if nothing is known to stand in a run's way, 1 if something is.
+    Exit code: 0 if nothing was found that is certain to stop a run, 1 otherwise.
     """
     from perfit.federation_file import load_federation
     from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE

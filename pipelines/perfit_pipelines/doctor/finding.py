@@ -26,7 +26,7 @@ _STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red", S
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, and what to do about it unless all is well."""
+    """What a check found, and what to do about it, if anything."""
 
     name: str
     status: Status
@@ -35,12 +35,12 @@ class Finding:
 
 
 def ok(name: str, finding: str) -> Finding:
-    """All is well."""
+    """Nothing to do."""
     return Finding(name, Status.OK, finding)
 
 
 def warn(name: str, finding: str, fix: str) -> Finding:
-    """A run works, but not as well as it might."""
+    """A run works, but not as well as it could."""
     return Finding(name, Status.WARN, finding, fix)
 
 
@@ -50,7 +50,7 @@ def fail(name: str, finding: str, fix: str) -> Finding:
 
 
 def unknown(name: str, finding: str, fix: str) -> Finding:
-    """It cannot be told from here."""
+    """It cannot be determined from here."""
     return Finding(name, Status.UNKNOWN, finding, fix)
 
 
@@ -69,7 +69,7 @@ def table(findings: Sequence[Finding]) -> Table:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return how many checks ended how, worst first."""
+    """Return the number of findings of each status, the worst first."""
     counts = Counter(finding.status for finding in findings)
     order = (Status.FAIL, Status.WARN, Status.UNKNOWN, Status.OK)
     return ", ".join(f"{counts[status]} {status}" for status in order if counts[status])

@@ -17,11 +17,11 @@ _QUOTA = "quota"
 _VOLUMES = "volumes"
 _FIRST_USE = "WaitForFirstConsumer"
 _COUNTED_SCOPES = {"Terminating", "NotBestEffort"}
-_STATED = ("cpu", "memory")
+_REQUESTED = ("cpu", "memory")
 
 
 def check_namespace(cluster: Cluster, name: str) -> list[Finding]:
-    """Look whether the namespace exists and stays."""
+    """Check that the namespace exists and is not being deleted."""
     namespace = cluster.namespace(name)
     if namespace is None:
         return [fail("namespace", f"there is no namespace {name}", "give the one where Kubeflow runs pipelines")]
@@ -31,7 +31,7 @@ def check_namespace(cluster: Cluster, name: str) -> list[Finding]:
 
 
 def check_account(cluster: Cluster, namespace: str, name: str) -> list[Finding]:
-    """Look whether the service account that runs act as exists."""
+    """Check that the service account of the runs exists."""
     if cluster.service_account(namespace, name):
         return [ok("service account", f"{name} is there")]
     finding = f"there is no service account {name} in namespace {namespace}: no pod of a run would start"
@@ -40,13 +40,13 @@ def check_account(cluster: Cluster, namespace: str, name: str) -> list[Finding]:
 
 
 def check_volumes(cluster: Cluster, spec: Federation, namespace: str, nodes: int) -> list[Finding]:
-    """Look at every claim that pods of the federation mount.
+    """Check every volume claim that the federation's pods mount.
 
     Args:
         cluster: To read from.
         spec: The federation.
         namespace: Where runs live.
-        nodes: How many nodes its pods may go to; several need a cache that all can mount.
+        nodes: How many nodes its pods can be scheduled on; several need a cache that all can mount.
     """
     cache = spec.cluster.model_cache
     names = [*([cache] if cache else []), *(client.volume for client in spec.clients if client.volume)]
@@ -54,15 +54,15 @@ def check_volumes(cluster: Cluster, spec: Federation, namespace: str, nodes: int
     problems, fine = [], 0
     for name in names:
         claim = cluster.claim(namespace, name)
-        found = _check_claim(cluster, namespace, name, claim)
-        if found is None and name == cache and nodes > 1 and not _shared(claim):
-            found = warn(
+        problem = _check_claim(cluster, namespace, name, claim)
+        if problem is None and name == cache and nodes > 1 and not _shared(claim):
+            problem = warn(
                 _VOLUMES,
                 f"the claim {name} can be mounted by one node, and {nodes} nodes fit the tiers: the others' pods wait",
                 "give it the access mode ReadWriteMany (manifests/components/gpu), or set cluster.model_cache to null",
             )
-        fine += found is None
-        problems += [found] if found else []
+        fine += problem is None
+        problems += [problem] if problem else []
     if not names:
         return [ok(_VOLUMES, "the federation mounts no claim")]
     return problems or [
@@ -71,14 +71,14 @@ def check_volumes(cluster: Cluster, spec: Federation, namespace: str, nodes: int
 
 
 def check_quotas(cluster: Cluster, spec: Federation, namespace: str) -> list[Finding]:
-    """Hold the tiers' pods against the quotas of their namespace."""
+    """Compare the tiers' pods with the quotas of their namespace."""
     quotas = [quota for quota in cluster.quotas(namespace) if _counts(quota)]
     problems = [check for quota in quotas for check in _check_quota(spec, quota)]
-    problems += _check_unstated(cluster, namespace, quotas)
+    problems += _check_without_requests(cluster, namespace, quotas)
     if problems:
         return problems
     if not quotas:
-        return [ok(_QUOTA, f"none bounds pods of runs in namespace {namespace}")]
+        return [ok(_QUOTA, f"none limits pods of runs in namespace {namespace}")]
     return [ok(_QUOTA, f"room for all clients at once in {', '.join(quota.metadata.name for quota in quotas)}")]
 
 
@@ -106,7 +106,7 @@ def _shared(claim: V1PersistentVolumeClaim) -> bool:
 
 
 def _counts(quota: V1ResourceQuota) -> bool:
-    """Whether it counts pods of runs: of a priority or without requests, they are not."""
+    """Whether it applies to pods of runs, which have no priority class and do have requests."""
     return quota.spec.scope_selector is None and set(quota.spec.scopes or []) <= _COUNTED_SCOPES
 
 
@@ -114,22 +114,24 @@ def _check_quota(spec: Federation, quota: V1ResourceQuota) -> list[Finding]:
     name = quota.metadata.name
     fix = f"raise the quota {name}, or lower tiers.<name>.parallelism or what the tiers ask for"
     checks = []
-    for resource, hard, used in _bounds(quota):
+    for resource, hard, used in _limits(quota):
         one = max(_asked(spec, tier, resource) for tier in spec.tiers_in_use())
         together = sum(_asked(spec, tier, resource) * at_once(spec, tier) for tier in spec.tiers_in_use())
-        bound = f"{name} allows {_plain(hard)} of {resource}"
+        allowed = f"{name} allows {_format_amount(hard)} of {resource}"
         if one > hard:
-            checks.append(fail(_QUOTA, f"{bound}, and one client's pod asks for {_plain(one)}", fix))
+            checks.append(fail(_QUOTA, f"{allowed}, and one client's pod asks for {_format_amount(one)}", fix))
         elif one > hard - used:
-            checks.append(warn(_QUOTA, f"{bound}, of which {_plain(used)} are in use: clients wait for these", fix))
+            checks.append(
+                warn(_QUOTA, f"{allowed}, of which {_format_amount(used)} are in use: clients wait for these", fix)
+            )
         elif together > hard:
-            finding = f"{bound}, and clients that train at once ask for {_plain(together)}: some wait"
+            finding = f"{allowed}, and clients that train at once ask for {_format_amount(together)}: some wait"
             checks.append(warn(_QUOTA, finding, fix))
     return checks
 
 
-def _bounds(quota: V1ResourceQuota) -> list[tuple[str, Decimal, Decimal]]:
-    """Resource, bound and use of every bound."""
+def _limits(quota: V1ResourceQuota) -> list[tuple[str, Decimal, Decimal]]:
+    """Resource, limit and usage of each limit."""
     status = quota.status
     used = (status.used if status else None) or {}
     return [
@@ -139,18 +141,18 @@ def _bounds(quota: V1ResourceQuota) -> list[tuple[str, Decimal, Decimal]]:
 
 
 def _asked(spec: Federation, tier: str, resource: str) -> Decimal:
-    """What a pod of the tier takes of what a quota counts. KFP sets limits, which Kubernetes takes for requests too."""
+    """What a pod of the tier uses of a quota's resource. KFP sets limits, which Kubernetes takes as requests too."""
     if resource in ("pods", "count/pods"):
         return Decimal(1)
     return tier_amounts(spec.tiers[tier]).get(_unprefixed(resource), Decimal(0))
 
 
-def _check_unstated(cluster: Cluster, namespace: str, quotas: Sequence[V1ResourceQuota]) -> list[Finding]:
-    """Pods of planning and aggregation state no cpu and memory: quotas on these refuse them, without defaults."""
-    names = {_unprefixed(resource) for quota in quotas for resource in quota.spec.hard or {}} & set(_STATED)
+def _check_without_requests(cluster: Cluster, namespace: str, quotas: Sequence[V1ResourceQuota]) -> list[Finding]:
+    """Pods of planning and aggregation request no cpu or memory: quotas on these refuse them without defaults."""
+    names = {_unprefixed(resource) for quota in quotas for resource in quota.spec.hard or {}} & set(_REQUESTED)
     if not names:
         return []
-    finding = f"a quota on {' and '.join(sorted(names))} refuses pods that state none, as the server's tasks"
+    finding = f"a quota on {' and '.join(sorted(names))} refuses pods that request none, such as the server's tasks"
     fix = f"give namespace {namespace} a LimitRange with defaults for containers"
     try:
         ranges = cluster.limit_ranges(namespace)
@@ -160,7 +162,7 @@ def _check_unstated(cluster: Cluster, namespace: str, quotas: Sequence[V1Resourc
 
 
 def _defaults(ranges: Sequence[V1LimitRange]) -> set[str]:
-    items = [item for found in ranges for item in found.spec.limits if item.type == "Container"]
+    items = [item for limits in ranges for item in limits.spec.limits if item.type == "Container"]
     return {resource for item in items for resource in item.default or {}}
 
 
@@ -168,5 +170,5 @@ def _unprefixed(resource: str) -> str:
     return resource.removeprefix("requests.").removeprefix("limits.")
 
 
-def _plain(amount: Decimal) -> str:
+def _format_amount(amount: Decimal) -> str:
     return f"{float(amount) / 2**30:.3g}Gi" if amount >= 2**30 else f"{float(amount):.4g}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from perfit_pipelines.cli.display import RunDisplay
 
 
-def test_a_line_a_step_where_nobody_watches(make):
+def test_a_line_for_each_step_without_a_terminal(make):
     spec = make(rounds=7).site.spec
     out = io.StringIO()
     with RunDisplay(spec, Console(file=out, width=200)) as display:
@@ -31,7 +31,7 @@ def test_a_line_a_step_where_nobody_watches(make):
     ]
 
 
-def test_bars_where_somebody_does(make):
+def test_bars_in_a_terminal(make):
     spec = make().site.spec
     out = io.StringIO()
     with RunDisplay(spec, Console(file=out, width=100, force_terminal=True)) as display:

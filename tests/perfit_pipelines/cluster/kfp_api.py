@@ -66,7 +66,7 @@ class KfpApi:
         version: 0.0.0 is an old one that says none. Before 2.17 it knows no limits of a run and drops the document
             that has one without a word; recurring runs then get its own service account (kubeflow/pipelines#13311).
         page: How many items a list holds at most.
-        before: What to do before requests of a path are handled, given their query and body: what somebody else does.
+        before: What to do before requests of a path are handled, given their query and body: what someone else does.
     """
 
     multi_user: bool = False

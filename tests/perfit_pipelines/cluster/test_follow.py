@@ -51,7 +51,7 @@ class Notes:
 
 @pytest.fixture
 def run_id(api) -> str:
-    """A run that somebody started."""
+    """A run that someone started."""
     api.runs["a-run"] = kfp_server_api.V2beta1Run(run_id="a-run", display_name="a run")
     return "a-run"
 

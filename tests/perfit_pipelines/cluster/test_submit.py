@@ -199,7 +199,7 @@ def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):
     assert f"warning: client bank: {data} is a path of this machine" in result.stderr
 
 
-def test_somebody_else_may_upload_the_same_at_the_same_time(api, perfit, file):
+def test_someone_else_may_upload_the_same_at_the_same_time(api, perfit, file):
     api.before["/pipelines/upload_version"] = lambda query, body: upload_version(api, query, body)
     assert "unchanged" in perfit.succeed("submit", file, *QUICK)
     assert len(api.versions) == 1

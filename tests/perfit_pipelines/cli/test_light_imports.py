@@ -1,4 +1,4 @@
-"""Help and compilation answer at once: nothing heavy is imported for them."""
+"""Help and compilation are fast: nothing heavy is imported for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reaching Kubeflow: who may, and what a person is told who may not."""
+"""Connecting to Kubeflow: who may, and the error for everyone else."""
 
 from __future__ import annotations
 

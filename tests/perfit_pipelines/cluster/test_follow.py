@@ -1,4 +1,4 @@
-"""Following a run: how often it is looked at, what is waited out, what ends it, and coming back to it."""
+"""Following a run: how often it is polled, which errors are waited out, what ends it, and following again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMAND = "import typer; from perfit_pipelines.cluster.commands import register;
 
 
 class Time:
-    """A clock that sleeping moves."""
+    """A clock that only sleeping advances."""
 
     def __init__(self):
         self.now, self.slept = 0.0, []
@@ -37,7 +37,7 @@ class Time:
 
 
 class Notes:
-    """A watcher that keeps what it is told."""
+    """A watcher that records what it is told."""
 
     def __init__(self):
         self.states, self.troubles = [], []

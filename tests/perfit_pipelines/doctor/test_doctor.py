@@ -53,8 +53,8 @@ def test_all_is_found_in_one_run(site):
     site.remove("PersistentVolumeClaim", "ann-data", "kubeflow")
     site.cluster.add(node("big", labels={"pool": "gpus"}, allocatable=amounts("16", "64Gi", gpus="1")))
     site.pipelines.health = {"tag_name": "2.15.0"}
-    found = [(check["status"], check["name"]) for check in site.findings()]
-    assert found == [
+    findings = [(check["status"], check["name"]) for check in site.findings()]
+    assert findings == [
         ("fail", "Kubeflow Pipelines"),
         ("fail", "service account"),
         ("fail", "volumes"),

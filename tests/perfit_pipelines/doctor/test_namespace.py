@@ -105,5 +105,5 @@ def test_memory_of_a_quota(site):
     metadata = {"name": "defaults", "namespace": "kubeflow"}
     site.cluster.add({"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": limits}})
     site.cluster.add(quota({"limits.memory": "18Gi"}))
-    found = site.only("warn", "quota")["finding"]
-    assert found == "bound allows 18Gi of limits.memory, and clients that train at once ask for 20Gi: some wait"
+    problem = site.only("warn", "quota")["finding"]
+    assert problem == "bound allows 18Gi of limits.memory, and clients that train at once ask for 20Gi: some wait"

@@ -3,13 +3,13 @@
 Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follow the keys of
 :mod:`perfit_storage.federation`. Four things about them are easy to get wrong:
 
-- A ``*`` also stands for slashes. ``rounds/*/plan.json`` would let everybody read ``rounds/1/updates/plan.json``, the
-  record of a client that is called ``plan``; a statement of denials takes such keys out again, and those that would put
-  an object below another one's key, where a store on a file system could no longer write that one.
+- A ``*`` also matches slashes. ``rounds/*/plan.json`` would let every client read ``rounds/1/updates/plan.json``,
+  the record of a client named ``plan``; a statement of denials excludes such keys, and those that would put an object
+  below another one's key, where a store on a file system could no longer write that one.
 - ``masks/a-*`` would hold the masks of a client ``a-b``. A hash has 64 digits, each a ``?``.
 - A run can be given another method than the file's; its federation is then ``<name>-<method>``, for the same roles.
-- The steps ask for objects that may be missing. MinIO and SeaweedFS answer "not found" to whoever may read the key;
-  AWS itself says so only to who may list the whole bucket, which these policies do not grant.
+- The steps ask for objects that may be missing. MinIO and SeaweedFS answer "not found" to a role that may read the key;
+  AWS itself does so only for keys that may list the whole bucket, which these policies do not allow.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _WILD = ("*", "?", "${")
 
 
 class Bucket:
-    """Where federations are kept: a bucket and what every key in it begins with.
+    """Where federations are kept: a bucket, and the prefix of every key in it.
 
     Args:
         uri: Of the store, ``s3://bucket/prefix``; the prefix may be missing.
 
     Raises:
-        PerfitError: The URI is of another kind, or holds what a policy would take for a wildcard.
+        PerfitError: The URI is of another kind, or contains what a policy would take for a wildcard.
     """
 
     def __init__(self, uri: str):
@@ -79,7 +79,7 @@ def server_policy(spec: Federation, store: str) -> Policy:
 def client_policy(spec: Federation, client: Client, store: str) -> Policy:
     """Return what a client's pods may do: read plans and global adapters, and write what is the client's own.
 
-    Records of the client that lie in S3 too are its own to read, under the same key.
+    It may also read the client's own records, if they are in S3.
 
     Raises:
         PerfitError: The store is not of S3, or the URI of the client's records holds wildcards.
@@ -92,12 +92,12 @@ def client_policy(spec: Federation, client: Client, store: str) -> Policy:
         _allow([_READ, _WRITE], bucket.arns(spec, *own)),
         _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client)),
         _allow_list(bucket, bucket.keys(spec, f"masks/{name}-", f"clients/{name}/")),
-        _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_reached_by_stars(name))),
+        _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_matched_by_accident(name))),
     )
 
 
 def policy_text(policy: Policy) -> str:
-    """Return a policy as one line of JSON: stores bound its length."""
+    """Return a policy as one line of JSON: stores limit its length."""
     return json.dumps(policy, separators=(",", ":"))
 
 
@@ -107,8 +107,8 @@ def _names(spec: Federation) -> list[str]:
     return [spec.name, *(f"{spec.name}-{method}" for method in methods if method != spec.method.name)]
 
 
-def _reached_by_stars(client: str) -> list[str]:
-    """What the ``*`` of a round's number or an update's hash also stands for, but is not this client's."""
+def _matched_by_accident(client: str) -> list[str]:
+    """What the ``*`` of a round's number or an update's hash also matches, but does not belong to this client."""
     lookalikes = {"plan": "plan.json", "global": "global.*"}
     others = [f"rounds/*/updates/{path}" for name, path in lookalikes.items() if name != client]
     return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *others]

@@ -1,4 +1,4 @@
-"""Help and compilation answer at once: nothing heavy is imported for them."""
+"""Help and compilation are fast: nothing heavy is imported for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .goldens import FEDERATION, STORE
+from ..goldens import FEDERATION, STORE
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 CODE = f"""

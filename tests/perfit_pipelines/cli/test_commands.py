@@ -13,9 +13,9 @@ from perfit.spec import Federation
 from perfit_storage import StoreError
 from perfit_storage.local_server import find_weed
 
-from ..perfit_components.running import files
-from .commands import perfit
-from .goldens import documents
+from ...perfit_components.running import files
+from ..commands import perfit
+from ..goldens import documents
 
 RECORDS = [
     {"instruction": f"What is {topic} {n}?", "context": "", "response": f"{topic} {n}.", "category": topic}

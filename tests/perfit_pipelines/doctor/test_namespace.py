@@ -90,7 +90,7 @@ def test_quotas_that_do_not_count_pods_of_runs(site, spec):
 def test_a_quota_on_memory_needs_defaults(site):
     """The server's tasks state no memory, so such a quota refuses their pods unless a LimitRange gives one."""
     site.cluster.add(quota({"limits.memory": "64Gi", "requests.cpu": "40"}))
-    assert "a quota on cpu and memory refuses pods that state none" in site.only("fail", "quota")["finding"]
+    assert "a quota on cpu and memory refuses pods that request none" in site.only("fail", "quota")["finding"]
     site.cluster.forbidden.add("limitranges")
     assert "you may not read limit ranges" in site.only("unknown", "quota")["finding"]
     site.cluster.forbidden.clear()
@@ -105,5 +105,5 @@ def test_memory_of_a_quota(site):
     metadata = {"name": "defaults", "namespace": "kubeflow"}
     site.cluster.add({"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": limits}})
     site.cluster.add(quota({"limits.memory": "18Gi"}))
-    found = site.only("warn", "quota")["finding"]
-    assert found == "bound allows 18Gi of limits.memory, and clients that train at once ask for 20Gi: some wait"
+    problem = site.only("warn", "quota")["finding"]
+    assert problem == "bound allows 18Gi of limits.memory, and clients that train at once ask for 20Gi: some wait"

@@ -15,17 +15,17 @@ from perfit_components.steps.client import search, train
 from perfit_components.steps.plan import SEARCH_ROUND, plan
 from perfit_components.steps.prepare import prepare
 from perfit_components.steps.report import report
-from perfit_pipelines.policies import client_policy, policy_text, server_policy
+from perfit_pipelines.deploy.policies import client_policy, policy_text, server_policy
 from perfit_storage import AccessDenied, open_store
 from perfit_storage.s3 import S3Settings
 
-from ..perfit_components.running import make_spec, write_data
-from .store_roles import SERVER, KeyedStore, role_policies, role_server
+from ...perfit_components.running import make_spec, write_data
+from ..store_roles import SERVER, KeyedStore, role_policies, role_server
 
 STORE = "s3://tuning/team"
 HASH = "0123456789abcdef" * 4
 NAMES = ("ann", "ann-b", "plan", "global")
-"""Clients whose names are traps: the start of another's, and the names of shared files."""
+"""Clients with dangerous names: the prefix of another's, and the names of shared files."""
 
 
 def evaluate(policy: dict, action: str, resource: str, prefix: str | None = None) -> bool:
@@ -148,7 +148,7 @@ def test_a_client_reads_what_is_shared_and_writes_none_of_it(spec, client):
     ],
 )
 def test_a_client_writes_nowhere_else(spec, path):
-    """Above all not below another's key: where keys are files and directories, that one could not be written then."""
+    """Especially not below another's key: where keys are files and directories, that one could no longer be written."""
     assert not may(spec, "ann", "write", path)
 
 
@@ -244,7 +244,7 @@ def real_server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    from ..perfit.tiny import save_llama
+    from ...perfit.tiny import save_llama
 
     return save_llama(tmp_path_factory.mktemp("llama"))
 
@@ -303,10 +303,10 @@ def replace_method(spec, name: str):
 @pytest.mark.parametrize("client", NAMES)
 def test_the_server_refuses_what_is_another_clients(played, client):
     objects = open_store(played.uri, played.environment(client))
-    held = [
+    contents = [
         key.removeprefix("federations/tiny/") for key in open_store(played.uri, played.server.administrator).list("")
     ]
-    for path in held:
+    for path in contents:
         allowed = may(played.spec, client, "read", path)
         assert readable(objects, f"federations/tiny/{path}") == allowed, path
 

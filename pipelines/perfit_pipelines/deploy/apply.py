@@ -1,4 +1,4 @@
-"""Laying a federation's keys on an overlay: written to a directory, or applied to the cluster."""
+"""Adding a federation's credentials to an overlay: written to a directory, or applied to the cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, de
 from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
 from perfit_pipelines.deploy.render import ROOT_SECRET, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
-from perfit_pipelines.stores import STATE
+from perfit_pipelines.options import STATE
 
 _MINIO_STORE = "s3://perfit"
 _MINIO_PORT = 9000
@@ -27,12 +27,12 @@ _ROOT_USER = "perfit-root"
 _REGION = "us-east-1"
 
 Contents = Mapping[str, Mapping[str, str]]
-"""What Secrets hold, by their names."""
+"""The contents of Secrets, by their names."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; see the options of the command."""
+    """The user's request; see the options of the command."""
 
     file: Path
     overlay: str
@@ -51,7 +51,7 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
         What to tell the user.
 
     Raises:
-        PerfitError: The directory is not fit for secrets, or the federation or overlay is not in order.
+        PerfitError: The directory is unsuitable for secrets, or the federation or overlay has an error.
     """
     spec, kubectl = load_federation(request.file), Kubectl(request.context)
     overlay = open_overlay(request.overlay, kubectl)
@@ -63,13 +63,13 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     except PerfitError as error:
         reason = error.problem.splitlines()[-1]
         warnings.append(f"warning: the cluster was not asked for keys; applying this replaces any there are ({reason})")
-    deployment = _plan(request, spec, overlay, {**_written(directory / SECRETS), **deployed})
+    deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **deployed})
     write_private(directory, render(deployment, directory))
     kubectl.build(directory)
     return [
         *warnings,
-        f"wrote {directory}: {_count(deployment)}. It holds secrets: keep it to yourself.",
-        *_say_users(deployment, directory),
+        f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
+        *_user_lines(deployment, directory),
         "apply it with:",
         *(f"  {line}" for line in _commands(deployment, directory, request.context)),
     ]
@@ -79,33 +79,33 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     """Apply an overlay with a federation's keys; those that the cluster has are kept.
 
     Returns:
-        What kubectl said, and what to tell the user.
+        The output of kubectl, and what to tell the user.
 
     Raises:
-        PerfitError: The federation or overlay is not in order, or the cluster refused something.
+        PerfitError: The federation or overlay has an error, or the cluster refused something.
     """
     spec, kubectl = load_federation(request.file), Kubectl(request.context)
     overlay = open_overlay(request.overlay, kubectl)
-    deployment = _plan(request, spec, overlay, _deployed(request, spec, overlay, kubectl))
+    deployment = _deployment(request, spec, overlay, _deployed(request, spec, overlay, kubectl))
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "overlay")
         write_private(directory, render(deployment, directory))
-        said = []
-        if overlay.store_namespace and not dry_run:  # A Job runs once: the new one reads the Secrets again.
-            said.append(kubectl.delete_job(overlay.store_namespace, SETUP_JOB))
-        said.append(kubectl.apply(directory, _manager(spec), deployment.hidden, dry_run))
-    lines = [line for text in said for line in text.splitlines() if line]
+        outputs = []
+        if overlay.store_namespace and not dry_run:  # A Job runs once: a new one reads the Secrets again.
+            outputs.append(kubectl.delete_job(overlay.store_namespace, SETUP_JOB))
+        outputs.append(kubectl.apply(directory, _manager(spec), deployment.hidden, dry_run))
+    lines = [line for text in outputs for line in text.splitlines() if line]
     if dry_run:
         return [*lines, "the server would take all of this; nothing was changed"]
-    return [*lines, f"applied: {_count(deployment)}", *_say_users(deployment, None)]
+    return [*lines, f"applied: {_count(deployment)}", *_user_lines(deployment, None)]
 
 
-def _plan(request: Request, spec: Federation, overlay: Overlay, existing: Contents) -> Deployment:
+def _deployment(request: Request, spec: Federation, overlay: Overlay, existing: Contents) -> Deployment:
     store = _store(request, spec, overlay)
     roles = roles_of(spec, store)
-    held = {name: key for name, texts in existing.items() if (key := _key(texts))}
+    keys = {name: key for name, texts in existing.items() if (key := _key(texts))}
     if overlay.store_namespace:
-        _check_owners(roles, held)
+        _check_owners(roles, keys)
     endpoint = f"http://minio.{overlay.store_namespace}.svc:{_MINIO_PORT}" if overlay.store_namespace else None
     endpoint = request.endpoint or _setting(existing, "AWS_ENDPOINT_URL") or endpoint
     if not endpoint:
@@ -117,7 +117,7 @@ def _plan(request: Request, spec: Federation, overlay: Overlay, existing: Conten
         endpoint,
         request.region or _setting(existing, "AWS_REGION") or _REGION,
         roles,
-        choose_keys(roles, held, request.rotate),
+        choose_keys(roles, keys, request.rotate),
         _root(existing) if overlay.store_namespace else None,
     )
 
@@ -134,15 +134,15 @@ def _store(request: Request, spec: Federation, overlay: Overlay) -> str:
     return store
 
 
-def _check_owners(roles: Sequence[Role], held: Mapping[str, Key]) -> None:
+def _check_owners(roles: Sequence[Role], keys: Mapping[str, Key]) -> None:
     """Two federations' default names of Secrets may be the same: a-b of client c, and a of client b-c."""
     for role in roles:
-        key = held.get(role.secret)
+        key = keys.get(role.secret)
         if key and key.access_key != role.access_key:
             raise PerfitError(
                 f"the Secret {role.secret!r} holds the key of {key.access_key!r}, not of {role.access_key!r}",
                 f"give client {role.name!r} another secret in the federation file (clients.<n>.secret), "
-                "or delete that Secret if nobody uses it",
+                "or delete that Secret if it is unused",
             )
 
 
@@ -155,11 +155,11 @@ def _written(file: Path) -> Contents:
 
 def _deployed(request: Request, spec: Federation, overlay: Overlay, kubectl: Kubectl) -> Contents:
     names = [role.secret for role in roles_of(spec, _store(request, spec, overlay))]
-    found = kubectl.secrets(request.namespace or overlay.run_namespace, names)
+    secrets = kubectl.secrets(request.namespace or overlay.run_namespace, names)
     if overlay.store_namespace:
-        # The server's key is MinIO's: runs of all namespaces act under it.
-        found |= kubectl.secrets(overlay.store_namespace, [SERVER_SECRET, ROOT_SECRET])
-    return found
+        # The server's key belongs to MinIO: runs of all namespaces use it.
+        secrets |= kubectl.secrets(overlay.store_namespace, [SERVER_SECRET, ROOT_SECRET])
+    return secrets
 
 
 def _key(texts: Mapping[str, str]) -> Key | None:
@@ -186,8 +186,8 @@ def _count(deployment: Deployment) -> str:
     return f"keys of the server and of {clients} clients, as Secrets in namespace {deployment.namespace}"
 
 
-def _say_users(deployment: Deployment, directory: Path | None) -> list[str]:
-    """For a store that is there already: which users it must have."""
+def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
+    """For an existing store: which users it must have."""
     if deployment.overlay.store_namespace:
         return []
     if directory is None:

@@ -1,7 +1,7 @@
 import pytest
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.timing import check_cron, parse_duration, parse_interval
+from perfit_pipelines.cluster.options import check_cron, parse_duration, parse_interval
 
 
 @pytest.mark.parametrize(

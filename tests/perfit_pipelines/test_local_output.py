@@ -1,16 +1,12 @@
-"""Progress and errors, read from what the tasks print."""
+"""What a local run takes from its tasks' output: whole lines, and the error of a failed task."""
 
 from __future__ import annotations
 
 import io
 import threading
 
-import pytest
-from rich.console import Console
-
-from perfit_pipelines.display import RunDisplay
-from perfit_pipelines.local_run import _ErrorFinder
-from perfit_pipelines.progress import OutputLog, Step, parse_step, parse_task
+from perfit_components.log_lines import parse_task
+from perfit_pipelines.local_run import _ErrorFinder, _OutputLog
 
 # As KFP 2.17 printed it when no client of a federation had an architecture (inputs left out, paths shortened).
 FAILED_TASK = """\
@@ -45,27 +41,6 @@ FAILED_TASK = """\
 """
 
 
-@pytest.mark.parametrize(
-    ("line", "step"),
-    [
-        ("[perfit] round=2 client=north-1 step=3/10 loss=1.2345", Step(2, "north-1", 3, 10, 1.2345)),
-        ("        [perfit] round=0 client=a step=1/1 loss=12.0000", Step(0, "a", 1, 1, 12.0)),
-        ("[perfit] round=2 client=north-1", None),
-        ("step=3/10 loss=1.2345", None),
-        ("", None),
-    ],
-)
-def test_a_step_in_a_line(line, step):
-    assert parse_step(line) == step
-
-
-def test_what_a_client_prints_is_what_is_read(capsys):
-    from perfit_components.steps.client import _progress
-
-    _progress(3, "ann")(1, 4, 2.5)
-    assert parse_step(capsys.readouterr().out) == Step(3, "ann", 1, 4, 2.5)
-
-
 def test_a_task_in_a_line():
     assert parse_task(FAILED_TASK.splitlines()[0]) == "close-search"
     assert parse_task("Task 'close-search' finished with status FAILURE") is None
@@ -73,7 +48,7 @@ def test_a_task_in_a_line():
 
 def test_lines_of_interleaved_threads_stay_whole():
     file, lines = io.StringIO(), []
-    log = OutputLog(file, lines.append)
+    log = _OutputLog(file, lines.append)
     turns = threading.Barrier(4)
 
     def speak(name: str) -> None:
@@ -95,7 +70,7 @@ def test_lines_of_interleaved_threads_stay_whole():
 
 def test_a_piece_may_hold_several_lines():
     file, lines = io.StringIO(), []
-    log = OutputLog(file, lines.append)
+    log = _OutputLog(file, lines.append)
     assert log.write("one\ntwo\nthr") == 11
     assert lines == ["one", "two"]
     log.write("ee\x1b[91m!\x1b[0m\n")
@@ -122,35 +97,3 @@ def test_errors_that_are_not_ours_are_left():
     for line in FAILED_TASK.replace("perfit.errors.PerfitError", "ValueError").splitlines():
         finder.read(line)
     assert finder.last == ""
-
-
-def test_a_line_a_step_where_nobody_watches(make):
-    spec = make(rounds=7).site.spec
-    out = io.StringIO()
-    with RunDisplay(spec, Console(file=out, width=200)) as display:
-        for line in [
-            "21:40:02.101 - INFO - Executing task \x1b[96m'prepare-federation'\x1b[0m",
-            "[perfit] round=0 client=ann step=1/3 loss=2.5000",
-            "[perfit] round=6 client=bob step=2/2 loss=1.0000",
-            "21:40:02.101 - INFO - Executing task \x1b[96m'aggregate-round-2'\x1b[0m",
-            "    client eve has no result: [/data/eve.jsonl]: no such file",
-            "anything else",
-        ]:
-            display.on_line(line)
-    assert out.getvalue().splitlines() == [
-        "preparing the federation (the first time, the model is converted)",
-        "search  ann  step 1/3  loss 2.500",
-        "round 6/7  bob  step 2/2  loss 1.000",
-        "averaging the updates",
-        "client eve has no result: [/data/eve.jsonl]: no such file",
-    ]
-
-
-def test_bars_where_somebody_does(make):
-    spec = make().site.spec
-    out = io.StringIO()
-    with RunDisplay(spec, Console(file=out, width=100, force_terminal=True)) as display:
-        for step in (1, 2):
-            display.on_line(f"[perfit] round=1 client=ann step={step}/2 loss=2.5000")
-    assert "round 1/2  ann" in out.getvalue()
-    assert "step 2/2  loss 2.500" in out.getvalue()

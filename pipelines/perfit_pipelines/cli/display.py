@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from perfit.spec import Federation
-from perfit_pipelines.progress import Step, parse_step, parse_task
+from perfit_components.log_lines import Step, format_failure, parse_failure, parse_step, parse_task
 
-_SPOKEN = {
+_DESCRIPTIONS = {
     "prepare-federation": "preparing the federation (the first time, the model is converted)",
     "aggregate-round": "averaging the updates",
     "report-round": "drawing the report",
@@ -16,12 +16,11 @@ _SPOKEN = {
 
 
 class RunDisplay:
-    """Bars by round and client in a terminal; a line a step where output is not a terminal.
+    """A bar for each round and client in a terminal; otherwise a line for each step.
 
     Args:
         spec: The federation.
-        console: Where to draw. It keeps the stream that it had when it was made, while the run's own output is
-            redirected.
+        console: Where to draw. Its current stream is kept, because the run redirects standard output.
     """
 
     def __init__(self, spec: Federation, console: Console):
@@ -45,22 +44,22 @@ class RunDisplay:
         self._progress.stop()
 
     def on_line(self, line: str) -> None:
-        """Show what a line of the run's output tells, if anything."""
-        step, task = parse_step(line), parse_task(line)
+        """Show what a line of the run's output reports, if anything."""
+        step, task, failure = parse_step(line), parse_task(line), parse_failure(line)
         if step:
             self._show(step)
         elif task:
-            # A task that the pipeline holds several times has a number at the end of its name.
-            spoken = _SPOKEN.get(task.rstrip("-0123456789"))
-            if spoken:
-                self._say(spoken)
-        elif " has no result: " in line:
-            self._say(line.strip())
+            # A task that occurs several times in the pipeline has a number at the end of its name.
+            description = _DESCRIPTIONS.get(task.rstrip("-0123456789"))
+            if description:
+                self._print(description)
+        elif failure:
+            self._print(format_failure(failure.client, failure.reason))
 
     def _show(self, step: Step) -> None:
         stage = f"round {step.round}/{self._rounds}" if step.round else "search"
         if not self._console.is_terminal:
-            self._say(f"{stage}  {step.client}  step {step.step}/{step.steps}  loss {step.loss:.3f}")
+            self._print(f"{stage}  {step.client}  step {step.step}/{step.steps}  loss {step.loss:.3f}")
             return
         key = (step.round, step.client)
         if key not in self._bars:
@@ -68,5 +67,5 @@ class RunDisplay:
             self._bars[key] = self._progress.add_task(name, total=step.steps, loss=step.loss)
         self._progress.update(self._bars[key], completed=step.step, loss=step.loss)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, markup=False)

@@ -1,4 +1,4 @@
-"""What a user may get wrong: the command says what, where and what to do, ends with 1, and writes nothing."""
+"""A user's mistakes: the command says what is wrong, where, and what to do, exits with 1, and writes nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ..perfit_components.running import files
-from .commands import Home
+from ...perfit_components.running import files
+from ..commands import Home
 
 SEGMENT = "is not a safe name: use lower-case letters, digits and inner hyphens, 63 characters at most"
 

@@ -8,12 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from perfit.errors import PerfitError
+from perfit_pipelines.options import STATE
 from perfit_storage import FederationStore, federation_names, open_store
 
-STATE = Path(".perfit")
-"""Where a local run keeps what it needs, below the working directory."""
+StoreOption = Annotated[
+    str | None,
+    typer.Option(help="s3://bucket/prefix (keys from AWS_* variables) or file:///DIR; else this machine's own."),
+]
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,14 @@ class Store:
         if name is None:
             names = federation_names(open_store(self.uri, self.environment))
             if len(names) != 1:
-                held = f"the federations {', '.join(names)}" if names else "no federation"
+                content = f"the federations {', '.join(names)}" if names else "no federation"
                 raise PerfitError(
-                    f"the store {self.uri} holds {held}",
+                    f"the store {self.uri} holds {content}",
                     "name one with --federation" if names else "run one first: perfit run FILE",
                 )
             name = names[0]
         federation = FederationStore.open(self.uri, name, self.environment)
-        federation.read_spec()  # names the federations that are there, if this is none of them
+        federation.read_spec()  # its error lists the federations that exist, if this is not one of them
         return federation
 
 
@@ -48,7 +54,7 @@ class Store:
 def use_store(uri: str | None, state: Path = STATE) -> Iterator[Store]:
     """Open the store of a command: the one given, or this machine's own.
 
-    The machine's own is an S3 server that runs while the command does and keeps its data under ``.perfit/s3``;
+    The machine's own is an S3 server that runs as long as the command and keeps its data under ``.perfit/s3``;
     without the ``local`` extra it is the directory ``.perfit/store``.
     """
     if uri:

@@ -1,4 +1,4 @@
-"""What a federation has come to: tables, adapters, report."""
+"""A federation's results: tables, adapters, report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.opening import read_federation
 from perfit_components.steps.report import draw_report
 from perfit_storage import FederationStore
+from perfit_storage.files import write_atomically
 
 
 def export_adapter(store: FederationStore, client: str, directory: Path) -> None:
@@ -32,8 +33,8 @@ def export_adapter(store: FederationStore, client: str, directory: Path) -> None
             f"client {client!r} of federation {spec.name!r} has no adapter yet",
             f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
         )
-    held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if directory.exists() and not (directory.is_dir() and (not held or "adapter_config.json" in held)):
+    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if directory.exists() and not (directory.is_dir() and (not present or "adapter_config.json" in present)):
         raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
@@ -54,13 +55,13 @@ def write_report(store: FederationStore, target: Path) -> None:
         PerfitError: No round is committed.
         StoreError: The store cannot be reached.
     """
-    drawn = draw_report(read_federation(store), store.read_head().round)
+    page = draw_report(read_federation(store), store.read_head().round)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(drawn.html, encoding="utf-8")
+    write_atomically(target, page.html.encode())
 
 
 def client_table(summaries: Sequence[dict]) -> Table:
-    """Return a row a client: perplexity on held-out records, budget and traffic of all rounds."""
+    """Return a table of the clients: perplexity on held-out records, budget and traffic of all rounds."""
     last_round = summaries[-1]["round"]
     title = f"Perplexity on held-out records, round {last_round} (round 0: the base model)"
     table = _table(title, "client", "rank", "budget", "round 0", "before", "after", "change", "MB up", "down", "status")
@@ -77,14 +78,14 @@ def client_table(summaries: Sequence[dict]) -> Table:
             *(f"{count / 1e6:.2f}" for count in traffic[client]),
             "ok" if record["round"] == last_round else f"last in {record['round']}",
         )
-    for outcome in summaries[-1]["clients"]:
-        if outcome["client"] not in tunings:
-            table.add_row(outcome["client"], str(outcome["rank"]), *["-"] * 7, outcome["status"])
+    for record in summaries[-1]["clients"]:
+        if record["client"] not in tunings:
+            table.add_row(record["client"], str(record["rank"]), *["-"] * 7, record["status"])
     return table
 
 
 def round_table(summaries: Sequence[dict]) -> Table:
-    """Return a row a committed round."""
+    """Return a table of the committed rounds."""
     table = _table("Committed rounds", "round", "clients", "perplexity before", "after", "status")
     for summary in summaries:
         trained = [record for record in summary["clients"] if record["status"] == "trained"]
@@ -105,7 +106,7 @@ def _traffic(summaries: Sequence[dict]) -> dict[str, tuple[int, int]]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table that fits in 80 columns; numbers stand to the right."""
+    """A table that fits in 80 columns; numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column in ("client", "status") else "right", no_wrap=True)

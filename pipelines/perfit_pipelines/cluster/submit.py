@@ -110,8 +110,9 @@ def advice(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> list[str]:
     lines = [f"failed: {task.name}" for task in outcome.failed]
     if not lines:
         lines.append("no task is listed as failed: the deadline (cluster.deadline_seconds) may have passed")
-    keys = dict.fromkeys(task.key for task in outcome.failed)
-    hints = [hint for step, hint in _HINTS.items() if any(key.partition("-")[0] == step for key in keys)]
+    keys = {task.key for task in outcome.failed}
+    steps = {key.partition("-")[0] for key in keys if not key.endswith(DRIVER)}
+    hints = [hint for step, hint in _HINTS.items() if step in steps]
     if any(key.endswith(DRIVER) for key in keys):
         hints.append(
             "Kubeflow could not prepare a task: a Secret or volume claim may be missing; run perfit doctor FILE"

@@ -55,7 +55,7 @@ def test_the_template_says_what_the_defaults_are(tmp_path):
         assert set(tree[section]) == set(type(getattr(spec, section)).model_fields), section
     assert (spec.rounds, spec.wire_dtype) == (defaults.rounds, defaults.wire_dtype)
     written = (tmp_path / "f.yaml").read_text()
-    assert [key for key in Federation.model_fields if f"{key}:" not in written] == []
+    assert [key for key in ClusterSpec.model_fields if f"{key}:" not in written] == []
 
 
 def test_init_overwrites_nothing_unasked(tmp_path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
 from perfit.participation import draw_participants
+
 from perfit.spec import Federation
 
 

@@ -113,6 +113,19 @@ def test_vectors_that_nobody_asked_for():
         AdapterFile.parse(values_file()).vectors(MASK, ["values", "control"])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", [1 + 2**-7, 1 + 2**-10, 1 + 2**-20]),
+        ("float16", [1 + 2**-7, 1 + 2**-10, 1]),
+        ("bfloat16", [1 + 2**-7, 1, 1]),
+    ],
+)
+def test_what_the_wire_can_carry(dtype, expected):
+    values = np.array([1 + 2**-7, 1 + 2**-10, 1 + 2**-20], dtype=np.float32)
+    assert_array_equal(to_wire(values, dtype).astype(np.float32), expected)
+
+
 def test_ties_round_to_even():
     # bfloat16 keeps 8 bits of precision: 257 and 259 lie midway between its neighbours 256, 258 and 260.
     assert_array_equal(to_wire(np.array([257, 259], np.float32), "bfloat16").astype(np.float32), [256, 260])

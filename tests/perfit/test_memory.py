@@ -145,9 +145,7 @@ def test_tiers_in_use_are_checked_when_the_model_is_inspected(make_federation):
     tiers = {"default": {"memory": "1Gi"}, "weak": {"memory": "699Mi"}}
     spec = make_federation(tiers=tiers)
     assert inspect_model(spec, Path("no-cache-needed")).size == 896
-    moved = [
-        client.model_copy(update={"tier": "weak"}) if client.id == "bob" else client for client in spec.clients
-    ]
+    moved = [client.model_copy(update={"tier": "weak"}) if client.id == "bob" else client for client in spec.clients]
     with pytest.raises(PerfitError, match=r"^tiers\.weak\.memory: 0\.68 GiB cannot hold"):
         inspect_model(spec.model_copy(update={"clients": tuple(moved)}), Path("no-cache-needed"))
 

@@ -7,30 +7,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from perfit.federation import next_round, on_the_wire, run_federation, start_federation, start_values
 
-from perfit.adapter import SparseAdapter
 from perfit.adapter_file import to_wire
-from perfit.space import LoraSpace
+from perfit.client import evaluate
+from perfit.methods import METHODS
+from perfit.round import split_state
+from perfit.simulation import Simulation, State, simulate
 
 from .tiny import loaded
 
 
-def run(spec, **more):
-    return run_federation(spec, Path("unused"), **more)
+def run(spec, **more) -> State:
+    return simulate(spec, Path("unused"), **more)
 
 
-def assert_same(first, second) -> None:
+def values_of(state: State) -> np.ndarray:
+    """The global values."""
+    return state.vectors["values"]
+
+
+def assert_same(first: State, second: State) -> None:
     """Two states are the same to the last bit."""
-    assert first.values.tobytes() == second.values.tobytes()
-    assert first.masks.keys() == second.masks.keys()
-    assert first.tunings.keys() == second.tunings.keys()
-    for client, mask in first.masks.items():
-        assert_array_equal(mask, second.masks[client])
-    for client, tuning in first.tunings.items():
-        other = second.tunings[client]
-        assert tuning.adapter.values.tobytes() == other.adapter.values.tobytes()
-        assert (tuning.losses, tuning.perplexity_after) == (other.losses, other.perplexity_after)
+    assert_same_vectors(first.vectors, second.vectors)
+    assert_same_vectors(first.architectures, second.architectures)
+    assert first.results.keys() == second.results.keys()
+    for client, result in first.results.items():
+        other = second.results[client]
+        assert result.adapter.values.tobytes() == other.adapter.values.tobytes()
+        assert (result.losses, result.perplexity_after) == (other.losses, other.perplexity_after)
+        assert_same_vectors(result.kept, other.kept)
+
+
+def assert_same_vectors(first, second) -> None:
+    assert first.keys() == second.keys()
+    for name, vector in first.items():
+        assert vector.tobytes() == second[name].tobytes()
 
 
 def equal_ranks(make_federation, **sections):
@@ -38,7 +49,7 @@ def equal_ranks(make_federation, **sections):
     return make_federation(clients=clients, rounds=2, **sections)
 
 
-@pytest.mark.parametrize("method", ["perfit", "fedit", "local"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_two_runs_give_the_same_bytes(make_federation, method):
     spec = make_federation(method={"name": method}, rounds=2)
     first = run(spec)
@@ -48,14 +59,15 @@ def test_two_runs_give_the_same_bytes(make_federation, method):
 
 def test_with_expansion_1_and_nothing_to_prune_perfit_is_fedit(make_federation):
     perfit = equal_ranks(make_federation, lora={"expansion": 1})
-    fedit = equal_ranks(make_federation, lora={"expansion": 1}, method={"name": "fedit"})
+    fedit = equal_ranks(make_federation, method={"name": "fedit"})
     assert_same(run(perfit), run(fedit))
 
 
-@pytest.mark.parametrize("expansion", [1, 3])
-def test_fedit_knows_no_expansion(make_federation, expansion):
-    other = make_federation(method={"name": "fedit"}, lora={"expansion": expansion})
-    assert_same(run(other), run(make_federation(method={"name": "fedit"}, lora={"expansion": 2})))
+def test_fedit_knows_no_expansion(make_federation):
+    spec = make_federation(method={"name": "fedit"})
+    said = make_federation(method={"name": "fedit"}, lora={"expansion": 1})
+    assert loaded(spec)[0].space.rank == spec.lora.rank == 2
+    assert_same(run(said), run(spec))
 
 
 def test_the_initial_values_do_not_depend_on_the_expansion(make_federation):
@@ -70,53 +82,63 @@ def test_the_initial_values_do_not_depend_on_the_expansion(make_federation):
 
 def test_a_round_is_the_mean_of_its_holders(make_federation):
     spec = make_federation()
-    model, data = loaded(spec)
-    start = start_federation(model, spec, data)
-    state = next_round(model, spec, data, start)
-    ann, bob = (state.masks[client] for client in ("ann", "bob"))
-    assert [np.count_nonzero(ann), np.count_nonzero(bob)] == [model.space.budget(2), model.space.budget(1)]
-    dense_ann, dense_bob = (state.tunings[client].adapter.dense().astype(float) for client in ("ann", "bob"))
+    simulation = Simulation(spec, *loaded(spec))
+    space, start = simulation.model.space, simulation.start()
+    state = simulation.next_round(start)
+    ann, bob = (state.architectures[client] for client in ("ann", "bob"))
+    assert [np.count_nonzero(ann), np.count_nonzero(bob)] == [space.budget(2), space.budget(1)]
+    dense_ann, dense_bob = (state.results[client].adapter.dense().astype(float) for client in ("ann", "bob"))
+    values = values_of(state)
     # Six training records of ann's, four of bob's.
-    assert_array_equal(state.values[ann & ~bob], dense_ann[ann & ~bob])
-    assert_array_equal(state.values[bob & ~ann], dense_bob[bob & ~ann])
+    assert [state.results[client].update.samples for client in ("ann", "bob")] == [6, 4]
+    assert_array_equal(values[ann & ~bob], dense_ann[ann & ~bob])
+    assert_array_equal(values[bob & ~ann], dense_bob[bob & ~ann])
     shared = ((6 * dense_ann + 4 * dense_bob) / 10).astype(np.float32)
     assert np.any(ann & bob)
-    assert_array_equal(state.values[ann & bob], shared[ann & bob])
+    assert_array_equal(values[ann & bob], shared[ann & bob])
     assert np.any(~ann & ~bob)
-    assert_array_equal(state.values[~ann & ~bob], start.values[~ann & ~bob])
+    assert_array_equal(values[~ann & ~bob], values_of(start)[~ann & ~bob])
 
 
 def test_clients_start_from_the_global_values_at_their_positions(make_federation):
     spec = make_federation()
-    model, data = loaded(spec)
-    state = next_round(model, spec, data, start_federation(model, spec, data))
+    simulation = Simulation(spec, *loaded(spec))
+    first = simulation.next_round(simulation.start())
+    second = simulation.next_round(first)
     for client in spec.clients:
-        adapter = start_values(spec, client, model, state)
-        assert_array_equal(adapter.mask, state.masks[client.id])
-        assert_array_equal(adapter.values, state.values[adapter.mask])
+        mask = first.architectures[client.id]
+        start = np.where(mask, values_of(first), np.float32(0))
+        assert_array_equal(second.architectures[client.id], mask)
+        before = evaluate(simulation.model, spec, simulation.data[client.id], start)
+        assert second.results[client.id].perplexity_before == before
 
 
 def test_a_client_alone_keeps_its_own_values(make_federation):
     spec = make_federation(clients=[make_federation().clients[0].model_dump()], rounds=2)
     state = run(spec)
-    assert_array_equal(state.values[state.masks["ann"]], state.tunings["ann"].adapter.values)
+    assert_array_equal(values_of(state)[state.architectures["ann"]], state.results["ann"].adapter.values)
 
 
-def test_local_exchanges_nothing(make_federation):
-    spec = make_federation(method={"name": "local"})
-    model, data = loaded(spec)
-    start = start_federation(model, spec, data)
-    first = next_round(model, spec, data, start)
-    second = next_round(model, spec, data, first)
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+def test_local_exchanges_nothing(make_federation, wire_dtype):
+    spec = make_federation(method={"name": "local"}, wire_dtype=wire_dtype)
+    simulation = Simulation(spec, *loaded(spec))
+    start = simulation.start()
+    first = simulation.next_round(start)
+    second = simulation.next_round(first)
     for state in (first, second):
-        assert_array_equal(state.values, start.values)
+        assert_array_equal(values_of(state), values_of(start))
+        for result in state.results.values():
+            assert not result.update.positions.any()
+            assert result.update.vectors["values"].size == 0
     for client in spec.clients:
-        own = first.tunings[client.id]
-        assert_array_equal(start_values(spec, client, model, first).values, own.adapter.values)
-        assert second.tunings[client.id].perplexity_before == own.perplexity_after
+        # What is never sent is not rounded to the type on the wire.
+        own = first.results[client.id]
+        assert_array_equal(own.kept["values"], own.adapter.values)
+        assert second.results[client.id].perplexity_before == own.perplexity_after
     # Each client is as it is in a federation of its own.
     alone = run(make_federation(method={"name": "local"}, rounds=2, clients=[spec.clients[1].model_dump()]))
-    assert_array_equal(alone.tunings["bob"].adapter.values, second.tunings["bob"].adapter.values)
+    assert_array_equal(alone.results["bob"].adapter.values, second.results["bob"].adapter.values)
 
 
 def test_local_survives_a_round_without_a_client(make_federation):
@@ -127,16 +149,31 @@ def test_local_survives_a_round_without_a_client(make_federation):
     assert len(set(seen)) == 3
 
 
-def test_who_does_not_take_part_keeps_its_last_tuning(make_federation):
+def test_who_does_not_take_part_keeps_its_last_result(make_federation):
     spec = make_federation(participation={"fraction": 0.5})
-    model, data = loaded(spec)
-    state = start_federation(model, spec, data)
+    simulation = Simulation(spec, *loaded(spec))
+    state = simulation.start()
     for number in range(1, 7):
-        before, state = state, next_round(model, spec, data, state)
+        before, state = state, simulation.next_round(state)
         assert state.round == number
-        changed = [c for c, tuning in state.tunings.items() if tuning is not before.tunings.get(c)]
+        changed = [client for client, result in state.results.items() if result is not before.results.get(client)]
         assert len(changed) == 1
-    assert set(state.tunings) == {"ann", "bob"}
+    assert set(state.results) == {"ann", "bob"}
+
+
+def test_a_client_searches_once_in_the_first_round_that_it_takes_part_in(make_federation):
+    spec = make_federation(participation={"fraction": 0.5})
+    simulation, seen = Simulation(spec, *loaded(spec)), []
+    state = simulation.start()
+    assert state.architectures == {}
+    for _ in range(6):
+        state = simulation.next_round(state, lambda *progress: seen.append(progress[:2]))
+        assert state.architectures.keys() == state.results.keys()
+    assert {client for _, client in seen} == {"ann", "bob"}
+    for client in ("ann", "bob"):
+        rounds = [round for round, who in seen if who == client]
+        assert rounds[:3] == [0, 0, 0]  # the steps of its search
+        assert 0 not in rounds[3:]
 
 
 @pytest.mark.parametrize("method", ["perfit", "fedit"])
@@ -144,28 +181,33 @@ def test_progress_names_round_client_and_step(make_federation, method):
     seen: list[tuple[int, str, int, int]] = []
     spec = make_federation(method={"name": method})
     run(spec, on_step=lambda *progress: seen.append(progress[:4]))
-    search = [(0, client, step, 3) for client in ("ann", "bob") for step in (1, 2, 3)]
-    tuning = [(1, client, step, 2) for client in ("ann", "bob") for step in (1, 2)]
-    assert seen == (search if method == "perfit" else []) + tuning
+    expected = []
+    for client in ("ann", "bob"):
+        if method == "perfit":
+            expected += [(0, client, step, 3) for step in (1, 2, 3)]
+        expected += [(1, client, step, 2) for step in (1, 2)]
+    assert seen == expected
 
 
-def test_the_wire_rounds_what_is_averaged(make_federation):
-    spec = make_federation(wire_dtype="bfloat16", clients=[make_federation().clients[0].model_dump()])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_wire_rounds_what_is_averaged(make_federation, dtype):
+    spec = make_federation(wire_dtype=dtype, clients=[make_federation().clients[0].model_dump()])
     state = run(spec)
-    tuned = state.tunings["ann"].adapter.values
-    rounded = to_wire(tuned, "bfloat16").astype(np.float32)
+    tuned = state.results["ann"].adapter.values
+    rounded = to_wire(tuned, dtype).astype(np.float32)
     assert np.any(rounded != tuned)
-    assert_array_equal(state.values[state.masks["ann"]], rounded)
+    assert_array_equal(state.results["ann"].update.vectors["values"], rounded)
+    assert_array_equal(values_of(state)[state.architectures["ann"]], rounded)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_on_the_wire(make_federation, dtype):
-    space = LoraSpace.from_shapes({"q.lora_A.weight": (1, 2), "q.lora_B.weight": (1, 1)})
-    values = np.array([1 + 2**-7, 1 + 2**-10, 1 + 2**-20], dtype=np.float32)
-    expected = {
-        "float32": values,
-        "float16": [1 + 2**-7, 1 + 2**-10, 1],
-        "bfloat16": [1 + 2**-7, 1, 1],
-    }
-    adapter = SparseAdapter(space, np.ones(3, dtype=bool), values)
-    assert_array_equal(on_the_wire(adapter, make_federation(wire_dtype=dtype)).values, expected[dtype])
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_the_first_state_has_the_vectors_that_clients_read(make_federation, method):
+    spec = make_federation(method={"name": method.name})
+    simulation = Simulation(spec, *loaded(spec))
+    vectors = simulation.start().vectors
+    assert {vector.dtype for vector in vectors.values()} == {np.dtype(np.float32)}
+    assert {vector.shape for vector in vectors.values()} == {(simulation.model.space.size,)}
+    assert_array_equal(vectors["values"], simulation.model.space.initial_values(spec.training.seed))
+    downloads, own = split_state(spec, vectors)
+    assert tuple(downloads) == method.downloads
+    assert {*downloads, *own} == set(vectors)

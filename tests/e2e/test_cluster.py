@@ -16,8 +16,7 @@ import pytest
 
 from perfit_components.keys import STORE_KEYS
 from perfit_components.steps.plan import client_secret
-from perfit_pipelines.cluster.client import connect
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.schedule import list_schedules
 from perfit_storage import AccessDenied, FederationStore
 

@@ -1,4 +1,4 @@
-"""Names of a run's tasks, from what KFP tells of its Argo workflow."""
+"""Names of a run's tasks, from what KFP lists of its Argo workflow."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from perfit.spec import Federation
-from perfit_pipelines.doctor.images_check import check_images
-from perfit_pipelines.doctor.nodes_check import check_tiers
+from perfit_pipelines.doctor.nodes_check import check_images, check_tiers
 
 from ..kubernetes_api import read_object
 from .conftest import FEDERATION, amounts, gpu_taint, node

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfit.data import IGNORE_INDEX, Example, ExampleSet, load_examples, split_held_out, tokenize
 from perfit.errors import PerfitError
+from perfit.examples import IGNORE_INDEX, Example, ExampleSet, load_examples, split_held_out, tokenize
 from perfit.records import BadRecord
 
 from .tiny import tiny_tokenizer as make_tokenizer

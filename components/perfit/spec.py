@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property, reduce
+from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal, Self
 
@@ -171,9 +171,9 @@ class FederationSpec(Section):
         """
         return self.clients_by_id[client_id]
 
-    @cached_property
+    @property
     def clients_by_id(self) -> dict[str, Client]:
-        """The clients by id."""
+        """The clients by id."""  # not cached: model_copy would copy it too
         return {client.id: client for client in self.clients}
 
     def rank_of(self, client: Client) -> int:
@@ -200,10 +200,11 @@ class FederationSpec(Section):
         """
         fixed = {"name", "model", "method", "lora", "training", "data", "wire_dtype"}
         mine, theirs = _flatten(self.model_dump(include=fixed)), _flatten(other.model_dump(include=fixed))
+        known = other.clients_by_id
         for client in self.clients:
-            if client.id in other.clients_by_id:
+            if client.id in known:
                 mine[f"rank of client {client.id}"] = self.rank_of(client)
-                theirs[f"rank of client {client.id}"] = other.rank_of(other.client(client.id))
+                theirs[f"rank of client {client.id}"] = other.rank_of(known[client.id])
         for key, value in mine.items():
             if theirs.get(key) != value:
                 return f"{key} is {value!r} here and {theirs.get(key)!r} there"

@@ -1,4 +1,4 @@
-"""Objects as files in a directory that processes, or pods on one volume, share."""
+"""Objects as files in a directory that processes, or pods on one volume, share; and writing one file atomically."""
 
 from __future__ import annotations
 
@@ -40,16 +40,15 @@ class FileStore:
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``."""
         path = self._path(key)
-        with self._errors("write", key), _written_beside(path, data) as written, self._lock():
-            os.replace(written, path)
-            _sync_directory(path.parent)
+        with self._errors("write", key), self._draft(path, data) as draft, self._lock():
+            _move(draft, path)
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``ObjectStore.create``."""
         path = self._path(key)
-        with self._errors("create", key), _written_beside(path, data) as written:
+        with self._errors("create", key), self._draft(path, data) as draft:
             try:
-                os.link(written, path)
+                os.link(draft, path)
             except FileExistsError:
                 return self._holds(key, data)
             _sync_directory(path.parent)
@@ -58,15 +57,14 @@ class FileStore:
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """See ``ObjectStore.replace``."""
         path = self._path(key)
-        with self._errors("replace", key), _written_beside(path, data) as written, self._lock():
+        with self._errors("replace", key), self._draft(path, data) as draft, self._lock():
             try:
                 current = path.read_bytes()
             except _ABSENT:
                 return False
             if _version(current) != version:
                 return current == data
-            os.replace(written, path)
-            _sync_directory(path.parent)
+            _move(draft, path)
         return True
 
     def exists(self, key: str) -> bool:
@@ -106,6 +104,12 @@ class FileStore:
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
+    @contextmanager
+    def _draft(self, path: Path, data: bytes) -> Iterator[Path]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _written_beside(path, data, 0o666) as draft:
+            yield draft
+
     def _holds(self, key: str, data: bytes) -> bool:
         try:
             return self.get(key).data == data
@@ -134,6 +138,21 @@ class FileStore:
             ) from error
 
 
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes a file so that a reader sees it whole, as it was before or after.
+
+    Args:
+        path: In a directory that exists; a file that is there is replaced.
+        data: Its content.
+        mode: Permissions, less those that the process's umask takes away.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
+    """
+    with _written_beside(path, data, mode) as draft:
+        _move(draft, path)
+
+
 def _version(data: bytes) -> str:
     """Versions compare by content, as S3's entity tags do."""
     return hashlib.sha256(data).hexdigest()
@@ -145,18 +164,22 @@ def _raise_unless_absent(error: OSError) -> None:
 
 
 @contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[Path]:
     """Yields a temporary file of these bytes, on disk, in the directory where they are to appear."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.parent / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
+    draft = path.parent / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
     try:
-        with open(written, "xb") as file:
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        yield written
+        yield draft
     finally:
-        written.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+
+
+def _move(draft: Path, path: Path) -> None:
+    os.replace(draft, path)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,36 +6,38 @@ import builtins
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import IO
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
-from perfit_pipelines.progress import OutputLog, plain
+from perfit_components.log_lines import plain
 
 _ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
 
 
 def run_locally(
-    spec: Federation,
+    spec: ClusterSpec,
     store: str,
     environment: Mapping[str, str],
     directory: Path,
     on_line: Callable[[str], None],
 ) -> None:
-    """Run a federation's tuning pipeline to its end: each task in a process of its own, with this interpreter.
+    """Run a federation's tuning pipeline to its end: each task in its own process, with this interpreter.
 
     Args:
         spec: The federation.
         store: URI of the store.
-        environment: Added to the tasks' environment: the keys to the store.
+        environment: Added to the tasks' environment: the credentials of the store.
         directory: For KFP's artifacts and the log, ``run.log``.
         on_line: Called with every line that the tasks print.
 
     Raises:
-        PerfitError: A task failed; with the task's own error where it is one of ours.
+        PerfitError: A task failed; with the task's own error where it is a PerfitError or StoreError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     errors = _ErrorFinder()
@@ -45,17 +47,17 @@ def run_locally(
         on_line(line)
 
     log = directory / "run.log"
-    with open(log, "w", encoding="utf-8") as file, _settings(environment), redirect_stdout(OutputLog(file, listen)):
+    with open(log, "w", encoding="utf-8") as file, _settings(environment), redirect_stdout(_OutputLog(file, listen)):
         try:
             _call_pipeline(spec, store, directory / "kfp")
         except RuntimeError as error:
             # KFP's message names the failed task; ours says why it failed.
             message = errors.last or f"a task failed: {plain(str(error))}"
-            problem, found, fix = message.rpartition("\n  fix: ")
-            raise PerfitError(problem or message, fix if found else f"look at the end of {log}") from error
+            problem, separator, fix = message.rpartition("\n  fix: ")
+            raise PerfitError(problem or message, fix if separator else f"look at the end of {log}") from error
 
 
-def _call_pipeline(spec: Federation, store: str, root: Path) -> None:
+def _call_pipeline(spec: ClusterSpec, store: str, root: Path) -> None:
     from kfp import local
 
     from perfit_pipelines.pipelines import federated_tuning
@@ -71,8 +73,8 @@ def _call_pipeline(spec: Federation, store: str, root: Path) -> None:
 @contextmanager
 def _settings(environment: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for child processes, and undo what the runner leaves changed in this process."""
-    before, own_print = dict(os.environ), builtins.print
-    # `python3` of the tasks is this interpreter; HF's progress bars would drown the log.
+    before, original_print = dict(os.environ), builtins.print
+    # The tasks call `python3`: make it this interpreter. HF's progress bars would swamp the log.
     os.environ.update(environment, HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
@@ -80,11 +82,42 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        builtins.print = own_print
+        builtins.print = original_print
+
+
+class _OutputLog:
+    """Standard output of a local run: every line goes to a log file and to a listener.
+
+    KFP's runner prints the tasks' output from several threads, in pieces; lines are put together by thread.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, file: IO[str], on_line: Callable[[str], None]):
+        self._file, self._on_line = file, on_line
+        self._pending = threading.local()
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Take a piece of output."""
+        *lines, self._pending.text = (getattr(self._pending, "text", "") + text).split("\n")
+        with self._lock:
+            for line in lines:
+                self._file.write(plain(line) + "\n")
+                self._on_line(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the log file."""
+        self._file.flush()
+
+    def isatty(self) -> bool:
+        """Return False: a log file has no colours."""
+        return False
 
 
 class _ErrorFinder:
-    """Keeps the last of our own errors that a task's traceback ended with."""
+    """Keeps the last PerfitError or StoreError that a task's traceback ended with."""
 
     def __init__(self):
         self.last = ""

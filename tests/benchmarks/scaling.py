@@ -132,8 +132,8 @@ def parameters() -> None:
     """Size of what passes through KFP as parameters, and of what deploying writes into Secrets."""
     from perfit_components.steps.outcome import TRAINED, brief
     from perfit_components.steps.plan import client_secret
+    from perfit_pipelines.deploy.policies import policy_text
     from perfit_pipelines.deploy.roles import roles_of
-    from perfit_pipelines.policies import policy_text
 
     print("| clients | federation file, as stored | as compiled | items of a loop | statuses | policies of clients |")
     print("| --- | --- | --- | --- | --- | --- |")

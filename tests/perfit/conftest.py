@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from perfit.spec import Federation
+    from perfit.cluster_spec import ClusterSpec
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def tiny_gpt2(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def make_federation(tiny_llama, tmp_path_factory) -> Callable[..., Federation]:
+def make_federation(tiny_llama, tmp_path_factory) -> Callable[..., ClusterSpec]:
     """A function that makes a small federation over the tiny Llama; sections given by keyword change it."""
     from .tiny import federation, write_records
 

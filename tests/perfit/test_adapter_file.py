@@ -15,30 +15,41 @@ import pytest
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load, save
 
-from perfit.adapter import SparseAdapter, mask_hash
+from perfit.adapter import mask_hash
 from perfit.adapter_file import (
+    AdapterFile,
     AdapterFileError,
     AdapterHeader,
     dump_mask,
-    dump_values,
-    load_dense,
-    load_header,
-    load_mask,
-    load_values,
+    dump_server_vectors,
+    dump_vectors,
     to_wire,
 )
 from perfit.space import LoraSpace
+from perfit.spec import FederationSpec
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 SPACE = LoraSpace.from_shapes({A: (2, 3), B: (5, 2)})
 MASK = np.array([1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
 VALUES = np.array([0.1, -2.5, 1e-7, 3.0, 1 / 3, 65504.0], dtype=np.float32)
-ADAPTER = SparseAdapter(SPACE, MASK, VALUES)
-HEADER = AdapterHeader("f", 2, "ann", "some/model", rank=1, expansion=2, budget=0, mask_sha256="")
+HEADER = AdapterHeader("f", 2, "ann", "some/model", 1, 2, budget=6, mask_sha256=mask_hash(SPACE, MASK))
 
 
-def filled(header: AdapterHeader) -> AdapterHeader:
-    return replace(header, budget=6, mask_sha256=mask_hash(SPACE, MASK))
+def mask_file(space: LoraSpace = SPACE, mask: np.ndarray = MASK) -> bytes:
+    header = replace(HEADER, budget=int(np.count_nonzero(mask)), mask_sha256=mask_hash(space, mask))
+    return dump_mask(header, space, mask)
+
+
+def values_file(values: np.ndarray = VALUES, dtype: str = "float32") -> bytes:
+    return dump_vectors(HEADER, SPACE, MASK, {"values": values}, dtype)
+
+
+def mask_of(data: bytes) -> np.ndarray:
+    return AdapterFile.parse(data).mask
+
+
+def values_of(data: bytes, positions: np.ndarray = MASK) -> np.ndarray:
+    return AdapterFile.parse(data).vectors(positions, ["values"])["values"]
 
 
 def rewrite(data: bytes, tensors: dict[str, np.ndarray] | None = None, **fields: object) -> bytes:
@@ -54,27 +65,65 @@ def same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_a_mask_comes_back():
-    header, space, mask = load_mask(dump_mask(HEADER, SPACE, MASK))
-    assert (header, space) == (filled(HEADER), SPACE)
-    assert mask.dtype == bool
-    assert_array_equal(mask, MASK)
+    file = AdapterFile.parse(mask_file())
+    assert (file.header, file.space) == (HEADER, SPACE)
+    assert file.mask.dtype == bool
+    assert_array_equal(file.mask, MASK)
 
 
 def test_float32_values_come_back_to_the_bit():
     awkward = np.array([-0.0, 1e-45, 3.4028235e38, 0.1, np.pi, -1e-38], dtype=np.float32)
-    header, adapter = load_values(dump_values(HEADER, replace(ADAPTER, values=awkward)), MASK)
-    assert (header, adapter.space) == (filled(HEADER), SPACE)
-    assert_array_equal(adapter.mask, MASK)
-    same_bits(adapter.values, awkward)
+    file = AdapterFile.parse(values_file(awkward))
+    assert (file.header, file.space) == (HEADER, SPACE)
+    vectors = file.vectors(MASK, ["values"])
+    assert list(vectors) == ["values"]
+    same_bits(vectors["values"], awkward)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)])
 def test_half_precision_rounds_to_nearest(name, dtype):
-    data = dump_values(HEADER, ADAPTER, name)
-    _, adapter = load_values(data, MASK)
-    same_bits(adapter.values, VALUES.astype(dtype).astype(np.float32))
-    same_bits(adapter.values, to_wire(VALUES, name).astype(np.float32))
-    assert len(dump_values(HEADER, ADAPTER)) - len(data) >= 2 * VALUES.size
+    data = values_file(dtype=name)
+    same_bits(values_of(data), VALUES.astype(dtype).astype(np.float32))
+    same_bits(values_of(data), to_wire(VALUES, name).astype(np.float32))
+    assert len(values_file()) - len(data) >= 2 * VALUES.size
+
+
+def test_several_vectors_in_a_file():
+    vectors = {"values": VALUES, "control": -VALUES}
+    file = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, vectors))
+    for found in (file.vectors(MASK, ["control", "values"]), file.named_vectors(MASK)):
+        assert found.keys() == vectors.keys()
+        for name, vector in vectors.items():
+            same_bits(found[name], vector)
+
+
+def test_vectors_on_some_positions_of_the_mask():
+    shared = MASK & (np.arange(MASK.size) < 6)  # A alone
+    data = dump_vectors(HEADER, SPACE, shared, {"values": VALUES[:3]})
+    same_bits(values_of(data, shared), VALUES[:3])
+    with pytest.raises(AdapterFileError, match=f"no 3 values for {B}"):
+        values_of(data)
+
+
+def test_vectors_that_nobody_asked_for():
+    both = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, {"values": VALUES, "records": VALUES}))
+    with pytest.raises(AdapterFileError, match="it holds 2 tensors beside values"):
+        both.vectors(MASK, ["values"])
+    with pytest.raises(AdapterFileError, match=f"no 3 control for {A}"):
+        AdapterFile.parse(values_file()).vectors(MASK, ["values", "control"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", [1 + 2**-7, 1 + 2**-10, 1 + 2**-20]),
+        ("float16", [1 + 2**-7, 1 + 2**-10, 1]),
+        ("bfloat16", [1 + 2**-7, 1, 1]),
+    ],
+)
+def test_what_the_wire_can_carry(dtype, expected):
+    values = np.array([1 + 2**-7, 1 + 2**-10, 1 + 2**-20], dtype=np.float32)
+    assert_array_equal(to_wire(values, dtype).astype(np.float32), expected)
 
 
 def test_ties_round_to_even():
@@ -84,19 +133,31 @@ def test_ties_round_to_even():
 
 def test_a_matrix_without_values():
     mask = MASK & (np.arange(MASK.size) < 6)
-    adapter = SparseAdapter(SPACE, mask, VALUES[:3])
-    assert_array_equal(load_mask(dump_mask(HEADER, SPACE, mask))[2], mask)
-    same_bits(load_values(dump_values(HEADER, adapter), mask)[1].values, VALUES[:3])
+    assert_array_equal(mask_of(mask_file(mask=mask)), mask)
+    same_bits(values_of(dump_vectors(HEADER, SPACE, mask, {"values": VALUES[:3]}), mask), VALUES[:3])
 
 
-def test_a_global_adapter_holds_every_position():
-    values = np.arange(SPACE.size, dtype=np.float32)
-    header = replace(HEADER, client=None, rank=2)
-    found, adapter = load_dense(dump_values(header, SparseAdapter(SPACE, np.ones(SPACE.size, bool), values)))
-    assert (found.client, found.budget) == (None, 16)
-    same_bits(adapter.values, values)
-    with pytest.raises(AdapterFileError, match="not on the one given"):
-        load_dense(dump_values(HEADER, ADAPTER))
+SPEC = FederationSpec.model_validate(
+    {"name": "f", "model": "some/model", "lora": {"rank": 1}, "clients": [{"id": "ann", "data": "ann.jsonl"}]}
+)
+
+
+def test_a_file_of_the_server_holds_every_position():
+    values, everywhere = np.arange(SPACE.size, dtype=np.float32), np.ones(SPACE.size, dtype=bool)
+    data = dump_server_vectors(SPEC, SPACE, 3, {"values": values, "momentum": values + 1})
+    file = AdapterFile.parse(data)
+    assert file.header == AdapterHeader.of_server(SPEC, SPACE, 3)
+    assert file.header == AdapterHeader("f", 3, None, "some/model", 2, 2, budget=16, mask_sha256="all")
+    found = file.vectors(everywhere, ["values", "momentum"])
+    same_bits(found["values"], values)
+    same_bits(found["momentum"], values + 1)
+    with pytest.raises(AdapterFileError, match=f"no 6 values for {A}"):
+        values_of(values_file(), everywhere)
+
+
+def test_the_header_of_a_client():
+    header = AdapterHeader.of_client(SPEC, "ann", 2, 6, HEADER.mask_sha256)
+    assert header == HEADER
 
 
 def test_random_masks_come_back():
@@ -106,13 +167,8 @@ def test_random_masks_come_back():
         space = LoraSpace.from_shapes({A: (rank, into), B: (out, rank)})
         mask = rng.random(space.size) < rng.random()
         values = rng.standard_normal(np.count_nonzero(mask), dtype=np.float32)
-        assert_array_equal(load_mask(dump_mask(HEADER, space, mask))[2], mask)
-        loaded = load_values(dump_values(HEADER, SparseAdapter(space, mask, values)), mask)[1]
-        same_bits(loaded.values, values)
-
-
-def test_the_header_is_read_alone():
-    assert load_header(dump_values(HEADER, ADAPTER)) == (filled(HEADER), SPACE)
+        assert_array_equal(mask_of(mask_file(space, mask)), mask)
+        same_bits(values_of(dump_vectors(HEADER, space, mask, {"values": values}), mask), values)
 
 
 def test_the_same_bytes_in_every_process():
@@ -132,36 +188,36 @@ def test_the_same_bytes_in_every_process():
 
 
 def everything() -> bytes:
-    files = [dump_values(HEADER, ADAPTER, dtype) for dtype in ("float32", "bfloat16", "float16")]
-    return b"".join([dump_mask(HEADER, SPACE, MASK), *files])
+    files = [values_file(dtype=dtype) for dtype in ("float32", "bfloat16", "float16")]
+    several = dump_vectors(HEADER, SPACE, MASK, {"values": VALUES, "control": VALUES})
+    return b"".join([mask_file(), *files, several])
 
 
 def test_no_prefix_of_a_file_is_a_file():
-    mask_file, values_file = dump_mask(HEADER, SPACE, MASK), dump_values(HEADER, ADAPTER)
-    for data, read in [(mask_file, load_mask), (values_file, lambda data: load_values(data, MASK))]:
+    for data, read in [(mask_file(), mask_of), (values_file(), values_of)]:
         for length in range(len(data)):
             with pytest.raises(AdapterFileError):
                 read(data[:length])
 
 
 def test_a_flipped_bit_never_gives_another_mask():
-    data = dump_mask(HEADER, SPACE, MASK)
+    data = mask_file()
     for flipped in flips(data):
         try:
-            mask = load_mask(flipped)[2]
+            mask = mask_of(flipped)
         except AdapterFileError:
             continue
         assert_array_equal(mask, MASK)
 
 
 def test_a_flipped_bit_never_gives_another_error():
-    data = dump_values(HEADER, ADAPTER)
+    data = values_file()
     for flipped in flips(data):
         try:
-            adapter = load_values(flipped, MASK)[1]
+            values = values_of(flipped)
         except AdapterFileError:
             continue
-        assert np.isfinite(adapter.values).all()
+        assert np.isfinite(values).all()
 
 
 def flips(data: bytes):
@@ -171,31 +227,39 @@ def flips(data: bytes):
 
 
 def test_a_flipped_bit_in_the_packed_mask():
-    data = bytearray(dump_mask(HEADER, SPACE, MASK))
+    data = bytearray(mask_file())
     data[-1] ^= 0b0100_0000  # the last position, the second bit of the last byte
     with pytest.raises(AdapterFileError, match="the bits do not have the budget and hash that the header names"):
-        load_mask(bytes(data))
+        mask_of(bytes(data))
 
 
 def test_another_mask_of_the_same_budget():
-    data = dump_mask(HEADER, SPACE, MASK)
+    data = mask_file()
     swapped = np.packbits(MASK[:6][::-1])
     assert np.any(swapped != np.packbits(MASK[:6]))
     with pytest.raises(AdapterFileError, match="the bits do not have the budget and hash"):
-        load_mask(rewrite(data, {f"mask/{A}": swapped}))
+        mask_of(rewrite(data, {f"mask/{A}": swapped}))
 
 
 @pytest.mark.parametrize("packed", [np.zeros(2, np.uint8), np.zeros((1, 1), np.uint8)])
 def test_mask_bits_of_another_shape(packed):
     with pytest.raises(AdapterFileError, match=f"no mask of 6 bits for {A}"):
-        load_mask(rewrite(dump_mask(HEADER, SPACE, MASK), {f"mask/{A}": packed}))
+        mask_of(rewrite(mask_file(), {f"mask/{A}": packed}))
 
 
-@pytest.mark.parametrize("other", [np.roll(MASK, 1), np.ones(16, bool), MASK[:15]], ids=["other", "all", "short"])
-def test_values_on_another_mask(other):
-    named = mask_hash(SPACE, MASK)[:12]
-    with pytest.raises(AdapterFileError, match=f"the values stand on mask {named}, not on the one given"):
-        load_values(dump_values(HEADER, ADAPTER), other)
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (np.roll(MASK, 1), f"no 2 values for {A}"),
+        (np.ones(16, bool), f"no 6 values for {A}"),
+        (MASK[:15], "is of another space"),
+    ],
+    ids=["other", "all", "short"],
+)
+def test_values_on_other_positions(other, problem):
+    # Whether the mask is the one that the header names is for whoever holds both; here counts must fit.
+    with pytest.raises(AdapterFileError, match=problem):
+        values_of(values_file(), other)
 
 
 @pytest.mark.parametrize(
@@ -205,20 +269,20 @@ def test_values_on_another_mask(other):
 )
 def test_values_of_another_count(part):
     with pytest.raises(AdapterFileError, match=f"no 3 values for {A}"):
-        load_values(rewrite(dump_values(HEADER, ADAPTER), {f"values/{A}": part}), MASK)
+        values_of(rewrite(values_file(), {f"values/{A}": part}))
 
 
 def test_a_space_far_beyond_the_bytes():
-    huge = rewrite(dump_mask(HEADER, SPACE, MASK), matrices=[[A, 10**9, 10**9], [B, 10**9, 10**9]])
+    huge = rewrite(mask_file(), matrices=[[A, 10**9, 10**9], [B, 10**9, 10**9]])
     with pytest.raises(AdapterFileError, match="no mask of 1000000000000000000 bits"):
-        load_mask(huge)
+        mask_of(huge)
 
 
 def test_a_kind_of_file_in_place_of_the_other():
     with pytest.raises(AdapterFileError, match=f"no mask of 6 bits for {A}"):
-        load_mask(dump_values(HEADER, ADAPTER))
-    with pytest.raises(AdapterFileError, match=f"no 3 values for {A}"):
-        load_values(dump_mask(HEADER, SPACE, MASK), MASK)
+        mask_of(values_file())
+    with pytest.raises(AdapterFileError, match="it holds 2 tensors beside values"):
+        values_of(mask_file())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -227,30 +291,30 @@ def test_values_that_are_not_finite(bad, dtype):
     values = VALUES.copy()
     values[1] = values[4] = bad
     with pytest.raises(AdapterFileError, match="2 values are not finite"):
-        load_values(dump_values(HEADER, replace(ADAPTER, values=values), dtype), MASK)
+        values_of(values_file(values, dtype))
 
 
 def test_tensors_of_another_type():
     for dtype in (np.float64, np.int32):
         with pytest.raises(AdapterFileError, match=A):
-            load_values(rewrite(dump_values(HEADER, ADAPTER), {f"values/{A}": np.zeros(3, dtype)}), MASK)
+            values_of(rewrite(values_file(), {f"values/{A}": np.zeros(3, dtype)}))
     for dtype in (np.int8, bool):
         with pytest.raises(AdapterFileError, match=A):
-            load_mask(rewrite(dump_mask(HEADER, SPACE, MASK), {f"mask/{A}": np.zeros(1, dtype)}))
+            mask_of(rewrite(mask_file(), {f"mask/{A}": np.zeros(1, dtype)}))
 
 
 def test_a_type_that_numpy_does_not_have():
-    data = dump_mask(HEADER, SPACE, MASK).replace(b'"U8","shape":[1]', b'"F8_E4M3","shape":[1]')
+    data = mask_file().replace(b'"U8","shape":[1]', b'"F8_E4M3","shape":[1]')
     data = (int.from_bytes(data[:8], "little") + 5).to_bytes(8, "little") + data[8:]
     with pytest.raises(AdapterFileError, match=A):
-        load_mask(data)
+        mask_of(data)
 
 
 @pytest.mark.parametrize("fields", [{}, {"sparsity": "2:4"}], ids=["the same fields", "a field more"])
 def test_another_format_version_is_named(fields):
-    data = rewrite(dump_values(HEADER, ADAPTER), format_version=2, **fields)
-    with pytest.raises(AdapterFileError, match="format version 2, this release reads 1"):
-        load_header(data)
+    data = rewrite(values_file(), format_version=1, **fields)
+    with pytest.raises(AdapterFileError, match="format version 1, this release reads 2"):
+        AdapterFile.parse(data)
 
 
 @pytest.mark.parametrize(
@@ -272,4 +336,4 @@ def test_another_format_version_is_named(fields):
 )
 def test_headers_that_are_none(spoil: Callable[[bytes], bytes]):
     with pytest.raises(AdapterFileError, match="not an adapter file"):
-        load_header(spoil(dump_values(HEADER, ADAPTER)))
+        AdapterFile.parse(spoil(values_file()))

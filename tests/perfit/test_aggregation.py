@@ -9,22 +9,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from perfit.adapter import SparseAdapter
-from perfit.aggregation import Contribution, aggregate
-from perfit.space import LoraSpace
+from perfit.aggregation import Cohort, Update, aggregate
 
 PREVIOUS = np.array([10, 20, 30, 40, 50, 60], dtype=np.float32)
 
 
-def space_of(size: int) -> LoraSpace:
-    return LoraSpace.from_shapes({"q.lora_A.weight": (1, size - 1), "q.lora_B.weight": (1, 1)})
+def client(samples: int, values: list[float | None]) -> Update:
+    """A client that shares the positions where there is a value."""
+    positions = np.array([value is not None for value in values])
+    return update(samples, positions, [value for value in values if value is not None])
 
 
-def client(samples: int, values: list[float | None]) -> Contribution:
-    """A client that holds the positions where there is a value."""
-    mask = np.array([value is not None for value in values])
-    held = np.array([value for value in values if value is not None], dtype=np.float32)
-    return Contribution(SparseAdapter(space_of(len(values)), mask, held), samples)
+def update(samples: int, positions: np.ndarray, values) -> Update:
+    return Update(positions, {"values": np.array(values, dtype=np.float32)}, samples)
 
 
 def same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -78,17 +75,15 @@ def awkward_values() -> np.ndarray:
 @pytest.mark.parametrize("samples", [1, 3, 7, 1_000_003])
 def test_a_client_alone_keeps_its_bits(samples):
     values = awkward_values()
-    mask = np.ones(values.size, dtype=bool)
-    alone = Contribution(SparseAdapter(space_of(values.size), mask, values), samples)
+    alone = update(samples, np.ones(values.size, dtype=bool), values)
     same_bits(aggregate(np.ones_like(values), [alone]), values)
 
 
 @pytest.mark.parametrize("samples", [(3, 7), (2**24, 1, 1)], ids=["few", "more than float32 counts"])
 def test_clients_that_agree_keep_their_bits(samples):
     values = awkward_values()
-    mask = np.ones(values.size, dtype=bool)
-    adapter = SparseAdapter(space_of(values.size), mask, values)
-    same_bits(aggregate(np.ones_like(values), [Contribution(adapter, n) for n in samples]), values)
+    positions = np.ones(values.size, dtype=bool)
+    same_bits(aggregate(np.ones_like(values), [update(n, positions, values) for n in samples]), values)
 
 
 def test_positions_without_holder_keep_their_bits():
@@ -113,7 +108,7 @@ def test_a_product_in_float32_would_lose_a_clients_bits():
 def test_a_negative_zero_keeps_its_sign():
     # Half precision makes them of small negative values.
     alone = client(3, [-0.0, -0.0, 0.0])
-    same_bits(aggregate(np.ones(3, np.float32), [alone, alone]), alone.adapter.values)
+    same_bits(aggregate(np.ones(3, np.float32), [alone, alone]), alone.vectors["values"])
 
 
 def test_the_order_of_clients_does_not_matter():
@@ -127,13 +122,17 @@ def test_the_order_of_clients_does_not_matter():
     assert_array_equal(results[0], np.array([1 / 3, 3 / 5, (2**24 + 2 - 3 * 2**23) / 6], np.float32))
 
 
-def random_clients(rng: np.random.Generator, size: int, count: int) -> list[Contribution]:
+def random_clients(rng: np.random.Generator, size: int, count: int) -> list[Update]:
     clients = []
     for _ in range(count):
-        mask = rng.random(size) < 0.4
-        values = rng.normal(0, 0.02, np.count_nonzero(mask)).astype(np.float32)
-        clients.append(Contribution(SparseAdapter(space_of(size), mask, values), int(rng.integers(1, 5000))))
+        positions = rng.random(size) < 0.4
+        values = rng.normal(0, 0.02, np.count_nonzero(positions))
+        clients.append(update(int(rng.integers(1, 5000)), positions, values))
     return clients
+
+
+def value_at(client: Update, position: int) -> np.float32:
+    return client.vectors["values"][np.count_nonzero(client.positions[:position])]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -143,9 +142,9 @@ def test_it_is_the_exact_mean_rounded_once(seed):
     clients = random_clients(rng, 60, 12)
     expected = previous.copy()
     for position in range(60):
-        holders = [c for c in clients if c.adapter.mask[position]]
+        holders = [c for c in clients if c.positions[position]]
         if weight := sum(c.samples for c in holders):
-            terms = [c.samples * Fraction(float(c.adapter.dense()[position])) for c in holders]
+            terms = [c.samples * Fraction(float(value_at(c, position))) for c in holders]
             expected[position] = np.float32(float(sum(terms) / weight))
     same_bits(aggregate(previous, iter(clients)), expected)
     same_bits(aggregate(previous, iter(clients[::-1])), expected)
@@ -155,10 +154,38 @@ def test_what_it_was_given_stays():
     previous, one = PREVIOUS.copy(), client(3, [1, 2, 3, None, None, None])
     aggregate(previous, [one])
     assert_array_equal(previous, PREVIOUS)
-    assert_array_equal(one.adapter.values, [1, 2, 3])
+    assert_array_equal(one.vectors["values"], [1, 2, 3])
 
 
-@pytest.mark.parametrize("bad", [client(0, [1.0] * 6), client(-1, [1.0] * 6), client(1, [1.0] * 5)])
-def test_what_cannot_be_averaged(bad):
-    with pytest.raises(ValueError, match="cannot average"):
-        aggregate(PREVIOUS, [client(1, [1.0] * 6), bad])
+@pytest.mark.parametrize("samples", [0, -1])
+def test_an_update_of_no_samples_has_no_weight(samples):
+    with pytest.raises(ValueError, match=f"an update of {samples} samples has no weight"):
+        client(samples, [1.0] * 6)
+
+
+@pytest.mark.parametrize("vector", [np.zeros(2, np.float32), np.zeros((3, 1), np.float32), np.zeros(3)], ids=str)
+def test_an_update_has_a_float32_a_position(vector):
+    with pytest.raises(ValueError, match=r"values is float(32|64)\(.*\), want float32\(3,\)"):
+        Update(np.array([True, False, True, True]), {"values": vector}, samples=1)
+
+
+def test_what_cannot_be_averaged():
+    of_another_space = client(1, [1.0] * 5)
+    of_other_vectors = Update(np.ones(6, dtype=bool), {"control": np.zeros(6, np.float32)}, samples=1)
+    for bad in (of_another_space, of_other_vectors):
+        with pytest.raises(ValueError, match="cannot average"):
+            aggregate(PREVIOUS, [client(1, [1.0] * 6), bad])
+
+
+def test_a_cohort_averages_each_vector_and_counts_holders():
+    cohort = Cohort(["values", "control"], 3, population=lambda: np.array([4, 4, 2]))
+    for samples, positions, values, control in [
+        (1, [True, True, False], [1, 2], [10, 20]),
+        (3, [True, False, False], [5], [30]),
+    ]:
+        vectors = {"values": np.array(values, np.float32), "control": np.array(control, np.float32)}
+        cohort.add(Update(np.array(positions), vectors, samples))
+    assert_array_equal(cohort.mean("values", np.float32([7, 8, 9])), [(1 + 3 * 5) / 4, 2, 9])
+    assert_array_equal(cohort.mean("control", np.float32(0)), [(10 + 3 * 30) / 4, 20, 0])
+    assert_array_equal(cohort.holders, [2, 1, 0])
+    assert_array_equal(cohort.population(), [4, 4, 2])

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from perfit.data import IGNORE_INDEX, Example
 from perfit.evaluation import perplexity
+from perfit.examples import IGNORE_INDEX, Example
 from perfit.models import load_model, load_tokenizer
 
 from .tiny import loaded
@@ -73,8 +73,8 @@ def test_it_agrees_with_the_models_own_loss(make_federation):
 
 
 def test_dropout_is_off_and_parameters_still_train(make_federation, tiny_gpt2):
-    federation = make_federation(model=tiny_gpt2, lora={"target_modules": ["c_attn"]})
-    model, data = loaded(federation)
+    spec = make_federation(model=tiny_gpt2, lora={"target_modules": ["c_attn"]})
+    model, data = loaded(spec)
     model.peft.train()
     first, second = (perplexity(model.peft, data["ann"].held_out.examples, model.tokenizer, 2) for _ in "ab")
     assert first == second

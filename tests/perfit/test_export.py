@@ -16,10 +16,15 @@ from safetensors.numpy import load
 from transformers import AutoModelForCausalLM
 
 from perfit.export import CONFIG_FILE, WEIGHTS_FILE, peft_files
-from perfit.federation import next_round, start_federation
-from perfit.lora import compact
+from perfit.simulation import Simulation
 
-from .tiny import loaded, logits
+from .tiny import compact_adapter, loaded, logits
+
+
+def one_round(spec, model, data):
+    """The first round's result of each client."""
+    simulation = Simulation(spec, model, data)
+    return simulation.next_round(simulation.start()).results
 
 
 def write(files: dict[str, bytes], directory) -> str:
@@ -33,40 +38,40 @@ def reload(base: str, directory: str):
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), directory)
 
 
-@pytest.mark.parametrize("method", ["perfit", "fedit"])
+@pytest.mark.parametrize("method", ["perfit", "fedit", "ffa-lora"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_plain_peft_gives_the_logits_of_the_client(
     make_federation, tiny_llama, tiny_gpt2, tmp_path, method, architecture
 ):
     base = {"llama": tiny_llama, "gpt2": tiny_gpt2}[architecture]
     targets = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[architecture]
-    federation = make_federation(
+    spec = make_federation(
         model=base,
         method={"name": method},
         lora={"target_modules": targets, "alpha": 5},
         training={"steps": 6, "learning_rate": 0.03},
     )
-    model, data = loaded(federation)
-    state = next_round(model, federation, data, start_federation(model, federation, data))
+    model, data = loaded(spec)
+    results = one_round(spec, model, data)
     for client, rank in [("ann", 2), ("bob", 1)]:
-        adapter, examples = state.tunings[client].adapter, data[client].held_out.examples
+        adapter, examples = results[client].adapter, data[client].held_out.examples
         assert adapter.budget == model.space.budget(rank)
-        with compact(model.peft, adapter):
+        with compact_adapter(model, adapter):
             expected = logits(model.peft, examples)
         with model.peft.disable_adapter():
             untuned = logits(model.peft, examples)
         (tmp_path / client).mkdir()
-        plain = reload(base, write(peft_files(federation, adapter), tmp_path / client))
+        plain = reload(base, write(peft_files(spec.expanded_lora, spec.model, adapter), tmp_path / client))
         found = logits(plain, examples)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(found, untuned, strict=True))
 
 
 def test_merged_it_gives_the_same_logits_but_for_rounding(make_federation, tiny_llama, tmp_path):
-    federation = make_federation(training={"steps": 6, "learning_rate": 0.03})
-    model, data = loaded(federation)
-    state = next_round(model, federation, data, start_federation(model, federation, data))
-    plain = reload(tiny_llama, write(peft_files(federation, state.tunings["bob"].adapter), tmp_path))
+    spec = make_federation(training={"steps": 6, "learning_rate": 0.03})
+    model, data = loaded(spec)
+    results = one_round(spec, model, data)
+    plain = reload(tiny_llama, write(peft_files(spec.expanded_lora, spec.model, results["bob"].adapter), tmp_path))
     examples = data["bob"].held_out.examples
     apart = logits(plain, examples)
     for a, b in zip(logits(plain.merge_and_unload(), examples), apart, strict=True):
@@ -74,11 +79,11 @@ def test_merged_it_gives_the_same_logits_but_for_rounding(make_federation, tiny_
 
 
 def test_the_files(make_federation, tiny_llama):
-    federation = make_federation()
-    model, data = loaded(federation)
-    state = next_round(model, federation, data, start_federation(model, federation, data))
-    adapter = state.tunings["bob"].adapter
-    files = peft_files(federation, adapter)
+    spec = make_federation()
+    model, data = loaded(spec)
+    results = one_round(spec, model, data)
+    adapter = results["bob"].adapter
+    files = peft_files(spec.expanded_lora, spec.model, adapter)
     assert set(files) == {CONFIG_FILE, WEIGHTS_FILE} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads(files[CONFIG_FILE])
     assert (config["peft_type"], config["task_type"]) == ("LORA", "CAUSAL_LM")
@@ -95,13 +100,13 @@ def test_the_files(make_federation, tiny_llama):
 
 
 def test_all_linear(make_federation, tiny_llama, tmp_path):
-    federation = make_federation(lora={"target_modules": "all-linear"}, training={"learning_rate": 0.03})
-    model, data = loaded(federation)
-    state = next_round(model, federation, data, start_federation(model, federation, data))
-    adapter, examples = state.tunings["bob"].adapter, data["bob"].held_out.examples
-    with compact(model.peft, adapter):
+    spec = make_federation(lora={"target_modules": "all-linear"}, training={"learning_rate": 0.03})
+    model, data = loaded(spec)
+    results = one_round(spec, model, data)
+    adapter, examples = results["bob"].adapter, data["bob"].held_out.examples
+    with compact_adapter(model, adapter):
         expected = logits(model.peft, examples)
-    plain = reload(tiny_llama, write(peft_files(federation, adapter), tmp_path))
+    plain = reload(tiny_llama, write(peft_files(spec.expanded_lora, spec.model, adapter), tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(logits(plain, examples), expected, strict=True))
 
 
@@ -111,19 +116,16 @@ import numpy as np
 from perfit.adapter import SparseAdapter
 from perfit.export import peft_files
 from perfit.space import LoraSpace
-from perfit.spec import Federation
+from perfit.spec import Lora
 
 targets = ["q_proj", "v_proj", "o_proj", "k_proj"]
-client = {"id": "a", "data": "d"}
-federation = Federation.model_validate(
-    {"name": "f", "model": "m", "lora": {"target_modules": targets}, "clients": [client]}
-)
+lora = Lora(target_modules=targets)
 shapes = {"A": (16, 3), "B": (3, 16)}
 space = LoraSpace.from_shapes(
     {f"base_model.model.{t}.lora_{ab}.weight": shapes[ab] for t in targets for ab in "AB"}
 )
 adapter = SparseAdapter(space, np.ones(space.size, dtype=bool), space.initial_values(0))
-files = sorted(peft_files(federation, adapter).items())
+files = sorted(peft_files(lora, "m", adapter).items())
 digest = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()
 """
 

@@ -24,9 +24,9 @@ NEED = MemoryNeed(weights=2 * 2**30, adapter=68 * 2**20, activations=256 * 2**20
 """4 GiB with the 700 MiB of the process: 2 GiB + (68 + 256 + 700) MiB + 1 GiB."""
 
 
-def need_of(federation: Federation, rank: int = 2) -> MemoryNeed:
-    space = expand(model_skeleton(federation.model), federation)[1]
-    return memory_need(model_skeleton(federation.model), space, federation, rank)
+def need_of(spec: Federation, rank: int = 2) -> MemoryNeed:
+    space = expand(model_skeleton(spec.model), spec)[1]
+    return memory_need(model_skeleton(spec.model), space, spec, rank)
 
 
 @pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("bfloat16", 2)])
@@ -41,8 +41,8 @@ def test_weights(make_federation, precision, width):
 def test_embeddings_that_are_also_the_head_count_once(make_federation, tiny_gpt2):
     # A layer: queries, keys, values in one; output; feed-forward of 4 x 32; all with biases; two norms.
     layer = 33 * 96 + 33 * 32 + 33 * 128 + 129 * 32 + 2 * 64
-    federation = make_federation(model=tiny_gpt2, lora={"target_modules": ["c_attn"]})
-    assert need_of(federation).weights == 4 * (320 * 32 + 128 * 32 + 2 * layer + 64)
+    spec = make_federation(model=tiny_gpt2, lora={"target_modules": ["c_attn"]})
+    assert need_of(spec).weights == 4 * (320 * 32 + 128 * 32 + 2 * layer + 64)
 
 
 # Rank 2 on q_proj (32 + 32 features) and v_proj (32 + 16) of two layers: 448 positions, 896 when expanded.
@@ -63,8 +63,8 @@ TUNING = {rank: 224 * rank * (4 + 4 + 8) + 224 * rank * 8 for rank in (1, 2)}  #
     ],
 )
 def test_adapter(make_federation, method, expansion, rank, expected):
-    federation = make_federation(method={"name": method}, lora={"expansion": expansion})
-    assert need_of(federation, rank).adapter == expected
+    spec = make_federation(method={"name": method}, lora={"expansion": expansion})
+    assert need_of(spec, rank).adapter == expected
 
 
 def test_pruning_among_all_positions_takes_ten_bytes_more_for_each(make_federation):
@@ -143,13 +143,11 @@ def test_a_tier_that_is_too_small(tier, offer):
 def test_tiers_in_use_are_checked_when_the_model_is_inspected(make_federation):
     # The process alone takes 700 MiB.
     tiers = {"default": {"memory": "1Gi"}, "weak": {"memory": "699Mi"}}
-    federation = make_federation(tiers=tiers)
-    assert inspect_model(federation, Path("no-cache-needed")).size == 896
-    moved = [
-        client.model_copy(update={"tier": "weak"}) if client.id == "bob" else client for client in federation.clients
-    ]
+    spec = make_federation(tiers=tiers)
+    assert inspect_model(spec, Path("no-cache-needed")).size == 896
+    moved = [client.model_copy(update={"tier": "weak"}) if client.id == "bob" else client for client in spec.clients]
     with pytest.raises(PerfitError, match=r"^tiers\.weak\.memory: 0\.68 GiB cannot hold"):
-        inspect_model(federation.model_copy(update={"clients": tuple(moved)}), Path("no-cache-needed"))
+        inspect_model(spec.model_copy(update={"clients": tuple(moved)}), Path("no-cache-needed"))
 
 
 def test_the_peak_of_a_real_search_is_below_the_estimate_but_not_far():

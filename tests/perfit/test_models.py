@@ -108,8 +108,8 @@ def test_a_skeleton_has_the_shapes_and_no_weights(make_federation, tiny_llama, t
     skeleton = model_skeleton(tiny_llama)
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}
     for targets in (["q_proj"], "all-linear"):
-        federation = make_federation(lora={"target_modules": targets})
-        assert inspect_model(federation, tmp_path) == load_expanded(federation, tmp_path).space
+        spec = make_federation(lora={"target_modules": targets})
+        assert inspect_model(spec, tmp_path) == load_expanded(spec, tmp_path).space
 
 
 def test_directories_without_a_model(tmp_path):

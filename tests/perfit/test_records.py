@@ -131,7 +131,7 @@ def test_reading_leaves_nothing_behind(tmp_path):
 
 def test_imports_are_light(tmp_path):
     heavy = "{'torch', 'datasets', 'transformers'}"
-    code = f"import sys, perfit.partition, perfit.data; print({heavy} & set(sys.modules))"
+    code = f"import sys, perfit.partition, perfit.examples; print({heavy} & set(sys.modules))"
     assert python(code, tmp_path) == "set()"
 
 

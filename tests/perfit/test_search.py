@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from perfit.client import find_mask
+from perfit.client import find_architecture
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import dense_weights, set_dense
@@ -22,12 +22,26 @@ METRICS = ("taylor", "magnitude", "gradient", "random")
 CASES = list(itertools.product(METRICS, ("layer", "global")))
 
 
-def find(federation, client_id: str, model=None, data=None, **more) -> np.ndarray:
+def find(spec, client_id: str, model=None, data=None, **more) -> np.ndarray:
     """Search one client's mask from the federation's initial values."""
     if model is None:
-        model, data = loaded(federation)
-    initial = model.space.initial_values(federation.training.seed)
-    return find_mask(model, federation, federation.client(client_id), data[client_id], initial, **more)
+        model, data = loaded(spec)
+    return find_architecture(model, spec, spec.client(client_id), data[client_id], **more)
+
+
+def find_from(initial: np.ndarray, spec, client_id: str, model, data, seed: int = 0) -> np.ndarray:
+    """Search one client's mask from values of one's own."""
+    return search_architecture(
+        model.peft,
+        model.space,
+        data[client_id].train.examples,
+        model.tokenizer,
+        spec.search,
+        spec.training,
+        initial=initial,
+        rank=spec.rank_of(spec.client(client_id)),
+        seed=seed,
+    )
 
 
 def dense_values(model) -> np.ndarray:
@@ -36,11 +50,11 @@ def dense_values(model) -> np.ndarray:
 
 @pytest.mark.parametrize(("metric", "scope"), CASES)
 def test_the_mask_has_exactly_its_budget(make_federation, metric, scope):
-    federation = make_federation(method={"metric": metric, "scope": scope})
-    model, data = loaded(federation)
+    spec = make_federation(method={"metric": metric, "scope": scope})
+    model, data = loaded(spec)
     # q: 32 + 32, v: 32 + 16 parameters a rank, in two layers.
     for client, rank in [("ann", 2), ("bob", 1)]:
-        mask = find(federation, client, model, data)
+        mask = find(spec, client, model, data)
         assert (mask.dtype, mask.shape) == (bool, (model.space.size,))
         assert np.count_nonzero(mask) == rank * 2 * (64 + 48)
         if scope == "layer":
@@ -50,62 +64,54 @@ def test_the_mask_has_exactly_its_budget(make_federation, metric, scope):
 
 @pytest.mark.parametrize(("metric", "scope"), CASES)
 def test_exactly_its_budget_with_one_module(make_federation, metric, scope):
-    federation = make_federation(
+    spec = make_federation(
         method={"metric": metric, "scope": scope},
         lora={"target_modules": ["layers.1.self_attn.q_proj"], "rank": 3, "expansion": 3},
     )
     for client, rank in [("ann", 3), ("bob", 1)]:
-        assert np.count_nonzero(find(federation, client)) == rank * 64
+        assert np.count_nonzero(find(spec, client)) == rank * 64
 
 
 @pytest.mark.parametrize(("metric", "scope"), CASES)
 def test_exactly_its_budget_when_all_scores_tie(make_federation, metric, scope):
-    federation = make_federation(method={"metric": metric, "scope": scope})
-    model, data = loaded(federation)
+    spec = make_federation(method={"metric": metric, "scope": scope})
+    model, data = loaded(spec)
     # With A and B zero no parameter has a weight or a gradient, and training moves none.
     for client, rank in [("ann", 2), ("bob", 1)]:
-        mask = find_mask(
-            model,
-            federation,
-            federation.client(client),
-            data[client],
-            np.zeros(model.space.size, np.float32),
-        )
+        mask = find_from(np.zeros(model.space.size, np.float32), spec, client, model, data)
         assert not dense_values(model).any()
         assert np.count_nonzero(mask) == model.space.budget(rank)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_with_expansion_1_the_largest_client_has_nothing_to_prune(make_federation, metric):
-    federation = make_federation(method={"metric": metric}, lora={"expansion": 1})
-    model, data = loaded(federation)
+    spec = make_federation(method={"metric": metric}, lora={"expansion": 1})
+    model, data = loaded(spec)
     steps: list[int] = []
-    assert find(federation, "ann", model, data, on_step=lambda step, *_: steps.append(step)).all()
+    assert find(spec, "ann", model, data, on_step=lambda step, *_: steps.append(step)).all()
     assert steps == []
-    assert np.count_nonzero(find(federation, "bob", model, data)) == model.space.budget(1)
+    assert np.count_nonzero(find(spec, "bob", model, data)) == model.space.budget(1)
 
 
 def test_survivors_follow_the_schedule(make_federation):
-    federation = make_federation(
-        method={"scope": "global", "search_steps": 6, "warmup_steps": 2, "pruning_iterations": 2}
-    )
-    model, data = loaded(federation)
+    spec = make_federation(method={"scope": "global", "search_steps": 6, "warmup_steps": 2, "pruning_iterations": 2})
+    model, data = loaded(spec)
     alive: list[int] = []
-    find(federation, "bob", model, data, on_step=lambda *_: alive.append(np.count_nonzero(dense_values(model))))
+    find(spec, "bob", model, data, on_step=lambda *_: alive.append(np.count_nonzero(dense_values(model))))
     # Rank 1 of 4 keeps 224 of 896. Of the 672 others (1/2)**3 are left after step 4, and none after step 6.
     assert alive == [896, 896, 896, 224 + 84, 224 + 84, 224]
 
 
 def test_one_step_and_one_pruning(make_federation):
-    federation = make_federation(method={"search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1})
-    assert np.count_nonzero(find(federation, "bob")) == 224  # of rank 1: twice 32 + 32 and 32 + 16
+    spec = make_federation(method={"search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1})
+    assert np.count_nonzero(find(spec, "bob")) == 224  # of rank 1: twice 32 + 32 and 32 + 16
 
 
 def test_pruned_positions_are_zero_and_the_backbone_as_it_was(make_federation):
-    federation = make_federation(method={"search_steps": 6, "pruning_iterations": 3})
-    model, data = loaded(federation)
+    spec = make_federation(method={"search_steps": 6, "pruning_iterations": 3})
+    model, data = loaded(spec)
     before = base_hash(model.peft)
-    mask = find(federation, "bob", model, data)
+    mask = find(spec, "bob", model, data)
     values = dense_values(model)
     assert not values[~mask].any()
     assert values[mask].any()
@@ -114,12 +120,12 @@ def test_pruned_positions_are_zero_and_the_backbone_as_it_was(make_federation):
 
 def test_magnitude_by_hand(make_federation):
     # Scores of the first step are the initial weights: those of B are zero, those of A decide.
-    federation = make_federation(
+    spec = make_federation(
         method={"metric": "magnitude", "search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1}
     )
-    model, data = loaded(federation)
-    mask = find(federation, "bob", model, data)
-    weights = np.abs(model.space.initial_values(federation.training.seed))
+    model, data = loaded(spec)
+    mask = find(spec, "bob", model, data)
+    weights = np.abs(model.space.initial_values(spec.training.seed))
     for part, budget in zip(model.space.layers().values(), [64, 48] * 2, strict=True):
         assert_array_equal(np.sort(weights[part][mask[part]]), np.sort(weights[part])[-budget:])
 
@@ -138,11 +144,11 @@ def mean_gradient(model, examples, values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("metric", ["gradient", "taylor"])
 def test_scores_by_plain_autograd(make_federation, metric):
-    federation = make_federation(
+    spec = make_federation(
         method={"metric": metric, "scope": "global", "search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1},
         training={"batch_size": 6},
     )
-    model, data = loaded(federation)
+    model, data = loaded(spec)
     examples = data["ann"].train.examples
     initial = np.random.default_rng(0).normal(0, 0.1, model.space.size).astype(np.float32)
     scores = np.abs(mean_gradient(model, examples, initial))
@@ -153,8 +159,8 @@ def test_scores_by_plain_autograd(make_federation, metric):
         model.space,
         examples,
         model.tokenizer,
-        federation.method,
-        federation.training,
+        spec.search,
+        spec.training,
         initial=initial,
         rank=1,
         seed=0,
@@ -167,48 +173,48 @@ def test_scores_by_plain_autograd(make_federation, metric):
 
 def test_scores_add_up_over_the_steps_before_the_first_pruning(make_federation):
     # B starts at zero, so at first A has no gradient and B no Taylor score: both have one after the warm-up.
-    federation = make_federation(method={"search_steps": 3, "warmup_steps": 2, "pruning_iterations": 1})
-    model, data = loaded(federation)
-    mask = find(federation, "ann", model, data)
+    spec = make_federation(method={"search_steps": 3, "warmup_steps": 2, "pruning_iterations": 1})
+    model, data = loaded(spec)
+    mask = find(spec, "ann", model, data)
     for block in model.space.split(mask).values():
         assert 0 < np.count_nonzero(block) < block.size
 
 
 def test_the_search_follows_data_and_seed_alone(make_federation):
-    federation = make_federation()
-    model, data = loaded(federation)
-    first = find(federation, "bob", model, data)
-    find(federation, "ann", model, data)
-    assert_array_equal(find(federation, "bob", model, data), first)
-    assert_array_equal(find(federation, "bob"), first)
+    spec = make_federation()
+    model, data = loaded(spec)
+    first = find(spec, "bob", model, data)
+    find(spec, "ann", model, data)
+    assert_array_equal(find(spec, "bob", model, data), first)
+    assert_array_equal(find(spec, "bob"), first)
     assert np.any(find(make_federation(training={"seed": 1}), "bob") != first)
 
 
 def test_clients_have_masks_of_their_own(make_federation):
     for metric in ("taylor", "random"):
-        federation = make_federation(
+        spec = make_federation(
             method={"metric": metric, "search_steps": 8, "pruning_iterations": 4},
             clients=[{**c.model_dump(), "rank": 2} for c in make_federation().clients],
         )
-        model, data = loaded(federation)
-        ann, bob = (find(federation, client, model, data) for client in ("ann", "bob"))
+        model, data = loaded(spec)
+        ann, bob = (find(spec, client, model, data) for client in ("ann", "bob"))
         assert 0 < np.count_nonzero(ann & bob) < np.count_nonzero(ann)
 
 
 def test_a_searched_architecture_trains_better_than_the_worst(make_federation):
     # What Taylor calls important carries more of the trained loss than what it prunes.
-    federation = make_federation(
+    spec = make_federation(
         method={"search_steps": 30, "warmup_steps": 29, "pruning_iterations": 1},
         training={"batch_size": 6},
     )
-    model, data = loaded(federation)
+    model, data = loaded(spec)
     captured: list[np.ndarray] = []
 
     def on_step(step: int, steps: int, loss: float) -> None:
         if step == steps - 1:
             captured.append(dense_values(model))
 
-    mask = find(federation, "ann", model, data, on_step=on_step)
+    mask = find(spec, "ann", model, data, on_step=on_step)
     results = []
     for kept in (mask, ~mask):
         set_dense(model.peft, model.space, np.where(kept, captured[0], 0).astype(np.float32))
@@ -218,11 +224,11 @@ def test_a_searched_architecture_trains_better_than_the_worst(make_federation):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_search_that_diverges_says_so(make_federation, metric):
-    federation = make_federation(
+    spec = make_federation(
         method={"metric": metric, "search_steps": 3, "warmup_steps": 0, "pruning_iterations": 3},
         training={"learning_rate": 1e30},
     )
-    model, data = loaded(federation)
+    model, data = loaded(spec)
     initial = np.full(model.space.size, 0.1, np.float32)  # with B at zero the first step would move B alone
     with pytest.raises(TrainingDiverged, match="at step 2 of 3"):
-        find_mask(model, federation, federation.client("bob"), data["bob"], initial)
+        find_from(initial, spec, "bob", model, data)

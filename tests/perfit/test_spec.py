@@ -1,14 +1,16 @@
-"""The federation file's model: what follows from it, and what may change in it."""
+"""What a federation computes: what follows from its file, and what may change in it."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from perfit.federation_file import parse_federation
-from perfit.spec import Federation, Tier, quantity_bytes
+from perfit.methods import METHODS
+from perfit.spec import FederationSpec
 
 CLIENTS = [{"id": "ann", "data": "ann.jsonl"}, {"id": "bob", "data": "owner/set:train", "rank": 2}]
 FULL: dict[str, Any] = {
@@ -16,100 +18,69 @@ FULL: dict[str, Any] = {
     "model": "package:llm/model.gguf",
     "method": {"name": "perfit", "metric": "gradient", "scope": "global", "search_steps": 9, "warmup_steps": 2},
     "lora": {"rank": 4, "alpha": 6, "target_modules": ["q_proj", "o_proj"], "expansion": 3},
-    "training": {"steps": 7, "learning_rate": 1e-5, "precision": "bfloat16", "seed": 11},
+    "training": {"steps": 7, "optimizer": "sgd", "learning_rate": 1e-5, "precision": "bfloat16", "seed": 11},
     "data": {"held_out_fraction": 0.1, "bad_records": "skip"},
     "rounds": 5,
     "participation": {"fraction": 0.5, "minimum_clients": 2},
     "wire_dtype": "float16",
-    "tiers": {
-        "big": {
-            "cpu": "3500m",
-            "memory": "16Gi",
-            "accelerator": {"type": "amd.com/gpu", "count": 2},
-            "node_selector": {"zone": "on"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "parallelism": 2,
-        },
-        "small": {"cpu": 2},
-        "unused": {},
-    },
     "clients": [
-        {"id": "bob", "data": "s3://b/bob.jsonl", "tier": "small", "rank": 1, "secret": "bob-key"},
-        {"id": "ann", "data": "/data/ann.parquet", "tier": "big", "held_out": "/data/x.jsonl", "volume": "v"},
+        {"id": "bob", "data": "s3://b/bob.jsonl", "tier": "small", "rank": 1},
+        {"id": "ann", "data": "/data/ann.parquet", "tier": "big", "held_out": "/data/x.jsonl"},
     ],
-    "store": "s3://bucket/prefix",
-    "cluster": {"model_cache": None, "shared_memory": "2Gi"},
 }
 
 
-def spec(**changes: Any) -> Federation:
-    return Federation.model_validate({"name": "f", "model": "m", "clients": CLIENTS, **changes})
+MINIMAL: dict[str, Any] = {"name": "f", "model": "m", "clients": CLIENTS}
 
 
-@pytest.mark.parametrize("tree", [FULL, {"name": "f", "model": "m", "clients": CLIENTS}], ids=["full", "minimal"])
+def spec(**changes: Any) -> FederationSpec:
+    return FederationSpec.model_validate({**MINIMAL, **changes})
+
+
+@pytest.mark.parametrize("tree", [FULL, MINIMAL], ids=["full", "minimal"])
 def test_its_yaml_reads_back(tree):
-    federation = Federation.model_validate(tree)
+    federation = FederationSpec.model_validate(tree)
     text = federation.to_yaml()
-    assert parse_federation(text) == federation
-    assert parse_federation(text).to_yaml() == text
-    assert list(Federation.model_fields) == [line.split(":")[0] for line in text.splitlines() if line[0].isalpha()]
+    assert FederationSpec.model_validate(yaml.safe_load(text)) == federation
+    assert list(FederationSpec.model_fields) == [line.split(":")[0] for line in text.splitlines() if line[0].isalpha()]
 
 
-def test_names_that_yaml_takes_for_something_else_read_back():
-    federation = spec(model="1e3", clients=[{"id": "null", "data": "yes"}, {"id": "007", "data": "~"}])
-    assert parse_federation(federation.to_yaml()) == federation
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_is_written_and_read(name):
+    federation = spec(method={"name": name})
+    assert type(federation.method) is METHODS[name].options
+    assert federation.algorithm is METHODS[name]
+    for text in (federation.to_yaml(), federation.to_json()):
+        assert FederationSpec.model_validate(yaml.safe_load(text)) == federation
+
+
+def test_one_line_of_json_names_what_differs_from_the_defaults():
+    assert json.loads(spec().to_json()) == MINIMAL
+    federation = spec(method={"name": "fedprox"}, rounds=3, lora={"rank": 4})
+    assert json.loads(federation.to_json()) == {**MINIMAL, "method": {"name": "fedprox"}, "lora": {"rank": 4}}
+    federation = spec(method={"name": "fedprox", "mu": 0.5})
+    assert json.loads(federation.to_json()) == {**MINIMAL, "method": {"name": "fedprox", "mu": 0.5}}
+    assert "\n" not in federation.to_json()
 
 
 def test_the_space_is_that_of_the_largest_client():
     federation = spec(lora={"rank": 4, "alpha": 6, "expansion": 3})
-    assert (federation.expansion, federation.expanded_rank, federation.expanded_alpha) == (3, 12, 18)
+    expanded = federation.expanded_lora
+    assert (federation.expansion, expanded.rank, expanded.alpha) == (3, 12, 18)
     assert [federation.rank_of(client) for client in federation.clients] == [4, 2]
 
 
-@pytest.mark.parametrize("method", ["fedit", "local"])
+def test_without_a_word_the_space_of_a_search_is_twice_as_wide():
+    federation = spec(lora={"rank": 4, "alpha": 6})
+    assert (federation.expansion, federation.expanded_lora.rank, federation.expanded_lora.alpha) == (2, 8, 12)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "perfit"])
 def test_methods_without_a_search_do_not_expand(method):
-    federation = spec(method={"name": method}, lora={"rank": 4, "alpha": 6, "expansion": 3})
-    assert (federation.expansion, federation.expanded_rank, federation.expanded_alpha) == (1, 4, 6)
-    assert not federation.method.searches
-    assert federation.method.exchanges == (method == "fedit")
-
-
-@pytest.mark.parametrize(
-    ("cpu", "threads"), [("1", 1), (4, 4), ("500m", 1), ("1500m", 1), ("3500m", 3), ("2.5", 2), (0.5, 1), ("16", 16)]
-)
-def test_threads_of_a_tier(cpu, threads):
-    assert Tier(cpu=cpu).threads == threads
-
-
-@pytest.mark.parametrize("cpu", ["4Gi", "2k", "1.5M", "2Ei"])
-def test_a_cpu_is_no_amount_of_memory(cpu):
-    with pytest.raises(ValidationError, match=cpu):
-        Tier(cpu=cpu)
-
-
-@pytest.mark.parametrize(
-    ("quantity", "size"),
-    [
-        ("0", 0),
-        ("12", 12),
-        ("1500m", 1),
-        ("2k", 2000),
-        ("2Ki", 2048),
-        ("1.5Gi", 3 * 2**29),
-        ("16G", 16 * 10**9),
-        ("3M", 3 * 10**6),
-        ("1Ti", 2**40),
-        ("2Pi", 2**51),
-        ("1E", 10**18),
-    ],
-)
-def test_quantities_in_bytes(quantity, size):
-    assert quantity_bytes(quantity) == size
-
-
-def test_tiers_in_use_are_in_the_order_of_the_file():
-    assert Federation.model_validate(FULL).tiers_in_use() == ["big", "small"]
-    assert spec().tiers_in_use() == ["default"]
+    for lora in ({"rank": 4, "alpha": 6}, {"rank": 4, "alpha": 6, "expansion": 1}):
+        federation = spec(method={"name": method}, lora=lora)
+        assert (federation.expansion, federation.expanded_lora.rank, federation.expanded_lora.alpha) == (1, 4, 6)
+        assert federation.search is None
 
 
 def test_clients_by_id():
@@ -137,10 +108,7 @@ def test_a_federation_does_not_change():
         {},
         {"rounds": 9},
         {"participation": {"fraction": 0.5, "minimum_clients": 2}},
-        {"tiers": {"default": {"cpu": 4}, "gpu": {}}},
-        {"store": "s3://elsewhere"},
-        {"cluster": {"shared_memory": "2Gi"}},
-        {"clients": [{"id": "ann", "data": "elsewhere.jsonl", "held_out": "h.jsonl", "secret": "s", "volume": "v"}]},
+        {"clients": [{"id": "ann", "data": "elsewhere.jsonl", "held_out": "h.jsonl", "tier": "big"}]},
         {"clients": [*CLIENTS, {"id": "eve", "data": "eve.jsonl", "rank": 1}]},
         {"clients": [{"id": "ann", "data": "ann.jsonl", "rank": 8}, CLIENTS[1]]},
     ],
@@ -148,10 +116,7 @@ def test_a_federation_does_not_change():
         "nothing",
         "rounds",
         "participation",
-        "tiers",
-        "store",
-        "cluster",
-        "where data lie",
+        "where data lie and who trains",
         "a new client",
         "its rank, said",
     ],
@@ -167,6 +132,7 @@ def test_what_may_change(changes):
         ({"name": "g"}, "name is 'f' here and 'g' there"),
         ({"model": "n"}, "model is 'm' here and 'n' there"),
         ({"method": {"name": "fedit"}}, "method.name is 'perfit' here and 'fedit' there"),
+        ({"method": {"name": "fedprox", "mu": 0.01}}, "method.name is 'perfit' here and 'fedprox' there"),
         ({"method": {"metric": "random"}}, "method.metric is 'taylor' here and 'random' there"),
         ({"lora": {"rank": 9}}, "lora.rank is 8 here and 9 there"),
         ({"lora": {"alpha": 9}}, "lora.alpha is 16 here and 9.0 there"),

@@ -13,14 +13,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from perfit.adapter import SparseAdapter
 from perfit.adapter_file import to_wire
 from perfit.client import load_expanded
-from perfit.data import IGNORE_INDEX, Example
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import perplexity
-from perfit.lora import compact, read_values
+from perfit.examples import IGNORE_INDEX, Example
+from perfit.lora import read_values
 from perfit.spec import Training
 from perfit.training import features, train
 
-from .tiny import base_hash, loaded
+from .tiny import base_hash, compact_adapter, loaded
 
 LEARNING_RATE = 0.01
 
@@ -34,10 +34,10 @@ def full_adapter(space) -> SparseAdapter:
     return SparseAdapter(space, np.ones(space.size, dtype=bool), values)
 
 
-def run(federation, settings: Training, steps: int, seed: int = 0, **more) -> tuple[list[float], np.ndarray]:
+def run(spec, settings: Training, steps: int, seed: int = 0, **more) -> tuple[list[float], np.ndarray]:
     """Train ann's six examples from the same values; return losses and values."""
-    model, data = loaded(federation)
-    with compact(model.peft, full_adapter(model.space)) as vectors:
+    model, data = loaded(spec)
+    with compact_adapter(model, full_adapter(model.space)) as vectors:
         losses = train(
             model.peft, data["ann"].train.examples, model.tokenizer, settings, steps=steps, seed=seed, **more
         )
@@ -54,20 +54,20 @@ def test_features_of_an_example():
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(6, 1), (3, 2), (2, 3), (1, 6)])
 def test_the_loss_is_nats_a_response_token_however_it_is_batched(make_federation, batch_size, accumulation):
-    federation = make_federation()
-    model, data = loaded(federation)
-    with compact(model.peft, full_adapter(model.space)):
+    spec = make_federation()
+    model, data = loaded(spec)
+    with compact_adapter(model, full_adapter(model.space)):
         expected = math.log(perplexity(model.peft, data["ann"].train.examples, model.tokenizer, 6))
     settings = options(batch_size=batch_size, gradient_accumulation=accumulation)
-    losses, _ = run(federation, settings, steps=1)
+    losses, _ = run(spec, settings, steps=1)
     assert losses == pytest.approx([expected], rel=1e-5)
 
 
-def adamw_step(federation, settings: Training) -> np.ndarray:
-    """One step of AdamW (Loshchilov & Hutter, 2019) from zero moments, written out."""
-    model, data = loaded(federation)
+def start_and_gradient(spec, settings: Training) -> tuple[np.ndarray, np.ndarray]:
+    """The values that a training starts from, and the clipped gradient of its first step, by autograd alone."""
+    model, data = loaded(spec)
     examples = data["ann"].train.examples
-    with compact(model.peft, full_adapter(model.space)) as vectors:
+    with compact_adapter(model, full_adapter(model.space)) as vectors:
         total = 0.0
         for example in examples:
             tokens = sum(label != IGNORE_INDEX for label in example.labels)
@@ -77,7 +77,12 @@ def adamw_step(federation, settings: Training) -> np.ndarray:
         (total / count).backward()
         gradient = np.concatenate([vector.grad.numpy() for vector in vectors.values()]).astype(np.float64)
         values = read_values(vectors).astype(np.float64)
-    gradient *= min(1, settings.max_gradient_norm / np.linalg.norm(gradient))
+    return values, gradient * min(1, settings.max_gradient_norm / np.linalg.norm(gradient))
+
+
+def adamw_step(spec, settings: Training) -> np.ndarray:
+    """One step of AdamW (Loshchilov & Hutter, 2019) from zero moments, written out."""
+    values, gradient = start_and_gradient(spec, settings)
     # Bias-corrected, the moments of the first step are the gradient and its square.
     values -= settings.learning_rate * settings.weight_decay * values
     return values - settings.learning_rate * gradient / (np.abs(gradient) + 1e-8)
@@ -85,11 +90,20 @@ def adamw_step(federation, settings: Training) -> np.ndarray:
 
 @pytest.mark.parametrize("changes", [{}, {"max_gradient_norm": 1e-7}, {"weight_decay": 0.5}], ids=str)
 def test_a_step_is_one_of_adamw(make_federation, changes):
-    federation, settings = make_federation(), options(**changes)
-    _, values = run(federation, settings, steps=1)
+    spec, settings = make_federation(), options(**changes)
+    _, values = run(spec, settings, steps=1)
     # Where a gradient is near zero its sign is rounding: compare all but a few.
-    error = np.abs(values - adamw_step(federation, settings))
+    error = np.abs(values - adamw_step(spec, settings))
     assert np.quantile(error, 0.99) < 0.01 * LEARNING_RATE
+
+
+@pytest.mark.parametrize("limit", [1e9, 1e-3])
+def test_a_step_of_sgd_is_the_rate_times_the_gradient(make_federation, limit):
+    spec, settings = make_federation(), options(optimizer="sgd", max_gradient_norm=limit)
+    _, values = run(spec, settings, steps=1)
+    start, gradient = start_and_gradient(spec, settings)
+    move = LEARNING_RATE * gradient
+    assert_allclose(values - start, -move, atol=1e-3 * np.abs(move).max() + 2e-8)  # values near 0.3 have float32's ulp
 
 
 def test_steps_go_on_beyond_the_end_of_the_data(make_federation):
@@ -113,25 +127,25 @@ def test_the_rate_is_constant(make_federation):
 
 
 def test_the_seed_decides_the_order(make_federation):
-    federation = make_federation()
-    first, again, other = (run(federation, options(batch_size=2), steps=3, seed=seed) for seed in (1, 1, 2))
+    spec = make_federation()
+    first, again, other = (run(spec, options(batch_size=2), steps=3, seed=seed) for seed in (1, 1, 2))
     assert first[0] == again[0]
     assert_array_equal(first[1], again[1])
     assert np.any(first[1] != other[1])
 
 
 def test_gradient_checkpointing_changes_no_value(make_federation):
-    federation = make_federation()
-    plain, checkpointed = (run(federation, options(gradient_checkpointing=on), steps=2) for on in (False, True))
+    spec = make_federation()
+    plain, checkpointed = (run(spec, options(gradient_checkpointing=on), steps=2) for on in (False, True))
     assert_array_equal(checkpointed[1], plain[1])
 
 
 def test_bfloat16_keeps_the_trainable_values_in_float32(make_federation):
-    federation = make_federation(training={"precision": "bfloat16"})
-    model = load_expanded(federation, "unused")
+    spec = make_federation(training={"precision": "bfloat16"})
+    model = load_expanded(spec, "unused")
     base = {p.dtype for name, p in model.peft.named_parameters() if "lora_" not in name}
     assert base == {torch.bfloat16}
-    losses, values = run(federation, options(precision="bfloat16"), steps=1)
+    losses, values = run(spec, options(precision="bfloat16"), steps=1)
     exact, _ = run(make_federation(), options(), steps=1)
     assert losses == pytest.approx(exact, rel=0.02)
     assert values.dtype == np.float32
@@ -144,7 +158,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
     adapter = full_adapter(model.space)
     with (
         pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 2 of 5"),
-        compact(model.peft, adapter),
+        compact_adapter(model, adapter),
     ):
         train(
             model.peft,
@@ -156,7 +170,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
         )
     assert base_hash(model.peft) == before
     # The model is fit for the next client.
-    with compact(model.peft, adapter) as vectors:
+    with compact_adapter(model, adapter) as vectors:
         losses = train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=1, seed=0)
         after = read_values(vectors)
     expected = run(make_federation(), options(), steps=1)
@@ -168,14 +182,14 @@ def test_it_says_nothing_on_standard_output_and_leaves_no_file(make_federation, 
     monkeypatch.chdir(tmp_path)
     model, data = loaded(make_federation())
     capfd.readouterr()
-    with compact(model.peft, full_adapter(model.space)):
+    with compact_adapter(model, full_adapter(model.space)):
         train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=2, seed=0)
     assert capfd.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_values_near_those_of_other_batches(make_federation):
-    federation = make_federation()
-    whole = run(federation, options(), steps=1)[1]
-    parts = run(federation, options(batch_size=2, gradient_accumulation=3), steps=1)[1]
+    spec = make_federation()
+    whole = run(spec, options(), steps=1)[1]
+    parts = run(spec, options(batch_size=2, gradient_accumulation=3), steps=1)[1]
     assert_allclose(np.quantile(np.abs(whole - parts), 0.99), 0, atol=0.01 * LEARNING_RATE)

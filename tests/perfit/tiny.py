@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from perfit.adapter import SparseAdapter
 from perfit.client import ClientData, ExpandedModel, load_client_data, load_expanded
-from perfit.data import Example
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
+from perfit.examples import Example
+from perfit.lora import compact
+from perfit.spec import FederationSpec
 
 SENTENCES = [
     "Name the capital of France. The capital of France is Paris.",
@@ -171,13 +175,19 @@ def write_records(path: Path, topic: str, count: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def federation(model: str, data: Path, /, **sections: Any) -> Federation:
-    """Make a federation of two clients, the second of half the rank; sections by keyword are merged in."""
+SEARCH = {"search_steps": 3, "warmup_steps": 1, "pruning_iterations": 2}
+"""A search of a few steps, for the method perfit."""
+
+
+def federation(model: str, data: Path, /, **sections: Any) -> ClusterSpec:
+    """Make a federation of two clients, the second of half the rank; sections by keyword are merged in.
+
+    The section ``method`` is merged into a search of few steps where it is perfit's; any other method's stands alone.
+    """
     tree: dict[str, Any] = {
         "name": "tiny",
         "model": model,
-        "method": {"search_steps": 3, "warmup_steps": 1, "pruning_iterations": 2},
-        "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"], "expansion": 2},
+        "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]},
         "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "sequence_length": 64},
         "rounds": 1,
         "clients": [
@@ -185,15 +195,25 @@ def federation(model: str, data: Path, /, **sections: Any) -> Federation:
             {"id": "bob", "data": str(data / "bob.jsonl"), "rank": 1},
         ],
     }
+    if sections.get("method", {}).get("name", "perfit") == "perfit":
+        tree["method"] = SEARCH
+        tree["lora"]["expansion"] = 2
     for key, value in sections.items():
         tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
-    return Federation.model_validate(tree)
+    return ClusterSpec.model_validate(tree)
 
 
-def loaded(federation: Federation) -> tuple[ExpandedModel, dict[str, ClientData]]:
+def loaded(spec: FederationSpec) -> tuple[ExpandedModel, dict[str, ClientData]]:
     """Load a federation's model and every client's data."""
-    model = load_expanded(federation, Path("no-cache-needed"))
-    return model, {c.id: load_client_data(federation, c, model.tokenizer) for c in federation.clients}
+    model = load_expanded(spec, Path("no-cache-needed"))
+    return model, {c.id: load_client_data(spec, c, model.tokenizer) for c in spec.clients}
+
+
+def compact_adapter(
+    model: ExpandedModel, adapter: SparseAdapter
+) -> AbstractContextManager[dict[str, torch.nn.Parameter]]:
+    """Make a model's LoRA an adapter whose values are all trained; see `perfit.lora.compact`."""
+    return compact(model.peft, adapter.space, adapter.dense(), adapter.mask)
 
 
 def base_hash(model: torch.nn.Module) -> str:

@@ -35,7 +35,7 @@ def trained_once(tiny_llama, tmp_path_factory) -> Site:
     """Three clients, tuned for round 1, which nobody has aggregated. Leave its store as it is."""
     directory = tmp_path_factory.mktemp("trained")
     spec = make_spec(tiny_llama, write_data(directory / "data"), **THREE)
-    site = Site(spec, (directory / "store").as_uri()).prepare().search()
+    site = Site(spec, (directory / "store").as_uri()).prepare()
     assert [status["status"] for status in site.train(1)] == ["trained"] * 3
     return site
 

@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from perfit.adapter import SparseAdapter
-from perfit.adapter_file import AdapterHeader, dump_values
+from perfit.adapter import mask_hash
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_server_vectors, dump_vectors
+from perfit.cluster_spec import ClusterSpec
 from perfit.export import peft_files
-from perfit.federation import State, run_federation
-from perfit.participation import draw_participants
-from perfit.spec import Federation
-from perfit_components.steps.aggregate import aggregate_updates
-from perfit_components.steps.client import search, train
-from perfit_components.steps.outcome import brief
-from perfit_components.steps.plan import SEARCH_ROUND, plan
-from perfit_components.steps.prepare import global_header, prepare
-from perfit_components.steps.search_result import check_search
+from perfit.protocol import RoundSummary
+from perfit.round import ClientRound, split_state
+from perfit.sampling import sample_clients
+from perfit.simulation import State, simulate
+from perfit_components.steps.aggregate import aggregate
+from perfit_components.steps.client import train
+from perfit_components.steps.context import FederationContext
+from perfit_components.steps.plan import plan_round
+from perfit_components.steps.prepare import prepare
 from perfit_storage import FederationStore
 
 from ..perfit.tiny import federation, write_records
@@ -46,7 +45,7 @@ def write_data(directory: Path) -> Path:
     return directory
 
 
-def make_spec(model: str, data: Path, /, **sections: Any) -> Federation:
+def make_spec(model: str, data: Path, /, **sections: Any) -> ClusterSpec:
     """Make a federation file; ``clients`` maps ids to what differs from an id and its data."""
     clients = sections.pop("clients", {"ann": {}, "bob": {"rank": 1}})
     entries = [{"id": id, "data": str(data / f"{id}.jsonl"), **more} for id, more in clients.items()]
@@ -57,7 +56,7 @@ def make_spec(model: str, data: Path, /, **sections: Any) -> Federation:
 class Site:
     """A federation in a store."""
 
-    spec: Federation
+    spec: ClusterSpec
     store_uri: str
 
     @property
@@ -73,35 +72,52 @@ class Site:
     def store(self) -> FederationStore:
         return FederationStore.open(self.store_uri, self.spec.name)
 
+    @property
+    def context(self) -> FederationContext:
+        return FederationContext.open(self.uri)
+
     def data(self, client: str) -> Path:
         """The file of a client's records."""
         return Path(self.spec.client(client).data)
+
+    def name(self, client: str) -> str:
+        """A client's name in the cluster."""
+        return self.spec.secret_of(self.spec.client(client))
 
     def prepare(self) -> Site:
         prepare(self.spec.to_yaml(), self.store_uri)
         return self
 
-    def search(self) -> Site:
-        check_search(self.uri, [brief(search(self.uri, client)) for client in self.planned(SEARCH_ROUND)])
-        return self
-
     def planned(self, round: int) -> list[str]:
-        """Plan a round tier by tier; return the ids of its clients."""
-        return [item["id"] for tier in self.spec.tiers_in_use() for item in plan(self.uri, round, tier)]
+        """Plan a round; return the ids of its clients that are in the federation file."""
+        ids = [participant.client for participant in plan_round(self.context, round).participants]
+        return [client for client in ids if client in self.spec.clients_by_id]
+
+    def train_client(self, client: str, round: int = 1) -> dict[str, str]:
+        return train(self.uri, round, self.name(client), threads=1)
 
     def train(self, round: int) -> list[dict[str, str]]:
         """Let a round's clients tune; return what their tasks say."""
-        return [brief(train(self.uri, round, client)) for client in self.planned(round)]
+        return [self.train_client(client, round) for client in self.planned(round)]
 
-    def aggregate(self, round: int, statuses: list[dict[str, str]] = ()) -> dict:
-        return aggregate_updates(self.uri, round, statuses)
+    def aggregate(self, round: int) -> RoundSummary:
+        return aggregate(self.context, round)
+
+    def run_round(self, round: int) -> RoundSummary:
+        """Let a round's clients tune, then aggregate."""
+        self.train(round)
+        return self.aggregate(round)
 
     def run(self) -> Site:
-        """Run every stage of every round."""
-        self.prepare().search()
+        """Run every step of every round."""
+        self.prepare()
         for round in range(1, self.spec.rounds + 1):
-            self.aggregate(round, self.train(round))
+            self.run_round(round)
         return self
+
+    def mask_file(self, client: str) -> AdapterFile:
+        """A client's architecture as it is stored."""
+        return AdapterFile.parse(self.store.get_mask(client, self.store.find_masks(client)[0]))
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -110,35 +126,43 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
-def in_memory(spec: Federation) -> dict[str, bytes]:
-    """Run a federation in memory; return the files that its last round must leave in the store, by key."""
-    state = run_federation(spec, Path("no-cache-needed"))
+def in_memory(spec: ClusterSpec) -> dict[str, bytes]:
+    """Simulate a federation; return the files that its last round must leave in the store, by key."""
+    state = simulate(spec, Path("no-cache-needed"))
     assert state.round == spec.rounds
-    return {**_shared_files(spec, state), **_personal_files(spec, state)}
-
-
-def _shared_files(spec: Federation, state: State) -> dict[str, bytes]:
-    space = next(iter(state.tunings.values())).adapter.space
-    everything = SparseAdapter(space, np.ones(space.size, dtype=bool), state.values)
-    found = {f"rounds/{state.round}/global.safetensors": dump_values(global_header(spec, state.round), everything)}
-    for client in draw_participants(spec, state.round):
-        home = "rounds/{}/updates/{}" if spec.method.exchanges else "clients/{1}/rounds/{0}"
-        header = AdapterHeader(
-            federation=spec.name,
-            round=state.round,
-            client=client.id,
-            base_model=spec.model,
-            rank=spec.rank_of(client),
-            expansion=spec.expansion,
-        )
-        update = dump_values(header, state.tunings[client.id].adapter, spec.wire_dtype)
-        found[f"{home.format(state.round, client.id)}.safetensors"] = update
+    found = _server_files(spec, state)
+    for client, result in state.results.items():
+        for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
+            found[f"clients/{client}/adapter/{name}"] = content
     return found
 
 
-def _personal_files(spec: Federation, state: State) -> dict[str, bytes]:
-    return {
-        f"clients/{client}/adapter/{name}": content
-        for client, tuning in state.tunings.items()
-        for name, content in peft_files(spec, tuning.adapter).items()
-    }
+def _server_files(spec: ClusterSpec, state: State) -> dict[str, bytes]:
+    space = next(iter(state.results.values())).adapter.space
+    downloads, own = split_state(spec, state.vectors)
+    place = f"rounds/{state.round}"
+    found = {f"{place}/global.safetensors": dump_server_vectors(spec, space, state.round, downloads)}
+    if own:
+        found[f"{place}/state.safetensors"] = dump_server_vectors(spec, space, state.round, own)
+    for client in _sampled(spec, state.round):
+        found |= _client_files(spec, state, client)
+    return found
+
+
+def _client_files(spec: ClusterSpec, state: State, client: str) -> dict[str, bytes]:
+    """A client's update, and what it keeps, after the last round."""
+    result, number = state.results[client], state.round
+    space, sha256 = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
+    header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
+    roles, found = ClientRound(spec, space, result.adapter.mask).roles, {}
+    if roles.shared.any():
+        update = dump_vectors(header, space, roles.shared, result.update.vectors, spec.wire_dtype)
+        found[f"rounds/{number}/updates/{client}.safetensors"] = update
+    if result.kept:
+        kept = dump_vectors(header, space, roles.trained, result.kept)
+        found[f"clients/{client}/state/{number}.safetensors"] = kept
+    return found
+
+
+def _sampled(spec: ClusterSpec, round: int) -> list[str]:
+    return [c.id for c in sample_clients(spec.clients, spec.participation, spec.training.seed, round)]

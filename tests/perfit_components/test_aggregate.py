@@ -9,46 +9,60 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from perfit.adapter import SparseAdapter
-from perfit.adapter_file import load_dense, load_mask, load_values
-from perfit.aggregation import Contribution, aggregate
+from perfit.adapter_file import AdapterFile
+from perfit.aggregation import Update
+from perfit.aggregation import aggregate as mean
 from perfit.errors import PerfitError
+from perfit.protocol import ClientStatus, parse_outcome
 from perfit.spec import Participation
-from perfit_storage import CorruptObject, Head, ObjectNotFound
+from perfit_components.steps.aggregate import aggregate, close_round
+from perfit_components.steps.context import FederationContext
+from perfit_storage import CorruptObject, ObjectNotFound
 
 from .running import THREE, Site, files
 
 
-def update_of(site: Site, client: str) -> tuple[SparseAdapter, int]:
-    """A client's values in round 1 and the number of its samples."""
+def update_of(site: Site, client: str) -> Update:
+    """What a client shared in round 1."""
     stored = files(site.root)
     record = json.loads(stored[f"rounds/1/updates/{client}.json"])
-    mask = load_mask(stored[f"masks/{client}-{record['mask_sha256']}"])[2]
-    return load_values(stored[f"rounds/1/updates/{client}.safetensors"], mask)[1], record["samples"]
+    mask = site.mask_file(client).mask
+    vectors = AdapterFile.parse(stored[f"rounds/1/updates/{client}.safetensors"]).vectors(mask, ["values"])
+    return Update(mask, vectors, record["samples"])
+
+
+def values_of(data: bytes) -> np.ndarray:
+    """The global values in a file of the server."""
+    file = AdapterFile.parse(data)
+    return file.vectors(np.ones(file.space.size, dtype=bool), ["values"])["values"]
 
 
 def mean_of(site: Site, *clients: str) -> np.ndarray:
     """The global values of round 1 if these clients alone count."""
-    start = load_dense(files(site.root)["rounds/0/global.safetensors"])[1].values
-    return aggregate(start, [Contribution(*update_of(site, client)) for client in clients])
+    start = values_of(files(site.root)["rounds/0/global.safetensors"])
+    return mean(start, [update_of(site, client) for client in clients])
 
 
 def committed(site: Site) -> np.ndarray:
     """The values that the head names."""
-    return load_dense(site.store.read_global(site.store.read_head()))[1].values
+    return values_of(site.store.read_blob(site.store.read_head().adapter))
+
+
+def status(client: str, kind: str, reason: str, rank: int = 2) -> ClientStatus:
+    return ClientStatus(client=client, tier="default", rank=rank, round=1, status=kind, reason=reason)
 
 
 def test_a_round_is_the_mean_of_its_updates(trained):
     summary = trained.aggregate(1)
     head = trained.store.read_head()
-    assert (head.round, head.key) == (1, "rounds/1/global.safetensors")
+    assert (head.round, head.adapter.key, head.state) == (1, "rounds/1/global.safetensors", None)
     assert (committed(trained) == mean_of(trained, "ann", "bob", "eve")).all()
-    header, _ = load_dense(files(trained.root)[head.key])
+    header = AdapterFile.parse(files(trained.root)[head.adapter.key]).header
     assert (header.federation, header.round, header.client, header.rank) == ("tiny", 1, None, 4)
     stored = files(trained.root)
-    masks = [update_of(trained, client)[0].mask for client in ("ann", "bob", "eve")]
-    assert json.loads(stored["rounds/1/summary.json"]) == summary
-    assert summary == {
+    masks = [trained.mask_file(client).mask for client in ("ann", "bob", "eve")]
+    assert stored["rounds/1/summary.json"] == summary.to_json()
+    assert json.loads(summary.to_json()) == {
         "federation": "tiny",
         "method": "perfit",
         "round": 1,
@@ -61,42 +75,60 @@ def test_a_round_is_the_mean_of_its_updates(trained):
 
 
 def test_methods_without_exchange_keep_the_global_values(make_site):
-    site = make_site(method={"name": "local"}).prepare().search()
-    summary = site.aggregate(1, site.train(1))
-    assert [outcome["status"] for outcome in summary["clients"]] == ["trained", "trained"]
+    site = make_site(method={"name": "local"}).prepare()
+    summary = site.run_round(1)
+    assert [record.client for record in summary.trained] == ["ann", "bob"]
     assert site.store.read_head().round == 1
     stored = files(site.root)
     masks = [len(data) for key, data in stored.items() if key.startswith("masks/")]
-    assert sorted(outcome["bytes_up"] for outcome in summary["clients"]) == sorted(masks)
-    initial, after = (load_dense(stored[f"rounds/{round}/global.safetensors"])[1] for round in (0, 1))
-    assert (initial.values == after.values).all()
+    assert sorted(record.bytes_up for record in summary.trained) == sorted(masks)
+    assert {(record.bytes_down, record.shared, record.update) for record in summary.trained} == {(0, 0, None)}
+    initial, after = (values_of(stored[f"rounds/{round}/global.safetensors"]) for round in (0, 1))
+    assert (initial == after).all()
+    assert not [key for key in stored if "updates/" in key and key.endswith(".safetensors")]
+
+
+def test_moments_move_with_the_head(make_site):
+    site = make_site(method={"name": "fedadam"}, rounds=2).run()
+    head, stored = site.store.read_head(), files(site.root)
+    assert head.state.key == "rounds/2/state.safetensors"
+    file = AdapterFile.parse(stored[head.state.key])
+    assert file.header.round == 2
+    moments = file.named_vectors(np.ones(file.space.size, dtype=bool))
+    assert np.abs(moments["first_moment"]).max() > 0
+    record = parse_outcome(stored["rounds/2/updates/ann.json"])
+    assert record.bytes_down == len(stored["rounds/1/global.safetensors"])  # and not the moments
+
+
+def test_a_round_is_closed_with_its_report_and_the_next_ones_participants(trained):
+    closed = close_round(trained.uri, 1, ["default"])
+    assert files(trained.root)["rounds/1/report.html"].decode() == closed.report.html
+    assert closed.participants == [["perfit-tiny-ann", "perfit-tiny-bob", "perfit-tiny-eve"]]
+    before = files(trained.root)
+    assert close_round(trained.uri, 1, ["default"]) == closed
+    assert files(trained.root) == before
 
 
 # Failing clients
 
 
 def test_a_client_that_failed_is_named_and_left_out(make_site):
-    site = make_site(participation={"minimum_clients": 2}, **THREE).prepare().search()
+    site = make_site(participation={"minimum_clients": 2}, **THREE).prepare()
     site.data("eve").unlink()
-    summary = site.aggregate(1, site.train(1))
-    assert summary["clients"][2] == {
-        "client": "eve",
-        "tier": "default",
-        "rank": 2,
-        "status": "failed",
-        "reason": f"{site.data('eve')}: no such file\n  fix: check the path",
-    }
+    summary = site.run_round(1)
+    reason = f"{site.data('eve')}: no such file\n  fix: check the path"
+    assert summary.clients[2] == status("eve", "failed", reason)
     assert (committed(site) == mean_of(site, "ann", "bob")).all()
 
 
 def test_a_round_without_its_quorum_is_finished_once_the_client_is_repaired(make_site, tmp_path):
     sections = {"participation": {"minimum_clients": 3}, **THREE}
-    site = make_site(**sections).prepare().search()
+    site = make_site(**sections).prepare()
     path = site.data("eve")
     records = path.read_text()
     path.write_text(records + '{"instruction": "What is the sea?"}\n')
     with pytest.raises(PerfitError) as caught:
-        site.aggregate(1, site.train(1))
+        site.run_round(1)
     assert caught.value.problem == (
         "round 1 is not committed: 2 of 3 clients delivered, participation.minimum_clients is 3. "
         "The head stays where it was. Without an update:\n"
@@ -111,23 +143,23 @@ def test_a_round_without_its_quorum_is_finished_once_the_client_is_repaired(make
 
     path.write_text(records)
     delivered = {path: path.stat().st_mtime_ns for path in site.root.rglob("*") if path.name.startswith(("ann", "bob"))}
-    site.aggregate(1, site.train(1))
+    site.run_round(1)
     assert {path: path.stat().st_mtime_ns for path in delivered} == delivered
     undisturbed = Site(site.spec, (tmp_path / "undisturbed").as_uri()).run()
     assert files(site.root) == files(undisturbed.root)
 
 
 def test_a_planned_round_whose_client_is_gone_is_rescued_by_a_lower_minimum(make_site):
-    site = make_site(**{"participation": {"minimum_clients": 3}, **THREE}).prepare().search()
+    site = make_site(**{"participation": {"minimum_clients": 3}, **THREE}).prepare()
     site.data("eve").unlink()
     with pytest.raises(PerfitError, match="2 of 3 clients delivered"):
-        site.aggregate(1, site.train(1))
+        site.run_round(1)
     staying = tuple(client for client in site.spec.clients if client.id != "eve")
     smaller = site.spec.model_copy(update={"clients": staying, "participation": Participation(minimum_clients=2)})
     site = Site(smaller, site.store_uri).prepare()
     assert site.planned(1) == ["ann", "bob"]
-    summary = site.aggregate(1, site.train(1))
-    assert [(outcome["client"], outcome["status"]) for outcome in summary["clients"]] == [
+    summary = site.run_round(1)
+    assert [(outcome.client, outcome.status) for outcome in summary.clients] == [
         ("ann", "trained"),
         ("bob", "trained"),
         ("eve", "failed"),
@@ -135,21 +167,14 @@ def test_a_planned_round_whose_client_is_gone_is_rescued_by_a_lower_minimum(make
     assert (committed(site) == mean_of(site, "ann", "bob")).all()
 
 
-def test_clients_without_a_record_are_missing_for_the_reason_that_their_tasks_gave(trained):
+def test_clients_without_a_record_are_missing(trained):
     for client in ("bob", "eve"):
         (trained.root / f"rounds/1/updates/{client}.json").unlink()
-    statuses = [{"client": "bob", "status": "failed", "reason": "the store could not be written"}]
-    summary = trained.aggregate(1, statuses)
-    assert summary["clients"][1:] == [
-        {
-            "client": "bob",
-            "tier": "default",
-            "rank": 1,
-            "status": "missing",
-            "reason": "the store could not be written",
-        },
-        {"client": "eve", "tier": "default", "rank": 2, "status": "missing", "reason": "its task left no record"},
-    ]
+    reason = "its task left no record: it did not start, or its pod died"
+    assert trained.aggregate(1).clients[1:] == (
+        status("bob", "missing", reason, rank=1),
+        status("eve", "missing", reason),
+    )
     assert (committed(trained) == mean_of(trained, "ann")).all()
 
 
@@ -208,15 +233,24 @@ def test_four_aggregators_at_once_commit_once(trained):
     assert (committed(trained) == mean_of(trained, "ann", "bob", "eve")).all()
 
 
-def meanwhile(action):
-    """Statuses that an aggregator reads after the head and the plan: what happens then, happens in between."""
-    action()
-    yield from ()
+class Interrupted(FederationContext):
+    """A federation in which something happens after the aggregator has read the head and the plan."""
+
+    def state(self, base):
+        found = super().state(base)
+        self.__dict__.pop("meanwhile")()
+        return found
+
+
+def interrupted(site: Site, meanwhile) -> Interrupted:
+    context = Interrupted(site.store, site.spec)
+    context.__dict__["meanwhile"] = meanwhile
+    return context
 
 
 def test_an_aggregator_whose_head_is_stale_agrees_with_the_one_that_was_first(trained):
     first = []
-    second = trained.aggregate(1, meanwhile(lambda: first.append(trained.aggregate(1))))
+    second = aggregate(interrupted(trained, lambda: first.append(trained.aggregate(1))), 1)
     assert first == [second]
     assert trained.store.read_head().round == 1
     assert [key for key in files(trained.root) if key.startswith("rounds/1/global")] == ["rounds/1/global.safetensors"]
@@ -231,9 +265,9 @@ def test_an_aggregator_that_has_seen_another_update_does_not_commit_over_the_fir
         late.rename(record)
 
     with pytest.raises(PerfitError, match="round 1 of 'tiny' was committed by another run with other values"):
-        trained.aggregate(1, meanwhile(another_run))
+        aggregate(interrupted(trained, another_run), 1)
     assert (committed(trained) == mean_of(trained, "ann", "bob")).all()
-    assert trained.store.read_summary(1)["clients"][2]["status"] == "missing"
+    assert trained.context.summary(1).clients[2].status == "missing"
 
 
 def test_a_head_whose_adapter_was_exchanged(trained):
@@ -241,4 +275,4 @@ def test_a_head_whose_adapter_was_exchanged(trained):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CorruptObject, match=r"has sha256 .* but its record says"):
         trained.aggregate(1)
-    assert trained.store.read_head() == Head(**json.loads(files(trained.root)["rounds/1/plan.json"])["base"])
+    assert trained.store.read_head().round == 0

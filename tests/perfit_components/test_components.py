@@ -6,43 +6,45 @@ import json
 
 from kfp import dsl
 
-from perfit_components.aggregate_round import aggregate_round
-from perfit_components.close_search import close_search
-from perfit_components.merge_statuses import merge_statuses
-from perfit_components.plan_round import plan_round
-from perfit_components.prepare_federation import prepare_federation
-from perfit_components.report_round import report_round
-from perfit_components.search_client import search_client
-from perfit_components.train_client import train_client
+from perfit_components.aggregate import aggregate
+from perfit_components.client import client
+from perfit_components.prepare import prepare
 
 from .running import TWO_TIERS, files
 
+TIERS = ["strong", "weak"]
 
-def test_a_round_through_the_components(make_site, tmp_path):
+
+def close(federation: str, round: int, tmp_path, *, plan_next: bool):
+    page = dsl.HTML(name="page", uri=str(tmp_path / f"page-{round}.html"))
+    metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / f"metrics-{round}"))
+    participants = aggregate.python_func(federation, round, TIERS, plan_next, page, metrics)
+    return participants, (tmp_path / f"page-{round}.html").read_bytes(), metrics.metadata
+
+
+def test_two_rounds_through_the_components(make_site, tmp_path):
     site = make_site(**TWO_TIERS)
-    federation, next_round = prepare_federation.python_func(site.spec.to_yaml(), site.store_uri)
-    assert (federation, next_round) == (site.uri, 1)
+    federation, number, *tiers = prepare.python_func(site.spec.to_yaml(), site.store_uri, TIERS, [])
+    assert (federation, number) == (site.uri, 1)
+    assert tiers == [["perfit-tiny-ann"], ["perfit-tiny-bob"], *[[]] * 6]
 
-    clients = {tier: plan_round.python_func(federation, 0, tier) for tier in ("strong", "weak")}
-    assert clients["weak"] == [{"id": "bob", "secret": "perfit-tiny-bob", "volume": ""}]
-    searched = [[search_client.python_func(federation, c["id"]) for c in clients[tier]] for tier in clients]
-    assert searched[0] == [{"client": "ann", "status": "searched", "reason": ""}]
-    assert close_search.python_func(federation, merge_statuses.python_func(*searched)) == federation
-
-    planned = [plan_round.python_func(federation, 1, tier) for tier in ("strong", "weak")]
-    trained = [[train_client.python_func(federation, 1, c["id"]) for c in tier] for tier in planned]
-    statuses = merge_statuses.python_func(*trained)
+    statuses = [client.python_func(federation, 1, name, 1) for tier in tiers for name in tier]
     assert statuses == [{"client": client, "status": "trained", "reason": ""} for client in ("ann", "bob")]
-    assert aggregate_round.python_func(federation, 1, statuses) == federation
+    participants, html, metrics = close(federation, 1, tmp_path, plan_next=True)
+    assert list(participants) == tiers
     assert site.store.read_head().round == 1
-
-    page = dsl.HTML(name="page", uri=str(tmp_path / "page.html"))
-    metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"))
-    assert report_round.python_func(federation, 1, page, metrics) is None
-    html = (tmp_path / "page.html").read_bytes()
     assert html.lower().startswith(b"<!doctype html>")
     assert html == files(site.root)["rounds/1/report.html"]
     records = json.loads(files(site.root)["rounds/1/summary.json"])["clients"]
-    assert metrics.metadata["clients_delivered"] == 2
-    assert metrics.metadata["bytes_up"] == sum(record["bytes_up"] for record in records)
-    assert all(type(value) is float for value in metrics.metadata.values())
+    assert metrics["clients_delivered"] == 2
+    assert metrics["bytes_up"] == sum(record["bytes_up"] for record in records)
+    assert all(type(value) is float for value in metrics.values())
+
+    for name in (*participants[0], *participants[1]):
+        client.python_func(federation, 2, name, 1)
+    participants, _, _ = close(federation, 2, tmp_path, plan_next=False)
+    assert list(participants) == [[]] * 8
+    assert "rounds/3/plan.json" not in files(site.root)
+
+    _, number, *tiers = prepare.python_func(site.spec.to_yaml(), site.store_uri, TIERS, [], round=1)
+    assert (number, tiers) == (1, [[]] * 8)  # round 1 is committed and needs nobody

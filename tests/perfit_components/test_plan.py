@@ -1,4 +1,4 @@
-"""The plan of a round: drawn once, by tier, on the head of the round before."""
+"""The plan of a round: sampled once, by tier, on the head of the round before; and what loops get of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import pytest
 
 from perfit.errors import PerfitError
-from perfit.participation import draw_participants
-from perfit_components.steps.plan import plan
+from perfit.sampling import sample_clients
+from perfit_components.steps.context import FederationContext
+from perfit_components.steps.plan import participants, plan_round
 from perfit_storage import ObjectNotFound
 
 from .running import Site, files
@@ -28,68 +29,97 @@ def site(make_site) -> Site:
     return make_site(**TEN).prepare()
 
 
-def test_the_search_is_for_all_clients_and_writes_nothing(site):
-    before = files(site.root)
-    assert plan(site.uri, 0, "weak") == [{"id": f"w{i}", "secret": f"keys-{i}", "volume": ""} for i in range(4)]
-    assert plan(site.uri, 0, "strong") == [
-        {"id": f"s{i}", "secret": f"perfit-tiny-s{i}", "volume": f"claim-{i}"} for i in range(6)
-    ]
-    assert files(site.root) == before
+def sampled(site: Site, round: int = 1) -> list[str]:
+    spec = site.spec
+    return [c.id for c in sample_clients(spec.clients, spec.participation, spec.training.seed, round)]
 
 
 def test_a_round_takes_the_fraction_of_every_tier(site):
-    strong, weak = plan(site.uri, 1, "strong"), plan(site.uri, 1, "weak")
-    assert (len(strong), len(weak)) == (3, 2)
-    drawn = [client.id for client in draw_participants(site.spec, 1)]
-    assert [item["id"] for item in strong + weak] == drawn
+    plan = plan_round(site.context, 1)
+    ids = [participant.client for participant in plan.participants]
+    assert ids == sampled(site)
+    assert [id[0] for id in ids] == list("ssswww"[:5])
     stored = json.loads(files(site.root)["rounds/1/plan.json"])
+    head = json.loads(files(site.root)["head.json"])
     assert stored == {
         "federation": "tiny",
         "round": 1,
-        "base": json.loads(files(site.root)["head.json"]),
+        "base": {key: head[key] for key in ("round", "adapter", "state")},
         "participants": [
-            {"id": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]]} for id in drawn
+            {"client": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]]} for id in ids
         ],
     }
 
 
+def test_loops_get_names_and_claims_that_are_called_otherwise_beside_them(site):
+    strong, weak = participants(site.context, 1, ["strong", "weak"])
+    ids = sampled(site)
+    assert weak == [f"keys-{id[1]}" for id in ids if id[0] == "w"]
+    assert strong == [{"secret": f"perfit-tiny-{id}", "volume": f"claim-{id[1]}"} for id in ids if id[0] == "s"]
+
+
+def test_a_claim_called_as_the_secret_goes_by_the_same_name(make_site):
+    clients = {"ann": {"volume": "perfit-tiny-ann"}, "bob": {"volume": "keys", "secret": "keys"}}
+    site = make_site(clients=clients).prepare()
+    assert participants(site.context, 1, ["default"]) == [["perfit-tiny-ann", "keys"]]
+
+
 def test_the_first_plan_holds(site):
-    first = plan(site.uri, 1, "strong")
+    first = plan_round(site.context, 1)
     before = files(site.root)["rounds/1/plan.json"]
-    changed = site.spec.model_copy(
-        update={"participation": site.spec.participation.model_copy(update={"fraction": 1.0})}
-    )
-    Site(changed, site.store_uri).prepare()
-    assert plan(site.uri, 1, "strong") == first
+    participation = site.spec.participation.model_copy(update={"fraction": 1.0})
+    Site(site.spec.model_copy(update={"participation": participation}), site.store_uri).prepare()
+    assert plan_round(site.context, 1) == first
     assert files(site.root)["rounds/1/plan.json"] == before
 
 
-def test_a_tier_without_clients(site):
-    assert plan(site.uri, 1, "no such tier") == []
+def test_a_tier_without_clients_is_an_empty_loop(site):
+    assert participants(site.context, 1, ["idle", "strong", "weak"])[0] == []
+
+
+def test_a_tier_that_the_compiled_pipeline_lacks(site):
+    with pytest.raises(PerfitError, match=r"of tier 'weak', which the compiled pipeline does not have\n.*compile"):
+        participants(site.context, 1, ["strong"])
+
+
+def test_a_client_that_has_left_is_not_run(site):
+    first = plan_round(site.context, 1).participants[0].client
+    staying = tuple(client for client in site.spec.clients if client.id != first)
+    smaller = Site(site.spec.model_copy(update={"clients": staying}), site.store_uri).prepare()
+    names = [item["secret"] for item in participants(smaller.context, 1, ["strong", "weak"])[0]]
+    assert len(names) == 2
+    assert f"perfit-tiny-{first}" not in names
 
 
 def test_a_round_whose_predecessor_is_not_committed(site):
     before = files(site.root)
     with pytest.raises(PerfitError) as caught:
-        plan(site.uri, 2, "strong")
+        plan_round(site.context, 2)
     assert caught.value.problem == "round 2 of 'tiny' cannot start: the head is at round 0"
     assert caught.value.fix.startswith("run round 1 first")
     assert files(site.root) == before
 
 
-def test_a_committed_round_keeps_its_plan(trained):
-    planned = trained.planned(1)
+def test_a_committed_round_keeps_its_plan_and_needs_nobody(trained):
+    planned = plan_round(trained.context, 1)
     trained.aggregate(1)
     before = files(trained.root)
-    assert trained.planned(1) == planned
+    assert plan_round(trained.context, 1) == planned
+    assert participants(trained.context, 1, ["default"]) == [[]]
     assert files(trained.root) == before
+
+
+def test_a_damaged_plan_is_named(trained):
+    (trained.root / "rounds/1/plan.json").write_text('{"federation": "tiny", "round": "1"}')
+    with pytest.raises(PerfitError, match=r"rounds/1/plan.json: round: Input should be a valid integer\n.*backup"):
+        trained.context.plan(1)
 
 
 def test_a_federation_that_is_not_there(site):
     with pytest.raises(ObjectNotFound, match=r"no federation 'other' in .*\n.*the store has: tiny"):
-        plan(site.uri.replace("/tiny", "/other"), 1, "strong")
+        FederationContext.open(site.uri.replace("/tiny", "/other"))
 
 
 def test_a_uri_that_names_no_federation(site):
     with pytest.raises(PerfitError, match="give <store URI>/federations/<name>"):
-        plan(site.store_uri, 1, "strong")
+        FederationContext.open(site.store_uri)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from perfit.adapter_file import load_dense
+from perfit.adapter_file import AdapterFile
 from perfit.errors import PerfitError
 from perfit_components.steps.prepare import prepare
 from perfit_storage import StoreUnreachable
 
 from .running import Site, files, make_spec
+
+FOUNDED = {"spec.yaml", "head.json", "rounds/0/global.safetensors", "rounds/1/plan.json"}
+
+
+def vectors(file: AdapterFile) -> dict[str, np.ndarray]:
+    """All vectors of a file about every position."""
+    return file.named_vectors(np.ones(file.space.size, dtype=bool))
 
 
 def changed(site: Site, **update) -> str:
@@ -22,17 +31,35 @@ def changed(site: Site, **update) -> str:
 def test_a_federation_starts_at_round_1_with_the_initial_values(make_site):
     site = make_site()
     prepared = prepare(site.spec.to_yaml(), site.store_uri)
-    assert (prepared.uri, prepared.next_round) == (site.uri, 1)
-    assert set(files(site.root)) == {"spec.yaml", "head.json", "rounds/0/global.safetensors"}
-    header, adapter = load_dense(files(site.root)["rounds/0/global.safetensors"])
+    assert (prepared.uri, prepared.round) == (site.uri, 1)
+    assert prepared.participants == [["perfit-tiny-ann", "perfit-tiny-bob"]]
+    assert set(files(site.root)) == FOUNDED
+    file = AdapterFile.parse(files(site.root)["rounds/0/global.safetensors"])
+    header = file.header
     assert (header.federation, header.round, header.client, header.rank) == ("tiny", 0, None, 4)
-    assert (adapter.values == adapter.space.initial_values(site.spec.training.seed)).all()
+    assert set(vectors(file)) == {"values"}
+    assert (vectors(file)["values"] == file.space.initial_values(site.spec.training.seed)).all()
+
+
+def test_vectors_that_clients_do_not_read_are_in_a_file_of_their_own(make_site):
+    site = make_site(method={"name": "fedadam"}).prepare()
+    stored = files(site.root)
+    assert set(stored) == FOUNDED | {"rounds/0/state.safetensors"}
+    assert set(vectors(AdapterFile.parse(stored["rounds/0/global.safetensors"]))) == {"values"}
+    assert set(vectors(AdapterFile.parse(stored["rounds/0/state.safetensors"]))) == {"first_moment", "second_moment"}
+    assert site.store.read_head().state.key == "rounds/0/state.safetensors"
+
+
+def test_vectors_that_clients_read_are_in_the_global_file(make_site):
+    site = make_site(method={"name": "scaffold"}).prepare()
+    assert set(files(site.root)) == FOUNDED
+    assert set(vectors(AdapterFile.parse(files(site.root)["rounds/0/global.safetensors"]))) == {"values", "control"}
 
 
 def test_preparing_twice_changes_no_byte(make_site):
     site = make_site().prepare()
     before = files(site.root)
-    assert prepare(site.spec.to_yaml(), site.store_uri).next_round == 1
+    assert prepare(site.spec.to_yaml(), site.store_uri).round == 1
     assert files(site.root) == before
 
 
@@ -48,7 +75,7 @@ def test_a_start_that_was_cut_off_is_finished(make_site):
 
 def test_a_federation_goes_on_where_its_head_is(trained):
     trained.aggregate(1)
-    assert prepare(trained.spec.to_yaml(), trained.store_uri).next_round == 2
+    assert prepare(trained.spec.to_yaml(), trained.store_uri).round == 2
 
 
 def test_rounds_participation_tiers_and_clients_may_change(make_site, tiny_llama):
@@ -141,7 +168,8 @@ def test_another_method_has_a_name_of_its_own(make_site):
     assert prepare(site.spec.to_yaml(), site.store_uri, "perfit").uri == site.uri
     assert prepare(site.spec.to_yaml(), site.store_uri, "fedit").uri == f"{site.uri}-fedit"
     assert files(site.root) == before
-    header, _ = load_dense(site.root.with_name("tiny-fedit").joinpath("rounds/0/global.safetensors").read_bytes())
+    file = site.root.with_name("tiny-fedit").joinpath("rounds/0/global.safetensors").read_bytes()
+    header = AdapterFile.parse(file).header
     assert (header.federation, header.expansion) == ("tiny-fedit", 1)
 
 
@@ -149,5 +177,43 @@ def test_two_founders_at_once(make_site):
     site = make_site()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: prepare(site.spec.to_yaml(), site.store_uri), range(4)))
-    assert {prepared.next_round for prepared in found} == {1}
-    assert set(files(site.root)) == {"spec.yaml", "head.json", "rounds/0/global.safetensors"}
+    assert {prepared.round for prepared in found} == {1}
+    assert set(files(site.root)) == FOUNDED
+
+
+# The compiled pipeline
+
+
+def test_a_run_over_committed_rounds_has_nobody_to_wait_for(trained):
+    trained.aggregate(1)
+    prepared = prepare(trained.spec.to_yaml(), trained.store_uri, round=1, tiers=["default"], claim_tiers=[])
+    assert (prepared.round, prepared.participants) == (1, [[]])
+
+
+@pytest.mark.parametrize(
+    ("tiers", "claim_tiers", "problem"),
+    [
+        (["office"], [], "tier 'default' has clients, but the compiled pipeline does not have it"),
+        (["default"], ["default"], "tier 'default': the volume claims are named otherwise than when"),
+    ],
+)
+def test_a_file_that_the_compiled_pipeline_does_not_fit(make_site, tiers, claim_tiers, problem):
+    site = make_site()
+    with pytest.raises(PerfitError, match=rf"{problem}.*\n.*compile it again"):
+        prepare(site.spec.to_yaml(), site.store_uri, tiers=tiers, claim_tiers=claim_tiers)
+    assert not site.root.exists()
+
+
+# Federations of version 0.1
+
+
+def test_a_federation_of_version_0_1_is_refused_with_what_to_do(make_site):
+    site = make_site().prepare()
+    blob = site.store.read_head().adapter
+    old = {"round": 0, "key": blob.key, "sha256": blob.sha256}
+    (site.root / "head.json").write_text(json.dumps(old))
+    before = files(site.root)
+    for act in (site.prepare, lambda: site.context):
+        with pytest.raises(PerfitError, match=r"founded by perfit 0\.1.*\n  fix: give the federation another name"):
+            act()
+    assert files(site.root) == before

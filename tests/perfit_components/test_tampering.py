@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perfit.adapter import SparseAdapter, mask_hash
-from perfit.adapter_file import AdapterHeader, dump_mask, dump_values, load_dense, load_mask, load_values
-from perfit.aggregation import Contribution, aggregate
+from perfit.adapter import mask_hash
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_vectors
+from perfit.aggregation import aggregate
 from perfit.space import LoraSpace
 
 from .running import Site, files
+from .test_aggregate import committed, update_of, values_of
 
 
 class Eve:
@@ -28,8 +29,9 @@ class Eve:
         self.record_path = self.root / "rounds/1/updates/eve.json"
         self.update_path = self.root / "rounds/1/updates/eve.safetensors"
         self.record: dict[str, Any] = json.loads(self.record_path.read_text())
-        _, self.space, self.mask = load_mask((self.root / f"masks/eve-{self.record['mask_sha256']}").read_bytes())
-        self.header, self.adapter = load_values(self.update_path.read_bytes(), self.mask)
+        self.space, self.mask = site.mask_file("eve").space, site.mask_file("eve").mask
+        file = AdapterFile.parse(self.update_path.read_bytes())
+        self.header, self.values = file.header, file.vectors(self.mask, ["values"])["values"]
 
     def says(self, **fields: Any) -> None:
         """Write another record."""
@@ -37,11 +39,23 @@ class Eve:
 
     def sends(self, header: AdapterHeader, values: np.ndarray, **fields: Any) -> None:
         """Write a whole update of other content, with a record that fits its bytes."""
-        self.sends_bytes(dump_values(header, SparseAdapter(self.space, self.mask, values)), **fields)
+        self.sends_bytes(dump_vectors(header, self.space, self.mask, {"values": values}), **fields)
 
     def sends_bytes(self, data: bytes, **fields: Any) -> None:
         self.update_path.write_bytes(data)
-        self.says(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **fields)
+        blob = {"key": "rounds/1/updates/eve.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
+        self.says(update=blob, **fields)
+
+    def names(self, key: str | None) -> None:
+        """Write a record that names another object as its update."""
+        self.says(update=key if key is None else {**self.record["update"], "key": key})
+
+    def adopts(self, mask: np.ndarray, values: np.ndarray) -> None:
+        """Write another mask, and an update and a record that fit it."""
+        self.mask, sha256, count = mask, mask_hash(self.space, mask), int(np.count_nonzero(mask))
+        header = replace(self.header, budget=count, mask_sha256=sha256)
+        (self.root / f"masks/eve-{sha256}").write_bytes(dump_mask(header, self.space, mask))
+        self.sends(header, values, mask_sha256=sha256, budget=count, shared=count)
 
 
 def flip_a_byte(eve: Eve) -> None:
@@ -63,12 +77,12 @@ def other_bytes(eve: Eve) -> None:
 
 
 def other_header(**fields: Any) -> Callable[[Eve], None]:
-    return lambda eve: eve.sends(replace(eve.header, **fields), eve.adapter.values)
+    return lambda eve: eve.sends(replace(eve.header, **fields), eve.values)
 
 
 def one_value(value: float) -> Callable[[Eve], None]:
     def tamper(eve: Eve) -> None:
-        values = eve.adapter.values.copy()
+        values = eve.values.copy()
         values[7] = value
         eve.sends(eve.header, values)
 
@@ -86,28 +100,26 @@ def record_of_bob(eve: Eve) -> None:
 def architecture_of_bob(eve: Eve) -> None:
     """Bob's mask, which is of a smaller budget, and an update that fits it."""
     bob = json.loads((eve.root / "rounds/1/updates/bob.json").read_text())
-    sha256 = bob["mask_sha256"]
-    _, _, eve.mask = load_mask(
-        shutil.copy(eve.root / f"masks/bob-{sha256}", eve.root / f"masks/eve-{sha256}").read_bytes()
-    )
-    eve.sends(eve.header, eve.adapter.values[: np.count_nonzero(eve.mask)], mask_sha256=sha256)
+    mask = AdapterFile.parse((eve.root / f"masks/bob-{bob['mask_sha256']}").read_bytes()).mask
+    eve.adopts(mask, eve.values[: np.count_nonzero(mask)])
 
 
 def all_positions(eve: Eve) -> None:
     """A mask above the budget, and an update that fits it."""
-    eve.mask = np.ones(eve.space.size, dtype=bool)
-    sha256 = mask_hash(eve.space, eve.mask)
-    (eve.root / f"masks/eve-{sha256}").write_bytes(dump_mask(eve.header, eve.space, eve.mask))
-    eve.sends(eve.header, np.zeros(eve.space.size, dtype=np.float32), mask_sha256=sha256)
+    eve.adopts(np.ones(eve.space.size, dtype=bool), np.zeros(eve.space.size, dtype=np.float32))
 
 
 def another_space(eve: Eve) -> None:
     a, b = eve.space.matrices[:2]
     eve.space = LoraSpace(eve.space.rank, (a, b))
-    eve.mask = eve.space.plain_mask(2)
-    sha256 = mask_hash(eve.space, eve.mask)
-    (eve.root / f"masks/eve-{sha256}").write_bytes(dump_mask(eve.header, eve.space, eve.mask))
-    eve.sends(eve.header, np.zeros(np.count_nonzero(eve.mask), dtype=np.float32), mask_sha256=sha256)
+    mask = eve.space.plain_mask(2)
+    eve.adopts(mask, np.zeros(np.count_nonzero(mask), dtype=np.float32))
+
+
+def surplus_tensor(eve: Eve) -> None:
+    """A second vector beside the values, which the method does not have."""
+    vectors = {"values": eve.values, "control": eve.values}
+    eve.sends_bytes(dump_vectors(eve.header, eve.space, eve.mask, vectors))
 
 
 def without(key: str) -> Callable[[Eve], None]:
@@ -120,6 +132,10 @@ def without(key: str) -> Callable[[Eve], None]:
 
 def text(content: str) -> Callable[[Eve], None]:
     return lambda eve: eve.record_path.write_text(content)
+
+
+def names(key: str | None) -> Callable[[Eve], None]:
+    return lambda eve: eve.names(key)
 
 
 def says(**fields: Any) -> Callable[[Eve], None]:
@@ -139,34 +155,44 @@ CASES = {
     "other expansion": (other_header(expansion=4), "its update says expansion 4, the plan 2"),
     "nan": (one_value(np.nan), "1 values are not finite"),
     "infinite": (one_value(np.inf), "1 values are not finite"),
-    "bob's update": (update_of_bob, "not on the one given"),
+    "surplus tensor": (surplus_tensor, "it holds 8 tensors beside values"),
+    "bob's update": (update_of_bob, "its update says client 'bob', the plan 'eve'"),
     "bob's record": (record_of_bob, "its record says client 'bob', the plan 'eve'"),
-    "below the budget": (architecture_of_bob, "its mask holds 224 positions, its rank gives 448"),
-    "above the budget": (all_positions, "its mask holds 896 positions, its rank gives 448"),
-    "other shapes": (another_space, "its mask stands in another space"),
+    "below the budget": (architecture_of_bob, "its mask says budget 224, the plan 448"),
+    "above the budget": (all_positions, "its mask says budget 896, the plan 448"),
+    "other shapes": (another_space, "its mask is of another space"),
     "unknown mask": (says(mask_sha256="0" * 64), "run the search of client 'eve' again"),
-    "mask that is a path": (says(mask_sha256="../" * 21 + "x"), "its record is malformed: ('mask_sha256',)"),
-    "no samples": (says(samples=0), "its record is malformed: ('samples',)"),
-    "negative samples": (says(samples=-3), "its record is malformed: ('samples',)"),
-    "samples beyond all bounds": (says(samples=10**400), "its record is malformed: ('samples',)"),
-    "samples that outweigh all": (says(samples=10**308), "its record is malformed: ('samples',)"),
-    "loss as text": (says(losses=["low"]), "its record is malformed: ('losses', 0)"),
-    "unknown key": (says(note="hello"), "its record is malformed: ('note',)"),
-    "no perplexity": (without("perplexity"), "its record is malformed: ('perplexity',)"),
+    "mask that is a path": (says(mask_sha256="../" * 21 + "x"), "trained.mask_sha256: String should match"),
+    "mask that is null": (says(mask_sha256=None), "trained.mask_sha256: Input should be a valid string"),
+    "no samples": (says(samples=0), "trained.samples: Input should be greater than 0"),
+    "negative samples": (says(samples=-3), "trained.samples: Input should be greater than 0"),
+    "samples beyond all bounds": (says(samples=10**400), "trained.samples: Input should be less than or equal to"),
+    "samples that outweigh all": (says(samples=10**308), "trained.samples: Input should be less than or equal to"),
+    "loss as text": (says(losses=["low"]), "trained.losses.0: Input should be a valid number"),
+    "losses beyond a float": (text('{"status": "trained", "losses": [1e999]}'), "trained."),
+    "bytes as text": (says(bytes_up="5"), "trained.bytes_up: Input should be a valid integer"),
+    "unknown key": (says(note="hello"), "trained.note: Extra inputs are not permitted"),
+    "no perplexity": (without("perplexity"), "trained.perplexity: Field required"),
     "record of bob's words": (says(client="bob"), "its record"),
     "record of another round": (says(round=2), "its record"),
     "record of another rank": (says(rank=1), "its record"),
-    "record of another budget": (says(budget=1), "its record"),
+    "record of another budget": (says(budget=1), "its record says budget 1, its mask 448"),
+    "record that shares less": (says(shared=1), "its record says shared 1, its mask 448"),
     "record of another tier": (says(tier="gpu"), "its record"),
-    "key above the federation": (says(key="../big/rounds/1/updates/eve.safetensors"), "its record names"),
-    "key of the client's own part": (says(key="clients/eve/adapter/adapter_model.safetensors"), "its record names"),
-    "key of bob's update": (says(key="rounds/1/updates/bob.safetensors"), "its record names"),
-    "empty key": (says(key=""), "its record names"),
-    "no key": (says(key=None), "its record names"),
-    "no JSON": (text("{"), "is not JSON"),
-    "no UTF-8": (lambda eve: eve.record_path.write_bytes(b'{"a": "\xff"}'), "is not JSON"),
-    "no object": (text("[]"), "is not a JSON object"),
-    "no record": (text("{}"), "None"),
+    "key above the federation": (names("../big/rounds/1/updates/eve.safetensors"), "its record names"),
+    "key of the client's own part": (names("clients/eve/adapter/adapter_model.safetensors"), "its record names"),
+    "key of bob's update": (names("rounds/1/updates/bob.safetensors"), "its record names"),
+    "key with an empty segment": (names("rounds/1/updates/eve.//x.safetensors"), "its record names"),
+    "key with a control character": (names("rounds/1/updates/eve.\u0000.safetensors"), "its record names"),
+    "empty key": (names(""), "its record names"),
+    "no update named": (names(None), "its record names"),
+    "no JSON": (text("{"), "Invalid JSON"),
+    "nested without end": (text("[" * 100_000), "Invalid JSON"),
+    "a lone surrogate": (text('{"status": "failed", "reason": "\\ud800"}'), "Invalid JSON"),
+    "no UTF-8": (lambda eve: eve.record_path.write_bytes(b'{"a": "\xff"}'), "Invalid JSON"),
+    "too large": (text('{"reason": "' + "x" * 2**22 + '"}'), "bytes, 4,194,304 are the most"),
+    "no object": (text("[]"), "Input should be"),
+    "no record": (text("{}"), "Unable to extract tag"),
 }
 
 
@@ -174,26 +200,15 @@ CASES = {
 def test_a_tampered_update_is_refused_named_and_left_out(trained, case):
     tamper, reason = CASES[case]
     tamper(Eve(trained))
-    others = [outcome["client"] for outcome in trained.aggregate(1)["clients"] if outcome["status"] == "trained"]
-    outcome = trained.store.read_summary(1)["clients"][2]
-    assert (outcome["client"], outcome["rank"], outcome["tier"]) == ("eve", 2, "default")
-    assert outcome["status"] == ("failed" if case == "no record" else "refused")
-    assert reason in outcome["reason"]
+    others = [record.client for record in trained.aggregate(1).trained]
+    outcome = trained.context.summary(1).clients[2]
+    assert (outcome.client, outcome.rank, outcome.tier) == ("eve", 2, "default")
+    assert outcome.status == "refused"
+    assert reason in outcome.reason
     assert others == ["ann", "bob"]
-    committed = load_dense(trained.store.read_global(trained.store.read_head()))[1].values
-    assert (committed == mean_of_ann_and_bob(trained)).all()
-
-
-def mean_of_ann_and_bob(site: Site) -> np.ndarray:
-    stored = files(site.root)
-    start = load_dense(stored["rounds/0/global.safetensors"])[1].values
-    contributions = []
-    for client in ("ann", "bob"):
-        record = json.loads(stored[f"rounds/1/updates/{client}.json"])
-        mask = load_mask(stored[f"masks/{client}-{record['mask_sha256']}"])[2]
-        adapter = load_values(stored[f"rounds/1/updates/{client}.safetensors"], mask)[1]
-        contributions.append(Contribution(adapter, record["samples"]))
-    return aggregate(start, contributions)
+    start = values_of(files(trained.root)["rounds/0/global.safetensors"])
+    mean = aggregate(start, [update_of(trained, client) for client in ("ann", "bob")])
+    assert (committed(trained) == mean).all()
 
 
 @pytest.mark.parametrize("method", ["fedit", "local"])
@@ -203,6 +218,6 @@ def test_a_record_of_another_round_or_client_is_refused_where_all_masks_are_alik
     (site.root / "rounds/2/summary.json").unlink()
     for source in (site.root / "rounds/1/updates/bob.json", updates / "ann.json"):
         shutil.copy(source, updates / "bob.json")
-        outcome = site.aggregate(2)["clients"][1]
-        assert (outcome["client"], outcome["status"]) == ("bob", "refused")
+        outcome = site.aggregate(2).clients[1]
+        assert (outcome.client, outcome.status) == ("bob", "refused")
         (site.root / "rounds/2/summary.json").unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from ..perfit_components.running import TWO_TIERS, Site, make_spec, write_data
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: its exit code and what it printed."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -60,7 +60,7 @@ class Home:
         return self.perfit(command, *arguments, "--store", self.site.store_uri)
 
     def edit(self, old: str, new: str) -> None:
-        """Change the federation file, in the one place that reads so."""
+        """Replace text that occurs exactly once in the federation file."""
         text = self.file.read_text()
         assert text.count(old) == 1, text
         self.file.write_text(text.replace(old, new))

@@ -12,7 +12,7 @@ from .commands import Home, Result, make_home
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Let tasks use one thread each, also where a library asks nobody."""
+    """Let tasks use one thread each, also in libraries with their own setting."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield

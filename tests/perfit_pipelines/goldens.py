@@ -1,4 +1,4 @@
-"""The federation whose compiled pipelines are kept under ``goldens/``, and what of them is compared."""
+"""The federation whose compiled pipelines are kept under ``goldens/``, and what is compared."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def normalised(path: Path) -> str:
-    """A pipeline without what follows from the SDK's version alone."""
+    """A pipeline without what depends only on the SDK's version."""
     pipeline, platform = documents(path)
     pipeline["sdkVersion"] = "kfp"
     for executor in pipeline["deploymentSpec"]["executors"].values():

@@ -20,7 +20,7 @@ import yaml
 from perfit_pipelines.deploy.kubectl import find_kubectl
 
 ADMIN, ANN = "admin", "ann"
-"""Users, and contexts of the kubeconfig: one may do everything, the other nothing that is not granted."""
+"""Users, and contexts of the kubeconfig: one may do everything, the other only what it is allowed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def api_server(assets: Path, directory: Path) -> Iterator[ApiServer]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Free ports of 127.0.0.1."""
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [one.getsockname()[1] for one in sockets]

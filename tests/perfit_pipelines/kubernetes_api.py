@@ -109,7 +109,7 @@ class KubernetesApi:
         return 200, found
 
     def _apply(self, item: Object, key: tuple[str, str, str, str], query: dict[str, list[str]]) -> Object:
-        """Apply on the server's side. Of field ownership it knows what Secrets need: each manager owns keys of data."""
+        """Apply on the server's side, with as much field ownership as Secrets need: a manager owns keys of data."""
         if key[2]:
             item["metadata"]["namespace"] = key[2]
         read_object(item)
@@ -236,7 +236,7 @@ def _openapi_index() -> Object:
 
 
 def _openapi(version: str) -> Object:
-    """Say of every kind that the server itself checks what is applied, as ``add`` and applies here do."""
+    """Declare for every kind that the server validates what is applied, as ``add`` and applies here do."""
     group, _, number = version.rpartition("/")
     paths = {
         f"/{kind}": {

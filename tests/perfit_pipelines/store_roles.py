@@ -1,4 +1,4 @@
-"""A SeaweedFS that gives each role of a federation a key of its own, under the policy made for it."""
+"""A SeaweedFS that gives each role of a federation its own key, with the policy for that role."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from perfit.spec import Federation
-from perfit_pipelines.policies import Policy, client_policy, policy_text, server_policy
+from perfit.cluster_spec import ClusterSpec
+from perfit_pipelines.deploy.policies import Policy, client_policy, policy_text, server_policy
 from perfit_storage import FederationStore, StoreError, open_store
 from perfit_storage.local_server import LocalS3Server, find_weed
 
 SERVER = "server of the federation"
-"""Role of planning and aggregation: no client's id has blanks."""
+"""Role of planning and aggregation: no client's id contains spaces."""
 
 
-def role_policies(spec: Federation, store: str) -> dict[str, Policy]:
+def role_policies(spec: ClusterSpec, store: str) -> dict[str, Policy]:
     """The policy of the server, and of each client by id."""
     return {SERVER: server_policy(spec, store)} | {
         client.id: client_policy(spec, client, store) for client in spec.clients
@@ -32,7 +32,7 @@ def role_policies(spec: Federation, store: str) -> dict[str, Policy]:
 
 @dataclass(frozen=True)
 class RoleServer:
-    """A running S3 server whose users can be told anew."""
+    """A running S3 server whose users can be replaced."""
 
     directory: Path
     server: LocalS3Server
@@ -46,7 +46,7 @@ class RoleServer:
         return {**self.server.environment, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
 
     def add_users(self, users: Mapping[str, tuple[str, Policy]]) -> None:
-        """Let users in: by access key a secret key and a policy. SeaweedFS takes AWS's own documents."""
+        """Set the users: a secret key and a policy by access key. SeaweedFS accepts AWS's policy documents."""
         path = self.directory / "users.json"
         known = json.loads(path.read_text())
         policies = known.setdefault("policies", [])
@@ -89,7 +89,7 @@ class KeyedStore:
 
     server: RoleServer
     uri: str
-    spec: Federation
+    spec: ClusterSpec
 
     def __post_init__(self):
         policies = role_policies(self.spec, self.uri)

@@ -1,4 +1,4 @@
-"""The compiled pipelines: as golden files, and what of them a cluster depends on."""
+"""The compiled pipelines: as golden files, and what a cluster depends on in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLIENT_TASKS = {"search-client", "train-client"}
 
 @dataclass(frozen=True)
 class Leaf:
-    """A task that runs a container: its place in the nested DAGs, and all that the cluster is told of it."""
+    """A task that runs a container: its place in the nested DAGs, and its settings for the cluster."""
 
     path: tuple[str, ...]
     task: dict[str, Any]
@@ -40,8 +40,8 @@ class Leaf:
     @property
     def secrets(self) -> list[dict[str, Any]]:
         """The Secrets with the keys to the store."""
-        found = self.platform.get("secretAsEnv", [])
-        return [secret for secret in found if {key["envVar"] for key in secret["keyToEnv"]} == STORE_KEYS]
+        secrets = self.platform.get("secretAsEnv", [])
+        return [secret for secret in secrets if {key["envVar"] for key in secret["keyToEnv"]} == STORE_KEYS]
 
     @property
     def mounts(self) -> dict[str, dict[str, Any]]:
@@ -53,7 +53,7 @@ def leaves(path: Path) -> list[Leaf]:
     pipeline, platform = documents(path)
     executors = pipeline["deploymentSpec"]["executors"]
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    found = []
+    collected = []
 
     def walk(dag: dict[str, Any], above: tuple[str, ...]) -> None:
         for name, task in dag["dag"]["tasks"].items():
@@ -63,14 +63,14 @@ def leaves(path: Path) -> list[Leaf]:
                 continue
             label = component["executorLabel"]
             inputs = set(dag.get("inputDefinitions", {}).get("parameters", {}))
-            found.append(Leaf((*above, name), task, inputs, executors[label]["container"], settings.get(label, {})))
+            collected.append(Leaf((*above, name), task, inputs, executors[label]["container"], settings.get(label, {})))
 
     walk(pipeline["root"], ())
-    return found
+    return collected
 
 
 def tasks(path: Path) -> list[dict[str, Any]]:
-    """Every task of a compiled pipeline, those that are DAGs too."""
+    """Every task of a compiled pipeline, including those that are DAGs."""
     pipeline, _ = documents(path)
     dags = [pipeline["root"], *pipeline["components"].values()]
     return [task for dag in dags if "dag" in dag for task in dag["dag"]["tasks"].values()]
@@ -152,7 +152,7 @@ def test_the_servers_tasks_have_its_keys_and_no_accelerator(ir):
 
 
 def test_every_task_may_write_to_tmp_and_runs_as_the_images_user(ir):
-    """All that a task needs where a policy of the cluster makes root file systems read-only."""
+    """Everything that a task needs where a policy of the cluster makes root file systems read-only."""
     for leaf in leaves(ir):
         assert "/tmp" in {mount["mountPath"] for mount in leaf.platform["emptyDirMounts"]}, leaf.path
         assert leaf.platform["securityContext"] == {"runAsGroup": "10001", "runAsNonRoot": True, "runAsUser": "10001"}
@@ -195,7 +195,7 @@ def test_rounds_are_one_after_the_other(tmp_path):
 
 
 def test_a_client_of_a_round_is_one_task(tmp_path):
-    """It searches if it must, with the model that it loads anyway."""
+    """It searches if necessary, with the model that it loads anyway."""
     tasks = [leaf.component for leaf in leaves(compiled("federated_round", tmp_path)) if leaf.tier == "gpu"]
     assert tasks == ["train-client"]
 

@@ -60,7 +60,7 @@ def write(name: str, *clients: str) -> str:
 
 
 def users(server: ApiServer) -> set[str]:
-    """For whom MinIO's setup finds keys."""
+    """The users whose keys MinIO's setup finds."""
     items = json.loads(server.kubectl("get", "secrets", "-n", "perfit", "-o", "json"))["items"]
     shards = [item.get("data", {}) for item in items if item["metadata"]["name"].startswith("perfit-clients-")]
     return {key.removesuffix(".secret-key") for data in shards for key in data if key.endswith(".secret-key")}

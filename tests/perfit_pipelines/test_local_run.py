@@ -11,10 +11,10 @@ import pytest
 from kfp import local
 
 from perfit.errors import PerfitError
+from perfit_components.log_lines import plain
 from perfit_pipelines import local_run
 from perfit_pipelines.local_run import run_locally
 from perfit_pipelines.pipelines import federated_round
-from perfit_pipelines.progress import plain
 from perfit_storage import open_store
 
 from ..perfit_components.running import Site, files, in_memory
@@ -53,7 +53,7 @@ def test_a_second_run_trains_nothing_and_prints_the_same(finished):
 
 
 def test_a_run_whose_clients_all_fail_says_why(make):
-    """The prompts fill the sequence, which only the clients' own pods find out: they know the tokenizer."""
+    """The prompts fill the sequence, which only the clients' own pods notice, as they have the tokenizer."""
     home = make(training={"sequence_length": 8}, clients={"ann": {"tier": "strong"}})
     result = home.stored("run", home.file)
     assert result.code == 1
@@ -66,7 +66,7 @@ def test_a_run_whose_clients_all_fail_says_why(make):
 
 
 def test_an_error_that_is_not_ours_points_at_the_log(home, tmp_path):
-    """A model whose files are damaged, which no message of ours foresees."""
+    """A model whose files are damaged, for which we have no message."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text('{"model_type": "llama", "hidden_size": "many"}')

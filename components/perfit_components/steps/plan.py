@@ -46,9 +46,9 @@ def participants(context: FederationContext, round: int, tiers: Sequence[str]) -
     items: dict[str, list[LoopItem]] = {tier: [] for tier in tiers}
     if context.store.read_head().round >= round:
         return list(items.values())
-    spec = context.spec
+    spec, clients = context.spec, context.spec.clients_by_id
     for participant in plan_round(context, round).participants:
-        client = spec.clients_by_id.get(participant.client)
+        client = clients.get(participant.client)
         if client is None:
             continue
         if participant.tier not in items:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from perfit_pipelines.cluster.endpoint import Endpoint
-from perfit_pipelines.cluster.options import (
-    CREDENTIALS,
-    ClientImage,
-    Experiment,
-    File,
-    ServerImage,
-    ServiceAccount,
-    Store,
-    connecting,
-    errors,
-    out,
-    publish,
-    say,
-)
-from perfit_pipelines.cluster.schedule_commands import schedule_app
+from perfit.errors import PerfitError
+from perfit_pipelines.cluster.connection import Endpoint, connect
+from perfit_pipelines.cluster.options import CREDENTIALS, check_cron, connecting, parse_duration, parse_interval
+from perfit_pipelines.options import ClientImage, File, Pipeline, PipelineOption, PodStore, ServerImage, errors, out
 
 if TYPE_CHECKING:
-    from perfit_pipelines.cluster.client import Kubeflow
+    from perfit.cluster_spec import ClusterSpec
+    from perfit_pipelines.cluster.connection import Kubeflow
     from perfit_pipelines.cluster.follow import Outcome, Pace
     from perfit_pipelines.cluster.tasks import Task
+    from perfit_pipelines.cluster.upload import Version
+    from perfit_pipelines.compile import PipelineName
 
 INTERRUPTED = 130
 
@@ -37,14 +26,15 @@ RunId = Annotated[str, typer.Argument(help="Id of the run, as in the address of 
 PollInterval = Annotated[
     float, typer.Option(min=0.01, help="Seconds until the run is looked at again; more while nothing changes.")
 ]
-Timeout = Annotated[str | None, typer.Option(help="Follow at most so long, e.g. 6h; the run goes on.")]
+Timeout = Annotated[str | None, typer.Option(help="Follow for at most this long, e.g. 6h; the run goes on.")]
+Experiment = Annotated[str | None, typer.Option(help="Experiment of the runs; else the federation's name.")]
+ServiceAccount = Annotated[
+    str | None,
+    typer.Option(help="Service account of the pods; the manifests provide perfit-runner, which cannot read Secrets."),
+]
+ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
 
-
-class Pipeline(StrEnum):
-    """The pipelines that can be submitted."""
-
-    TUNING = "federated_tuning"
-    ROUND = "federated_round"
+schedule_app = typer.Typer(no_args_is_help=True, help="Run rounds at set times, on Kubeflow.")
 
 
 def register(app: typer.Typer) -> None:
@@ -57,20 +47,20 @@ def register(app: typer.Typer) -> None:
 def submit(
     endpoint: Endpoint,
     file: File,
-    pipeline: Annotated[Pipeline, typer.Option(help="All rounds, or one round from the head.")] = Pipeline.TUNING,
-    store: Store = None,
+    pipeline: PipelineOption = Pipeline.TUNING,
+    store: PodStore = None,
     experiment: Experiment = None,
     run_name: Annotated[str | None, typer.Option(help="Name of the run; else pipeline and time.")] = None,
     client_image: ClientImage = None,
     server_image: ServerImage = None,
     service_account: ServiceAccount = "perfit-runner",
-    follow: Annotated[bool, typer.Option(help="Stay until the run is over.")] = True,
+    follow: Annotated[bool, typer.Option(help="Follow the run until it is over.")] = True,
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
 ) -> None:
     """Run a federation on Kubeflow, and follow it to its end.
 
-    The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is there already.
+    The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is already there.
     Ctrl-C ends following, not the run.
 
     Exit code: 0 the run succeeded (with --no-follow: was started), 1 an error of this command, 3 the run failed,
@@ -80,10 +70,10 @@ def submit(
     from perfit_pipelines.cluster.submit import pipeline_tasks, start_run
 
     pace, spec = _pace(poll_interval, timeout), load_federation(file)
-    kubeflow, version = publish(endpoint, spec, pipeline.value, store, client_image, server_image)
+    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image)
     name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
-    say(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
+    _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
     if follow:
         _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace)
     else:
@@ -92,42 +82,164 @@ def submit(
 
 def follow(endpoint: Endpoint, run_id: RunId, poll_interval: PollInterval = 2.0, timeout: Timeout = None) -> None:
     """Follow a run that was submitted or scheduled, to its end. Exit codes are those of submit."""
-    from perfit_pipelines.cluster.client import connect
     from perfit_pipelines.cluster.submit import find_run
 
     pace = _pace(poll_interval, timeout)
     kubeflow = connect(endpoint)
     run, tasks = find_run(kubeflow, run_id)
-    say(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
+    _print_link(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
     _follow(kubeflow, run_id, tasks, pace)
+
+
+@schedule_app.command("create", epilog=CREDENTIALS)
+@connecting
+def create(
+    endpoint: Endpoint,
+    file: File,
+    cron: Annotated[
+        str | None,
+        typer.Option(help="Six fields, seconds first, in Kubeflow's time zone (UTC unless set): '0 0 2 * * *'."),
+    ] = None,
+    every: Annotated[str | None, typer.Option(help="Time between two rounds, such as 24h or 90m.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the schedule; else <federation>-round.")] = None,
+    store: PodStore = None,
+    experiment: Experiment = None,
+    client_image: ClientImage = None,
+    server_image: ServerImage = None,
+    service_account: ServiceAccount = "perfit-runner",
+) -> None:
+    """Run a round of a federation at set times: one at a time, without catching up on missed ones.
+
+    The schedule keeps the federation file as it is now. Creating a schedule again replaces it, and the two are never
+    enabled at the same time; a round that is running goes on.
+    """
+    from perfit.federation_file import load_federation
+    from perfit_pipelines.cluster.schedule import When, create_schedule
+
+    if (cron is None) == (every is None):
+        raise PerfitError(
+            "a schedule needs either --cron or --every", "give one, such as --every 24h or --cron '0 0 2 * * *'"
+        )
+    when = When(check_cron(cron)) if cron is not None else When(seconds=parse_interval(every or ""))
+    spec = load_federation(file)
+    kubeflow, version = _publish(endpoint, spec, "federated_round", store, client_image, server_image)
+    schedule, replaced = create_schedule(
+        kubeflow, version, name or version.pipeline, when, experiment or spec.name, service_account
+    )
+    verb = "replaced" if replaced else "created"
+    _print_link(f"{verb} schedule {schedule.name}: {schedule.when}", kubeflow.link(schedule.page))
+
+
+@schedule_app.command("list", epilog=CREDENTIALS)
+@connecting
+def list_(endpoint: Endpoint) -> None:
+    """Show the schedules that perfit created."""
+    from rich.table import Table
+
+    from perfit_pipelines.cluster.schedule import list_schedules
+
+    schedules = list_schedules(connect(endpoint))
+    if not schedules:
+        out.print("no schedules; create one: perfit schedule create FILE --every 24h", markup=False)
+        return
+    table = Table("name", "when", "state", "runs", "created (UTC)")
+    for schedule in schedules:
+        state = "enabled" if schedule.enabled else "paused"
+        created = f"{schedule.created:%Y-%m-%d %H:%M}"
+        table.add_row(schedule.name, str(schedule.when), state, schedule.about, created)
+    out.print(table)
+
+
+@schedule_app.command("pause", epilog=CREDENTIALS)
+@connecting
+def pause(endpoint: Endpoint, name: ScheduleName) -> None:
+    """Start no more rounds; one that is running goes on."""
+    from perfit_pipelines.cluster.schedule import pause_schedule
+
+    pause_schedule(connect(endpoint), name)
+    out.print(f"paused {name}; to go on: perfit schedule resume {name}", markup=False)
+
+
+@schedule_app.command("resume", epilog=CREDENTIALS)
+@connecting
+def resume(endpoint: Endpoint, name: ScheduleName) -> None:
+    """Start rounds again, from the next set time on."""
+    from perfit_pipelines.cluster.schedule import resume_schedule
+
+    resume_schedule(connect(endpoint), name)
+    out.print(f"resumed {name}", markup=False)
+
+
+@schedule_app.command("delete", epilog=CREDENTIALS)
+@connecting
+def delete(endpoint: Endpoint, name: ScheduleName) -> None:
+    """Remove a schedule; a round that is running goes on."""
+    from perfit_pipelines.cluster.schedule import delete_schedule
+
+    delete_schedule(connect(endpoint), name)
+    out.print(f"deleted {name}", markup=False)
+
+
+def _publish(
+    endpoint: Endpoint,
+    spec: ClusterSpec,
+    pipeline: PipelineName,
+    store: str | None,
+    client_image: str | None,
+    server_image: str | None,
+) -> tuple[Kubeflow, Version]:
+    """Connect, and upload a federation's pipeline to Kubeflow, after warnings about what may not work there.
+
+    Raises:
+        PerfitError: The pods cannot use the store, or Kubeflow cannot be used.
+    """
+    from perfit_pipelines.cluster.upload import LIMITED, cluster_store, unreachable_data, upload, without_limits
+    from perfit_pipelines.pipelines import Images
+
+    uri, default = cluster_store(spec, store), Images()
+    for warning in unreachable_data(spec):
+        errors.print(f"warning: {warning}", markup=False)
+    kubeflow = connect(endpoint)
+    if kubeflow.version and kubeflow.version < LIMITED:
+        errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
+        spec = without_limits(spec)
+    images = Images(client_image or default.client, server_image or default.server)
+    version = upload(kubeflow, spec, pipeline, uri, images)
+    state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
+    _print_link(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
+    return kubeflow, version
+
+
+def _print_link(text: str, link: str | None) -> None:
+    """Print a line, with a link into the UI where there is one."""
+    out.print(f"{text}: {link}" if link else text, markup=False)
 
 
 def _pace(poll_interval: float, timeout: str | None) -> Pace:
     from perfit_pipelines.cluster.follow import Pace
-    from perfit_pipelines.cluster.timing import parse_duration
 
     limit = parse_duration(timeout, "--timeout") if timeout else None
     return Pace(first=poll_interval, longest=max(poll_interval, Pace.longest), limit=limit)
 
 
 def _follow(kubeflow: Kubeflow, run_id: str, tasks: list[Task], pace: Pace) -> None:
+    from perfit_pipelines.cluster.follow import RunProgress
     from perfit_pipelines.cluster.follow import follow as follow_run
-    from perfit_pipelines.cluster.progress import RunProgress
     from perfit_pipelines.cluster.tasks import TaskReader
 
     try:
-        with RunProgress(tasks, Console(highlight=False, soft_wrap=True)) as progress:
+        with RunProgress(tasks, out) as progress:
             outcome = follow_run(kubeflow, run_id, TaskReader(tasks), progress, pace)
     except KeyboardInterrupt:
         page = kubeflow.link(f"runs/details/{run_id}")
         errors.print(f"stopped following; the run goes on. Follow again: perfit follow {run_id}", markup=False)
         errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    _say_outcome(kubeflow, run_id, outcome)
+    _print_outcome(kubeflow, run_id, outcome)
     raise typer.Exit(outcome.exit_code)
 
 
-def _say_outcome(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> None:
+def _print_outcome(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> None:
     from perfit_pipelines.cluster.submit import advice
 
     if outcome.state == "SUCCEEDED":

@@ -1,4 +1,4 @@
-"""What Kubeflow Pipelines and the network answer, as errors that a user can act on."""
+"""Failed calls of Kubeflow Pipelines, as errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ SIZE_FIX = "lower rounds and submit again for more, or schedule single rounds: p
 SERVER_FIX = "try again; if it stays, look at the server: kubectl -n kubeflow logs deploy/ml-pipeline"
 
 CallError = (ApiException, HTTPError)
-"""What a call of the API raises: a refusal, or no answer at all."""
+"""What a call of the API raises: the server refused, or did not answer."""
 
 _LONGEST = 400
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same call may well succeed a little later: no answer, too many requests, a server's own failure."""
+    """Whether the same call may succeed later: no answer, too many requests, or a failure of the server itself."""
     if isinstance(error, ApiException):
         return error.status == 429 or (error.status or 0) >= 500
     return isinstance(error, HTTPError) and not _is_final(error)
 
 
 def explain(error: Exception, doing: str, where: str) -> PerfitError:
-    """Return what a user should know of a failed call.
+    """Return a failed call as an error that names problem and fix.
 
     Args:
         error: One of ``CallError``.
-        doing: What was tried, as in "could not (create the run)".
+        doing: What was attempted, as in "would not (create the run)".
         where: The URL of the server, without credentials.
     """
     if not isinstance(error, ApiException):
         return _no_answer(error, where)
-    said = _said(error)
-    problem = f"Kubeflow at {where} would not {doing} ({error.status}): {said}"
-    return PerfitError(problem, _fix(error.status or 0, said))
+    reason = _reason(error)
+    problem = f"Kubeflow at {where} would not {doing} ({error.status}): {reason}"
+    return PerfitError(problem, _fix(error.status or 0, reason))
 
 
 def login_page(where: str) -> PerfitError:
@@ -67,10 +67,10 @@ def _no_answer(error: Exception, where: str) -> PerfitError:
         if "WRONG_VERSION_NUMBER" in str(reason):
             return PerfitError(f"{where} does not speak TLS", "give --host with http:// instead of https://")
         return PerfitError(
-            f"the certificate of {where} cannot be verified: {_brief(str(reason))}",
+            f"the certificate of {where} cannot be verified: {_shorten(str(reason))}",
             "give the authority's certificate with --ca-cert FILE, or --no-verify-ssl where you trust the network",
         )
-    return PerfitError(f"Kubeflow at {where} cannot be reached: {_brief(str(reason))}", UNREACHABLE_FIX)
+    return PerfitError(f"Kubeflow at {where} cannot be reached: {_shorten(str(reason))}", UNREACHABLE_FIX)
 
 
 def _is_final(error: HTTPError) -> bool:
@@ -78,8 +78,8 @@ def _is_final(error: HTTPError) -> bool:
     return isinstance(reason, (SSLError, ResponseError))
 
 
-def _fix(status: int, said: str) -> str:
-    lower = said.lower()
+def _fix(status: int, reason: str) -> str:
+    lower = reason.lower()
     if status == 401:
         return LOGIN_FIX
     if status == 403 and re.search(r"service[ -]?account", lower):
@@ -96,14 +96,14 @@ def _fix(status: int, said: str) -> str:
     if status == 404:
         return "check the name and --namespace, and that --host is that of Kubeflow Pipelines (2.17; 2.16.1 with less)"
     if status == 409:
-        return "somebody else may be submitting the same: try again, or remove the older one in the UI"
+        return "someone else may be submitting the same: try again, or remove the older one in the UI"
     if status == 429 or status >= 500:
         return SERVER_FIX
     return "correct what it names; `perfit doctor FILE` checks the cluster"
 
 
-def _said(error: ApiException) -> str:
-    """What the server said, without headers (they may hold cookies) and without the traces it adds."""
+def _reason(error: ApiException) -> str:
+    """The server's message, without headers (they may hold cookies) and without its stack traces."""
     try:
         body = json.loads(error.body or "")
     except ValueError:
@@ -113,9 +113,9 @@ def _said(error: ApiException) -> str:
     details = [detail for detail in body.get("details") or [] if isinstance(detail, dict)]
     texts = [detail.get("error_message") for detail in details]
     texts += [body.get(key) for key in ("error_message", "message", "error")]
-    return _brief(next((text for text in texts if isinstance(text, str) and text.strip()), error.reason or ""))
+    return _shorten(next((text for text in texts if isinstance(text, str) and text.strip()), error.reason or ""))
 
 
-def _brief(text: str) -> str:
+def _shorten(text: str) -> str:
     line = text.strip().partition("\n")[0]
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."

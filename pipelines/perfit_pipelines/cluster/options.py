@@ -1,42 +1,36 @@
-"""Options and steps that the commands of this package share."""
+"""Options of the commands for a cluster: how to reach it, and durations and cron expressions as people write them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from perfit_pipelines.cluster.endpoint import Endpoint
-
-if TYPE_CHECKING:
-    from perfit.spec import Federation
-    from perfit_pipelines.cluster.client import Kubeflow
-    from perfit_pipelines.cluster.upload import Version
-    from perfit_pipelines.compile import PipelineName
+from perfit.errors import PerfitError
+from perfit_pipelines.cluster.connection import Endpoint
 
 CREDENTIALS = (
     "Credentials come from the environment: PERFIT_KFP_TOKEN (a bearer token) or PERFIT_KFP_COOKIES (cookies of a "
     "browser session that is logged in). Without --host, a pod uses its service account, other machines a kubeconfig."
 )
-
-out = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
-Store = Annotated[str | None, typer.Option(help="s3://bucket/prefix that the pods use; else the file's.")]
-Experiment = Annotated[str | None, typer.Option(help="Experiment of the runs; else the federation's name.")]
-ServiceAccount = Annotated[
-    str | None,
-    typer.Option(help="Service account of the pods; the manifests bring perfit-runner, which may read no Secret."),
-]
-ClientImage = Annotated[str | None, typer.Option(help="Image of the clients' tasks.")]
-ServerImage = Annotated[str | None, typer.Option(help="Image of the server's tasks.")]
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+_FIELDS = (
+    ("second", 0, 59, ()),
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day of the month", 1, 31, ()),
+    ("month", 1, 12, _MONTHS),
+    ("day of the week", 0, 6, _DAYS),
+)
+_EXAMPLE = "--cron '0 0 2 * * *' is every day at 2:00"
 
 
 def _endpoint(
@@ -80,37 +74,86 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def publish(
-    endpoint: Endpoint,
-    spec: Federation,
-    pipeline: PipelineName,
-    store: str | None,
-    client_image: str | None,
-    server_image: str | None,
-) -> tuple[Kubeflow, Version]:
-    """Connect, and bring a federation's pipeline to Kubeflow; what is doubtful is said before.
+def parse_duration(text: str, option: str) -> int:
+    """Return the seconds of a duration such as ``24h``, ``90m`` or ``1h30m``.
+
+    Args:
+        text: The user's input.
+        option: Name of the option, for the error.
 
     Raises:
-        PerfitError: The pods cannot use the store, or Kubeflow cannot be used.
+        PerfitError: It is not a duration, or zero.
     """
-    from perfit_pipelines.cluster.client import connect
-    from perfit_pipelines.cluster.upload import LIMITED, cluster_store, unreachable_data, upload, without_limits
-    from perfit_pipelines.pipelines import Images
-
-    uri, default = cluster_store(spec, store), Images()
-    for warning in unreachable_data(spec):
-        errors.print(f"warning: {warning}", markup=False)
-    kubeflow = connect(endpoint)
-    if kubeflow.version and kubeflow.version < LIMITED:
-        errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
-        spec = without_limits(spec)
-    images = Images(client_image or default.client, server_image or default.server)
-    version = upload(kubeflow, spec, pipeline, uri, images)
-    state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
-    say(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
-    return kubeflow, version
+    parts = re.findall(r"(\d+)([smhdw])", text)
+    seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or not seconds:
+        raise PerfitError(f"{option} {text!r} is not a duration", f"give one such as {option} 24h, 90m or 1h30m")
+    return seconds
 
 
-def say(text: str, link: str | None) -> None:
-    """Print a line, with a link into the UI where there is one."""
-    out.print(f"{text}: {link}" if link else text, markup=False)
+def parse_interval(text: str) -> int:
+    """Return the seconds between two rounds.
+
+    Raises:
+        PerfitError: It is not a duration, or under a minute.
+    """
+    seconds = parse_duration(text, "--every")
+    if seconds < 60:
+        raise PerfitError(f"--every {text} is shorter than any round takes", "give at least a minute, such as 24h")
+    return seconds
+
+
+def check_cron(expression: str) -> str:
+    """Return a cron expression that Kubeflow reads as it was meant: six fields, seconds first.
+
+    Each field is ``*``, ``?``, a value, a range, any of these with a step, or a list of them. Five fields, as Unix
+    writes them, would be accepted by Kubeflow and read shifted by one.
+
+    Raises:
+        PerfitError: It has another number of fields, or a field is out of its range.
+    """
+    fields = expression.split()
+    if expression.strip().startswith("@"):
+        raise PerfitError(f"--cron {expression!r} is a short name", f"write six fields, or use --every; {_EXAMPLE}")
+    if len(fields) == 5:
+        raise PerfitError(
+            f"--cron {expression!r} has five fields, but Kubeflow reads six, with seconds first",
+            f"put a 0 before it: --cron '0 {' '.join(fields)}'",
+        )
+    if len(fields) != 6:
+        raise PerfitError(
+            f"--cron {expression!r} has {len(fields)} fields, but Kubeflow reads six: "
+            "second minute hour day-of-month month day-of-week",
+            _EXAMPLE,
+        )
+    for text, field in zip(fields, _FIELDS, strict=True):
+        for part in text.split(","):
+            _check_part(part, field, expression)
+    return " ".join(fields)
+
+
+def _check_part(part: str, field: tuple, expression: str) -> None:
+    name, low, high, names = field
+
+    def refuse(why: str) -> PerfitError:
+        allowed = f"{low}-{high}" + (f" or {names[0]}-{names[-1]}" if names else "")
+        return PerfitError(f"--cron {expression!r}: {name} {part!r} {why}", f"use {allowed}, * or */STEP; {_EXAMPLE}")
+
+    span, slash, step = part.partition("/")
+    if slash and not (step.isascii() and step.isdigit() and int(step) > 0):
+        raise refuse("has a step that is not a positive number")
+    if span in ("*", "?"):
+        return
+    bounds = [_value(text, low, names) for text in span.split("-")]
+    if None in bounds or len(bounds) > 2:
+        raise refuse("is not a value or a range")
+    if not all(low <= bound <= high for bound in bounds):
+        raise refuse(f"is not within {low}-{high}")
+    if bounds[0] > bounds[-1]:
+        raise refuse("ends before it begins")
+
+
+def _value(text: str, low: int, names: tuple[str, ...]) -> int | None:
+    if text.isascii() and text.isdigit():
+        return int(text)
+    return names.index(text.upper()) + low if text.upper() in names else None

@@ -1,8 +1,8 @@
 """Recurring tuning: a round of a federation at set times.
 
 Kubeflow cannot change a recurring run, only delete and create it, and allows several of one name. A schedule here is
-known by its name, and replaced so that at no moment two of it are enabled: the new one is created paused, the old one
-paused, the new one enabled, the old one deleted. What an interruption leaves is cleared up by the next replacement.
+identified by its name, and replaced so that no two of the same name are ever enabled: the new one is created paused,
+the old one paused, the new one enabled, the old one deleted. The next replacement removes what an interruption leaves.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from datetime import datetime
 from kfp_server_api import RecurringRunMode, V2beta1DeletePropagationPolicy, V2beta1RecurringRun
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import Kubeflow, every
+from perfit_pipelines.cluster.connection import Kubeflow, list_all
 from perfit_pipelines.cluster.submit import get_experiment, other_account
 from perfit_pipelines.cluster.upload import Version
 
 _MARK = "perfit schedule: "
-"""How the description of our recurring runs begins: others of the same name are left alone."""
+"""Prefix of the description of our recurring runs: others of the same name are left alone."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Schedule:
         when: When rounds start.
         enabled: Whether it does start rounds, or is paused.
         created: When it was created.
-        about: What it runs.
+        about: The pipeline and version that it runs.
     """
 
     name: str
@@ -67,7 +67,7 @@ def create_schedule(
     experiment: str,
     service_account: str | None = None,
 ) -> tuple[Schedule, bool]:
-    """Start rounds at set times, one at a time, without making up for missed ones; replaces a schedule of this name.
+    """Start rounds at set times, one at a time, without catching up on missed ones; replaces a schedule of this name.
 
     Returns:
         The schedule, and whether it replaced one.
@@ -79,7 +79,7 @@ def create_schedule(
     older = _ours(kubeflow, name)
     experiment_id = get_experiment(kubeflow, experiment)
     with kubeflow.calling(f"create the schedule {name}"):
-        made = kubeflow.client.create_recurring_run(
+        created = kubeflow.client.create_recurring_run(
             experiment_id,
             name,
             description=f"{_MARK}{version.pipeline}, version {version.name}",
@@ -92,10 +92,10 @@ def create_schedule(
             enabled=False,
             service_account=service_account,
         )
-    new = _schedule(made)
-    if differs := other_account(made, service_account):
+    new = _schedule(created)
+    if mismatch := other_account(created, service_account):
         _delete(kubeflow, new)
-        raise differs
+        raise mismatch
     try:
         for schedule in older:
             _switch(kubeflow, schedule, enabled=False)
@@ -151,30 +151,30 @@ def delete_schedule(kubeflow: Kubeflow, name: str) -> None:
 
 def _recurring_runs(kubeflow: Kubeflow) -> list[V2beta1RecurringRun]:
     with kubeflow.calling("list recurring runs"):
-        runs = list(every(kubeflow.client.list_recurring_runs, "recurring_runs", namespace=kubeflow.namespace))
+        runs = list(list_all(kubeflow.client.list_recurring_runs, "recurring_runs", namespace=kubeflow.namespace))
     runs.sort(key=lambda run: run.created_at, reverse=True)
     return sorted(runs, key=lambda run: run.display_name)
 
 
 def _ours(kubeflow: Kubeflow, name: str) -> list[Schedule]:
-    found = [run for run in _recurring_runs(kubeflow) if run.display_name == name]
-    if any(not _is_ours(run) for run in found):
+    runs = [run for run in _recurring_runs(kubeflow) if run.display_name == name]
+    if any(not _is_ours(run) for run in runs):
         raise PerfitError(
             f"there is a recurring run {name!r} that perfit did not create", "give your schedule another --name"
         )
-    return [_schedule(run) for run in found]
+    return [_schedule(run) for run in runs]
 
 
 def _existing(kubeflow: Kubeflow, name: str) -> list[Schedule]:
     schedules = list_schedules(kubeflow)
-    found = [schedule for schedule in schedules if schedule.name == name]
-    if not found:
+    matching = [schedule for schedule in schedules if schedule.name == name]
+    if not matching:
         names = ", ".join(dict.fromkeys(schedule.name for schedule in schedules))
         raise PerfitError(
             f"there is no schedule {name!r}" + (f" in namespace {kubeflow.namespace}" if kubeflow.namespace else ""),
             f"use one of: {names}" if names else "create one: perfit schedule create FILE --every 24h",
         )
-    return found
+    return matching
 
 
 def _undo(kubeflow: Kubeflow, new: Schedule, older: list[Schedule]) -> None:
@@ -201,7 +201,7 @@ def _switch(kubeflow: Kubeflow, schedule: Schedule, *, enabled: bool) -> None:
 
 def _delete(kubeflow: Kubeflow, schedule: Schedule) -> None:
     with kubeflow.calling(f"delete the schedule {schedule.name}"):
-        # Kubernetes would otherwise delete what the recurring run has started with it, a round that runs included.
+        # Otherwise Kubernetes would also delete the runs that it has started, including a round that is running.
         kubeflow.client.recurring_runs.recurring_run_service_delete_recurring_run(
             schedule.id, propagation_policy=V2beta1DeletePropagationPolicy.ORPHAN
         )

@@ -8,20 +8,20 @@ from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
-from perfit_pipelines.cluster.client import Kubeflow
+from perfit_pipelines.cluster.connection import Kubeflow
 from perfit_pipelines.cluster.follow import Outcome
 from perfit_pipelines.cluster.tasks import DRIVER, Task, list_tasks
 from perfit_pipelines.cluster.upload import Version
 
-_POD_DIED = "a client's pod died, which its program cannot report: too little memory (OOMKilled), say, or a lost node"
+_POD_DIED = (
+    "a client's pod died, which its program cannot report: for instance too little memory (OOMKilled), or a lost node"
+)
 _HINTS = {
-    "prepare-federation": "the store cannot be written, the model cannot be loaded, or another file has this name",
-    "search-client": _POD_DIED,
-    "train-client": _POD_DIED,
-    "close-search": "no client found an architecture; the log of that task names them and why",
-    "aggregate-round": "too few clients delivered; the log of that task names them and why. The head has not moved",
+    "prepare": "the store cannot be written, the model cannot be loaded, or another file has this name",
+    "client": _POD_DIED,
+    "aggregate": "too few clients delivered; the log of that task names them and why. The head has not moved",
 }
-"""What usually lies behind the failure of a task, by its name in the IR."""
+"""The usual cause of a task's failure, by the step; a client's task is named after its tier too."""
 
 
 def start_run(
@@ -41,20 +41,20 @@ def start_run(
             version_id=version.version_id,
             service_account=service_account,
         )
-    if differs := other_account(run, service_account):
+    if mismatch := other_account(run, service_account):
         with kubeflow.calling("end the run"):
             kubeflow.client.terminate_run(run.run_id)
-        raise differs
+        raise mismatch
     return run
 
 
-def other_account(made: V2beta1Run | V2beta1RecurringRun, asked: str | None) -> PerfitError | None:
-    """Return an error if Kubeflow gave a run another service account than it was asked to."""
-    given = made.service_account
-    if not asked or not given or given == asked:
+def other_account(created: V2beta1Run | V2beta1RecurringRun, requested: str | None) -> PerfitError | None:
+    """Return an error if Kubeflow gave a run another service account than was requested."""
+    actual = created.service_account
+    if not requested or not actual or actual == requested:
         return None
     return PerfitError(
-        f"Kubeflow gave it the service account {given!r}, which may read every client's key, instead of {asked!r}",
+        f"Kubeflow gave it the service account {actual!r}, which may read every client's key, instead of {requested!r}",
         "upgrade Kubeflow Pipelines to 2.17 (kubeflow/pipelines#13311); nothing was left running",
     )
 
@@ -73,7 +73,7 @@ def get_experiment(kubeflow: Kubeflow, name: str) -> str:
 
 
 def find_run(kubeflow: Kubeflow, run_id: str) -> tuple[V2beta1Run, list[Task]]:
-    """Read a run that somebody started, and the tasks of its pipeline.
+    """Read a run that someone started, and the tasks of its pipeline.
 
     Raises:
         PerfitError: There is no such run, or it is not of a federation.
@@ -106,14 +106,17 @@ def pipeline_tasks(ir: dict[str, Any], given: dict[str, Any] | None = None) -> l
 
 
 def advice(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> list[str]:
-    """Return what to look at after a run that failed: the tasks first, then where their logs are."""
+    """Return what to look at after a failed run: the tasks first, then where their logs are."""
     lines = [f"failed: {task.name}" for task in outcome.failed]
     if not lines:
         lines.append("no task is listed as failed: the deadline (cluster.deadline_seconds) may have passed")
-    keys = dict.fromkeys(task.key for task in outcome.failed)
-    hints = [_HINTS[key] for key in keys if key in _HINTS]
+    keys = {task.key for task in outcome.failed}
+    steps = {key.partition("-")[0] for key in keys if not key.endswith(DRIVER)}
+    hints = [hint for step, hint in _HINTS.items() if step in steps]
     if any(key.endswith(DRIVER) for key in keys):
-        hints.append("Kubeflow could not prepare a task: a Secret or volume claim is missing, say; perfit doctor FILE")
+        hints.append(
+            "Kubeflow could not prepare a task: a Secret or volume claim may be missing; run perfit doctor FILE"
+        )
     if outcome.message:
         lines.append(f"Kubeflow says: {outcome.message}")
     lines += dict.fromkeys(hints)

@@ -11,18 +11,18 @@ from typing import Any
 import yaml
 from kfp_server_api import ApiException, V2beta1Pipeline, V2beta1PipelineVersion
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import is_local
-from perfit.spec import Federation
-from perfit_pipelines.cluster.client import Kubeflow, every, named
+from perfit_pipelines.cluster.connection import Kubeflow, list_all, name_filter
 from perfit_pipelines.compile import PipelineName, compile_pipeline
 from perfit_pipelines.pipelines import DATA_MOUNT, Images
 
 _SHORT = {"federated_tuning": "tuning", "federated_round": "round"}
 _HASH_DIGITS = 12
 LIMITED = (2, 17, 0)
-"""From this version of Kubeflow Pipelines on, runs may have a deadline and an end of their workflow. An older server
-that is told of one drops, without a word, all that a pipeline says of its pods: Secrets, volumes, nodes, labels."""
+"""From this version of Kubeflow Pipelines on, runs may have a deadline and their workflows a time to live. An older
+server that is given one silently drops all that a pipeline says about its pods: Secrets, volumes, nodes, labels."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Version:
 
     Args:
         pipeline: Name of the pipeline.
-        name: Of the version: a hash of what it holds.
+        name: Of the version: a hash of its content.
         pipeline_id: Of the pipeline.
         version_id: Of the version.
         ir: The pipeline's specification.
-        uploaded: Whether it is new; otherwise it was there already.
+        uploaded: Whether it is new; otherwise it was already there.
     """
 
     pipeline: str
@@ -51,8 +51,8 @@ class Version:
         return f"pipelines/details/{self.pipeline_id}/version/{self.version_id}"
 
 
-def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: str, images: Images) -> Version:
-    """Compile a federation's pipeline and upload it, unless the same is there already.
+def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images) -> Version:
+    """Compile a federation's pipeline and upload it, unless the same is already there.
 
     Raises:
         PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it, or does not understand all of it.
@@ -69,13 +69,13 @@ def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: 
     return Version(name, version_name, pipeline_id, version.pipeline_version_id, read_ir(content), uploaded)
 
 
-def without_limits(spec: Federation) -> Federation:
+def without_limits(spec: ClusterSpec) -> ClusterSpec:
     """Return a federation whose runs have no deadline and whose workflows stay, for older Kubeflow Pipelines."""
     cluster = spec.cluster.model_copy(update={"deadline_seconds": None, "keep_seconds": None})
     return spec.model_copy(update={"cluster": cluster})
 
 
-def cluster_store(spec: Federation, store: str | None) -> str:
+def cluster_store(spec: ClusterSpec, store: str | None) -> str:
     """Return the store that the cluster's pods use.
 
     Raises:
@@ -93,8 +93,8 @@ def cluster_store(spec: Federation, store: str | None) -> str:
     return uri
 
 
-def unreachable_data(spec: Federation) -> list[str]:
-    """Return a warning for each client whose data are a path that its pod has no volume for."""
+def unreachable_data(spec: ClusterSpec) -> list[str]:
+    """Return a warning for each path to client data that is on no volume of the client's pod."""
     return [
         f"client {client.id}: {uri} is a path of this machine; its pod will look for it in the image "
         f"(use s3://, or a volume claim and a path under {DATA_MOUNT})"
@@ -112,8 +112,8 @@ def read_ir(content: bytes | str) -> dict[str, Any]:
 def _pipeline(kubeflow: Kubeflow, name: str, description: str) -> V2beta1Pipeline:
     def find() -> V2beta1Pipeline | None:
         with kubeflow.calling("list pipelines"):
-            listed = every(
-                kubeflow.client.list_pipelines, "pipelines", namespace=kubeflow.namespace, filter=named(name)
+            listed = list_all(
+                kubeflow.client.list_pipelines, "pipelines", namespace=kubeflow.namespace, filter=name_filter(name)
             )
             return next(listed, None)
 
@@ -128,7 +128,9 @@ def _version(kubeflow: Kubeflow, pipeline_id: str, name: str, file: Path) -> tup
     def find() -> V2beta1PipelineVersion | None:
         with kubeflow.calling("list versions of the pipeline"):
             versions = kubeflow.client.list_pipeline_versions
-            return next(every(versions, "pipeline_versions", pipeline_id=pipeline_id, filter=named(name)), None)
+            return next(
+                list_all(versions, "pipeline_versions", pipeline_id=pipeline_id, filter=name_filter(name)), None
+            )
 
     def create() -> V2beta1PipelineVersion:
         return kubeflow.client.upload_pipeline_version(str(file), name, pipeline_id=pipeline_id)
@@ -137,12 +139,12 @@ def _version(kubeflow: Kubeflow, pipeline_id: str, name: str, file: Path) -> tup
 
 
 def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion) -> None:
-    held = version.pipeline_spec
-    if held is None:
+    stored = version.pipeline_spec
+    if stored is None:
         with kubeflow.calling("show the version of the pipeline"):
-            found = kubeflow.client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id)
-        held = found.pipeline_spec
-    if not {"platform_spec", "platformSpec"} & set(held or {}):
+            read = kubeflow.client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id)
+        stored = read.pipeline_spec
+    if not {"platform_spec", "platformSpec"} & set(stored or {}):
         raise PerfitError(
             f"Kubeflow at {kubeflow.where} dropped what the pipeline says of its pods: Secrets, volumes, nodes",
             "upgrade Kubeflow Pipelines to 2.17, or set cluster.deadline_seconds and cluster.keep_seconds to null",
@@ -150,16 +152,16 @@ def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion) -> No
 
 
 def _find_or_create(kubeflow: Kubeflow, what: str, find, create) -> tuple[Any, bool]:
-    """Return what is there or was made, and whether it was made; two that submit at once make it once."""
-    if found := find():
-        return found, False
+    """Return the object and whether it was created; of two that submit at the same time, only one creates it."""
+    if existing := find():
+        return existing, False
     try:
         with kubeflow.calling(f"create {what}"):
             return create(), True
     except PerfitError as error:
         taken = isinstance(error.__cause__, ApiException) and error.__cause__.status == 409
-        if taken and (found := find()):
-            return found, False
+        if taken and (existing := find()):
+            return existing, False
         if taken:
             raise PerfitError(
                 f"{what} exists in Kubeflow, but is not shown to you under this name",

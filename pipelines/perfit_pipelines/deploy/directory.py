@@ -1,4 +1,4 @@
-"""A directory with secrets in it: for its owner alone, and nowhere that git would take it along."""
+"""A directory that holds secrets: readable by its owner only, and never where git would commit it."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perfit.errors import PerfitError
+from perfit_storage.files import write_atomically
 
 SECRETS = "secrets.yaml"
-"""The file that marks a directory as one of ours."""
+"""The file that marks a directory as written by this command."""
 
 
 def check_directory(directory: Path) -> None:
     """Check that secrets may be written to a directory.
 
     Raises:
-        PerfitError: It holds other files, or lies in a git work tree that does not ignore it.
+        PerfitError: It holds other files, or is in a git work tree that does not ignore it.
     """
     ours = (directory / SECRETS).is_file()
     if directory.exists() and not ours and (not directory.is_dir() or any(directory.iterdir())):
-        raise PerfitError(f"{directory} exists and is no earlier output of this command", "give a new directory")
-    if _git_would_take(directory.resolve()):
+        raise PerfitError(f"{directory} exists and was not written by this command", "give a new directory")
+    if _git_would_commit(directory.resolve()):
         raise PerfitError(
-            f"{directory} lies in a git work tree that does not ignore it, and would hold secrets",
+            f"{directory} is in a git work tree that does not ignore it, and would hold secrets",
             f"give --output a directory outside of it, or add {directory.name}/ to .gitignore",
         )
 
 
 def write_private(directory: Path, files: Mapping[str, str]) -> None:
-    """Write files that only their owner can read, each replaced whole.
+    """Write files that only their owner can read, each atomically.
 
     Args:
-        directory: Made if it is missing.
+        directory: Created if it is missing.
         files: Texts by path below the directory.
 
     Raises:
@@ -45,22 +46,18 @@ def write_private(directory: Path, files: Mapping[str, str]) -> None:
             path = directory / name
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.chmod(0o700)
-            draft = path.with_name(f".{path.name}.new")
-            draft.unlink(missing_ok=True)
-            with open(draft, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(text)
-            os.replace(draft, path)
+            write_atomically(path, text.encode(), mode=0o600)
     except OSError as error:
         raise PerfitError(f"{directory} cannot be written: {error}", "give another directory") from error
 
 
-def _git_would_take(directory: Path) -> bool:
-    there = next(path for path in (directory, *directory.parents) if path.is_dir())
+def _git_would_commit(directory: Path) -> bool:
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     if shutil.which("git"):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        command = ["git", "-C", str(there), "check-ignore", "-q", str(directory / SECRETS)]
+        command = ["git", "-C", str(existing), "check-ignore", "-q", str(directory / SECRETS)]
         answer = subprocess.run(command, env=environment, capture_output=True).returncode
         if answer in (0, 1):
             return answer == 1
-    # Without git, or with a repository that it does not want to look at, a work tree counts as one that takes all.
-    return any((path / ".git").exists() for path in (there, *there.parents))
+    # Without git, or with a repository that git refuses to read, a work tree counts as one that ignores nothing.
+    return any((path / ".git").exists() for path in (existing, *existing.parents))

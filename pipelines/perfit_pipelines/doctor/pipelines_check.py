@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import connect, parse_version, server_tag
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint, connect, parse_version, server_tag
 from perfit_pipelines.cluster.upload import LIMITED
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown, warn
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 
 NAME = "Kubeflow Pipelines"
 OLDEST = (2, 16, 1)
-"""Below it, a Secret that a loop's item names does not reach its task (kubeflow/pipelines#13128)."""
+"""In older versions, a Secret that a loop's item names does not reach its task (kubeflow/pipelines#13128)."""
 ASKING = (2, 18, 0)
-"""From it on, an account other than KFP's own must be allowed by an administrator (kubeflow/pipelines#14181)."""
+"""From this version on, an administrator must allow accounts other than KFP's own (kubeflow/pipelines#14181)."""
 _TIMEOUT_S = 30
 
 
-def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Check]:
-    """Ask Kubeflow Pipelines how it is.
+def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Finding]:
+    """Check that Kubeflow Pipelines answers, and its version.
 
     Args:
         endpoint: How to reach it.
@@ -27,26 +26,26 @@ def check_pipelines(endpoint: Endpoint, namespace: str) -> list[Check]:
     """
     try:
         kubeflow = connect(endpoint)
-        with kubeflow.calling("say its version"):
+        with kubeflow.calling("give its version"):
             answer = kubeflow.client.healthzs.healthz_service_get_healthz(
                 _preload_content=False, _request_timeout=_TIMEOUT_S
             )
     except PerfitError as error:
         return [fail(NAME, error.problem, error.fix)]
-    said = json.loads(answer.data)
-    checks = [_version(kubeflow.where, said)]
-    if said.get("multi_user") and namespace == "kubeflow":
+    health = json.loads(answer.data)
+    checks = [_version(kubeflow.where, health)]
+    if health.get("multi_user") and namespace == "kubeflow":
         fix = "give the namespace of your profile with --namespace"
         checks.append(warn(NAME, "it serves several users, whose runs live in the namespaces of their profiles", fix))
     return checks
 
 
-def _version(where: str, said: dict) -> Check:
-    tag, oldest = server_tag(said), ".".join(map(str, OLDEST))
+def _version(where: str, health: dict) -> Finding:
+    tag, oldest = server_tag(health), ".".join(map(str, OLDEST))
     numbers = parse_version(tag)
     if numbers is None:
         fix = f"look at the image of deployment ml-pipeline: it must be {oldest} or newer"
-        return unknown(NAME, f"it answers at {where}, and says {tag or 'nothing'!r} of its version", fix)
+        return unknown(NAME, f"it answers at {where}, and gives {tag or 'nothing'!r} as its version", fix)
     if numbers < OLDEST:
         fix = f"upgrade Kubeflow Pipelines to {oldest} or newer; 2.17 is recommended"
         return fail(NAME, f"version {tag} at {where} is older than {oldest}", fix)

@@ -5,67 +5,69 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET, STORE_KEYS
-from perfit_components.steps.plan import client_secret
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown
+from perfit.cluster_spec import ClusterSpec
+from perfit_components.secret_names import SERVER_SECRET, STORE_KEYS
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 
 NAME = "Secrets"
-_ALLOW_FIX = "let yourself be bound to a Role as manifests/base/run/doctor.yaml, with the names of the clients' Secrets"
+_ALLOW_FIX = (
+    "ask an administrator to bind you to a Role like manifests/base/run/doctor.yaml, "
+    "with the names of the clients' Secrets"
+)
 
 
 @dataclass(frozen=True)
 class RoleKeys:
-    """The environment that a role's pods get; ``client`` is None for the server."""
+    """The environment variables of a role's pods; ``client`` is None for the server."""
 
     client: str | None
     secret: str
     environment: Mapping[str, str]
 
 
-def check_secrets(cluster: Cluster, spec: Federation, namespace: str) -> tuple[list[Check], list[RoleKeys]]:
+def check_secrets(cluster: Cluster, spec: ClusterSpec, namespace: str) -> tuple[list[Finding], list[RoleKeys]]:
     """Read the Secrets of the server and of all clients.
 
     Returns:
-        The findings, and the roles whose keys are whole.
+        The findings, and the roles whose Secrets are complete.
     """
-    names = {None: SERVER_SECRET} | {client.id: client_secret(spec, client) for client in spec.clients}
+    names = {None: SERVER_SECRET} | {client.id: spec.secret_of(client) for client in spec.clients}
     problems, roles = [], []
     for client, name in names.items():
-        found, problem = _read(cluster, namespace, name)
+        environment, problem = _read(cluster, namespace, name)
         if problem:
             problems.append(problem)
         else:
-            roles.append(RoleKeys(client, name, found))
+            roles.append(RoleKeys(client, name, environment))
     problems += _shared_keys(roles)
     if problems:
         return problems, roles
     return [ok(NAME, f"the server and {len(spec.clients)} clients have theirs in namespace {namespace}")], roles
 
 
-def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], Check | None]:
+def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], Finding | None]:
     fix = f"make it with: perfit deploy FILE --overlay NAME --apply --namespace {namespace}"
     try:
-        held = cluster.secret(namespace, name)
+        contents = cluster.secret(namespace, name)
     except NotAllowed as error:
         return {}, unknown(NAME, f"you may not {error} in namespace {namespace}", _ALLOW_FIX)
-    if held is None:
+    if contents is None:
         return {}, fail(NAME, f"there is no Secret {name} in namespace {namespace}", fix)
-    missing = [key for key in STORE_KEYS if not held.get(key, "").strip()]
+    missing = [key for key in STORE_KEYS if not contents.get(key, "").strip()]
     if missing:
         finding = f"the Secret {name} in namespace {namespace} lacks {', '.join(missing)}"
         return {}, fail(NAME, finding, f"add what is missing, or {fix}")
-    return {key: held[key].strip() for key in STORE_KEYS}, None
+    return {key: contents[key].strip() for key in STORE_KEYS}, None
 
 
-def _shared_keys(roles: list[RoleKeys]) -> list[Check]:
+def _shared_keys(roles: list[RoleKeys]) -> list[Finding]:
     owners: dict[str, str] = {}
     problems = []
     for role in roles:
         first = owners.setdefault(role.environment["AWS_ACCESS_KEY_ID"], role.secret)
         if first != role.secret:
-            finding = f"the Secrets {first} and {role.secret} hold the same access key: each may do what the other may"
+            finding = f"the Secrets {first} and {role.secret} hold the same access key: their roles are not separate"
             fix = "delete one of the two and run perfit deploy again: it makes a key for each"
             problems.append(fail(NAME, finding, fix))
     return problems

@@ -1,8 +1,8 @@
-"""Whether the store answers to every role's key as the policies say, tried with requests that change nothing.
+"""Whether the store treats every role's key as the policies say, tested with requests that change nothing.
 
-Writes are tried with ``If-Match`` and a version that no object has: a store that permits the write refuses the
-condition, one that forbids it says so, and neither writes. That it minds conditions at all is tried first, where a
-write would do no harm.
+Writes are tested with ``If-Match`` and a version that no object has: a store that allows the write rejects the
+condition, one that denies it says so, and neither writes. Whether it respects conditions at all is tested first, where
+a write would do no harm.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
-from perfit.spec import Federation
-from perfit_pipelines.doctor.check import Check, fail, ok, unknown
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 from perfit_pipelines.doctor.secrets_check import RoleKeys
 from perfit_storage import AccessDenied, ObjectNotFound, ObjectStore, StoreError, StoreUnreachable, open_store
 
@@ -26,7 +26,7 @@ _NO_HASH = "0" * 64
 _AT_ONCE = 8
 _CONDITIONS_FIX = "use a store with conditional writes: MinIO, SeaweedFS 4 or newer, AWS S3"
 _POLICY_FIX = (
-    "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says of them"
+    "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says about them"
 )
 
 
@@ -42,13 +42,13 @@ class _Rights:
     no_writes: tuple[str, ...]
 
 
-def check_store(spec: Federation, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Check]:
-    """Try every role's key on the store.
+def check_store(spec: ClusterSpec, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Finding]:
+    """Test every role's key on the store.
 
     Args:
         spec: The federation.
         uri: Of the store.
-        roles: The server and clients whose Secrets are whole.
+        roles: The server and clients whose Secrets are complete.
         endpoint: URL of the store as this machine reaches it; None for that of the Secrets.
     """
     if not uri or not uri.startswith("s3://"):
@@ -61,10 +61,10 @@ def check_store(spec: Federation, uri: str | None, roles: Sequence[RoleKeys], en
     except StoreUnreachable as error:
         return [_unreachable(error, roles[0], endpoint)]
     except StoreError:
-        pass  # It answers; what it says is found out role by role.
+        pass  # It answers; its errors are reported role by role.
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(lambda role: _check_role(spec, _open(uri, role, endpoint), role), roles))
-    problems = [check for check in found if check]
+        results = list(pool.map(lambda role: _check_role(spec, _open(uri, role, endpoint), role), roles))
+    problems = [finding for finding in results if finding]
     where = endpoint or roles[0].environment["AWS_ENDPOINT_URL"]
     tried = f"{len(roles)} {'key' if len(roles) == 1 else 'keys'}"
     return problems or [ok(NAME, f"{uri} at {where} answers to {tried} as the policies say")]
@@ -74,7 +74,7 @@ def _open(uri: str, role: RoleKeys, endpoint: str | None) -> ObjectStore:
     return open_store(uri, {**role.environment, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})})
 
 
-def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) -> Check:
+def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) -> Finding:
     host = urlsplit(role.environment["AWS_ENDPOINT_URL"]).hostname or ""
     inside = host.endswith((".svc", ".svc.cluster.local")) or "." not in host
     if inside and not endpoint:
@@ -86,7 +86,7 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
     return fail(NAME, error.problem, error.fix)
 
 
-def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Check | None:
+def _check_role(spec: ClusterSpec, objects: ObjectStore, role: RoleKeys) -> Finding | None:
     who = f"the key of {role.client or 'the server'} (Secret {role.secret})"
     try:
         data = objects.get(f"federations/{spec.name}/spec.yaml").data
@@ -106,14 +106,14 @@ def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Check
     return fail(NAME, f"{who} {wrong}", _POLICY_FIX) if wrong else None
 
 
-def _difference(spec: Federation, data: bytes) -> str | None:
+def _difference(spec: ClusterSpec, data: bytes) -> str | None:
     try:
         return spec.difference(parse_federation(data.decode(errors="replace"), "its spec.yaml"))
     except PerfitError as error:
         return error.problem
 
 
-def _client_rights(spec: Federation, client: str) -> _Rights:
+def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
     other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
     theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}-{_NO_HASH}")
     mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}-{_NO_HASH}")
@@ -128,7 +128,7 @@ def _client_rights(spec: Federation, client: str) -> _Rights:
     )
 
 
-def _server_rights(spec: Federation) -> _Rights:
+def _server_rights(spec: ClusterSpec) -> _Rights:
     private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
     return _Rights(
         reads=("head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
@@ -141,7 +141,7 @@ def _server_rights(spec: Federation) -> _Rights:
 
 
 def _first_wrong(objects: ObjectStore, root: str, rights: _Rights) -> str | None:
-    """Try what must be allowed, then what must be denied; return the first that is otherwise."""
+    """Test what must be allowed, then what must be denied; return the first that is not as it should be."""
     for path in rights.reads:
         if not _may_read(objects, root + path):
             return f"may not read {path}, or is told so of what is missing"
@@ -182,11 +182,11 @@ def _may_list(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _may_write(objects: ObjectStore, key: str) -> bool:
-    """Whether a write is permitted that cannot happen."""
+    """Whether a write is allowed, tested with one that cannot succeed."""
     try:
         written = objects.replace(key, b"", _NO_VERSION)
     except AccessDenied as error:
-        # Where the write is permitted, a look follows at what is there instead: that may be denied.
+        # Where the write is allowed, the store then reads what is there instead, which may be denied.
         return not error.problem.startswith("cannot replace")
     if written:
         raise StoreError(f"it ignores the condition If-Match: {key} was written", _CONDITIONS_FIX)

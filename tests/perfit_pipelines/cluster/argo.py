@@ -29,17 +29,17 @@ def details(states: dict[str, str], *, linked: bool = True, pending: int = 0) ->
         linked: Whether nodes name their children.
         pending: How many of the pods wait for a node.
     """
-    found = [_detail(WORKFLOW, "RUNNING", ["root-driver"], linked), _detail("root", "RUNNING", [], linked)]
+    nodes = [_detail(WORKFLOW, "RUNNING", ["root-driver"], linked), _detail("root", "RUNNING", [], linked)]
     for node, state in states.items():
         name = node.rpartition(".")[2]
         if name.endswith("-driver"):
-            found.append(_detail(name, state, [], linked))
+            nodes.append(_detail(name, state, [], linked))
             continue
-        found.append(_detail(f"{name}-driver", "SUCCEEDED", [node], linked))
-        found.append(_detail(name, state, [f"{node}.executor"], linked))
-        found.append(_detail("executor", "PENDING" if pending > 0 else state, ["next"], linked))
+        nodes.append(_detail(f"{name}-driver", "SUCCEEDED", [node], linked))
+        nodes.append(_detail(name, state, [f"{node}.executor"], linked))
+        nodes.append(_detail("executor", "PENDING" if pending > 0 else state, ["next"], linked))
         pending -= 1
-    return found
+    return nodes
 
 
 def _detail(name: str, state: str, children: list[str], linked: bool) -> V2beta1PipelineTaskDetail:

@@ -1,4 +1,4 @@
-"""Fixtures of the cluster's tests: a Kubeflow Pipelines API that listens, and the command against it."""
+"""Fixtures of the cluster's tests: a running Kubeflow Pipelines API, and the command against it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK = ("--poll-interval", "0.01")
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch, tmp_path) -> None:
-    """Keep what this machine knows of other Kubeflows out of the tests."""
+    """Keep this machine's settings for other Kubeflows out of the tests."""
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -64,7 +64,7 @@ def file(tmp_path) -> Path:
 
 
 def write_federation(path: Path, **sections) -> Path:
-    """Write a federation file with other sections than the usual."""
+    """Write a federation file with some sections replaced."""
     path.write_text(yaml.safe_dump({**FEDERATION, **sections}))
     return path
 
@@ -76,7 +76,7 @@ class Perfit:
     api: KfpApi
 
     def __call__(self, *arguments: str | Path) -> Result:
-        """Run it to its end."""
+        """Run it to completion."""
         app = typer.Typer()
         register(app)
         words = [str(argument) for argument in arguments]
@@ -89,7 +89,7 @@ class Perfit:
         return result.stdout
 
     def fail(self, *arguments: str | Path) -> PerfitError:
-        """Run it, and return the error of ours that it ended with."""
+        """Run it, and return the PerfitError that it ended with."""
         result = self(*arguments)
         assert isinstance(result.exception, PerfitError), (result.output, result.exception)
         return result.exception

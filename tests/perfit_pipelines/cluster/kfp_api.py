@@ -66,7 +66,7 @@ class KfpApi:
         version: 0.0.0 is an old one that says none. Before 2.17 it knows no limits of a run and drops the document
             that has one without a word; recurring runs then get its own service account (kubeflow/pipelines#13311).
         page: How many items a list holds at most.
-        before: What to do before requests of a path are handled, given their query and body: what somebody else does.
+        before: What to do before requests of a path are handled, given their query and body: what someone else does.
     """
 
     multi_user: bool = False
@@ -91,7 +91,7 @@ class KfpApi:
     _clock: Iterator[datetime] = field(default_factory=lambda: _times())
 
     def play(self, *looks: tuple[str, list]) -> None:
-        """Let a run be found so at each look: its state and its task details; the last one stays."""
+        """Set what each poll of a run returns: its state and its task details; the last one stays."""
         self.script = list(looks)
 
     def fail(self, method: str, path: str, status: int | None = None, message: str = "", times: int = 1) -> None:
@@ -103,17 +103,17 @@ class KfpApi:
         return [query for verb, at, query in self.requests if verb == method and re.search(path, at)]
 
     def answer(self, method: str, path: str, query: dict[str, str], content: bytes, kind: str) -> Any:
-        """Handle a request that is allowed to be made."""
+        """Handle a request that is permitted."""
         for verb, pattern, handler in ROUTES:
-            if verb == method and (found := pattern.fullmatch(path)):
+            if verb == method and (match := pattern.fullmatch(path)):
                 body = _body(content, kind)
                 if meanwhile := self.before.pop(path.removeprefix(ROOT), None):
                     meanwhile(query, body)
-                return handler(self, query, body, **found.groupdict())
+                return handler(self, query, body, **match.groupdict())
         raise Refusal(404, f"Not Found: {method} {path}")
 
     def now(self) -> datetime:
-        """Return the time, which differs at every look."""
+        """Return the time, which differs at every call."""
         return next(self._clock)
 
     def namespace(self, given: str | None, what: str) -> str:
@@ -148,8 +148,8 @@ def get_healthz(api: KfpApi, query, body):
 @route("GET", "/experiments")
 def list_experiments(api: KfpApi, query, body):
     space = api.namespace(query.get("namespace"), "An experiment")
-    found = [item for item in api.experiments.values() if item.namespace == space]
-    return _page(api, query, found, models.V2beta1ListExperimentsResponse, "experiments")
+    matching = [item for item in api.experiments.values() if item.namespace == space]
+    return _page(api, query, matching, models.V2beta1ListExperimentsResponse, "experiments")
 
 
 @route("POST", "/experiments")
@@ -166,8 +166,8 @@ def create_experiment(api: KfpApi, query, body):
 def list_pipelines(api: KfpApi, query, body):
     # Without a namespace, several users see the pipelines that they share.
     space = api.namespace(query["namespace"], "A pipeline") if query.get("namespace") else ""
-    found = [item for item in api.pipelines.values() if item.namespace == space]
-    return _page(api, query, found, models.V2beta1ListPipelinesResponse, "pipelines")
+    matching = [item for item in api.pipelines.values() if item.namespace == space]
+    return _page(api, query, matching, models.V2beta1ListPipelinesResponse, "pipelines")
 
 
 @route("POST", "/pipelines")
@@ -203,8 +203,8 @@ def upload_version(api: KfpApi, query, body):
 @route("GET", "/pipelines/{pipeline_id}/versions")
 def list_versions(api: KfpApi, query, body, pipeline_id):
     _get(api.pipelines, pipeline_id, "Pipeline")
-    found = [version for version in api.versions.values() if version.pipeline_id == pipeline_id]
-    return _page(api, query, found, models.V2beta1ListPipelineVersionsResponse, "pipeline_versions")
+    matching = [version for version in api.versions.values() if version.pipeline_id == pipeline_id]
+    return _page(api, query, matching, models.V2beta1ListPipelineVersionsResponse, "pipeline_versions")
 
 
 @route("GET", "/pipelines/{pipeline_id}/versions/{version_id}")
@@ -254,8 +254,8 @@ def create_recurring_run(api: KfpApi, query, body):
 @route("GET", "/recurringruns")
 def list_recurring_runs(api: KfpApi, query, body):
     space = api.namespace(query.get("namespace"), "A recurring run")
-    found = [item for item in api.recurring_runs.values() if item.namespace == space]
-    return _page(api, query, found, models.V2beta1ListRecurringRunsResponse, "recurring_runs")
+    matching = [item for item in api.recurring_runs.values() if item.namespace == space]
+    return _page(api, query, matching, models.V2beta1ListRecurringRunsResponse, "recurring_runs")
 
 
 @route("GET", "/recurringruns/{id}")
@@ -293,8 +293,8 @@ def terminate_run(api: KfpApi, query, body, run_id):
 
 
 def _count_enabled(api: KfpApi, name: str) -> None:
-    found = [run for run in api.recurring_runs.values() if run.display_name == name and run.mode == "ENABLE"]
-    api.enabled_at_once.append(len(found))
+    matching = [run for run in api.recurring_runs.values() if run.display_name == name and run.mode == "ENABLE"]
+    api.enabled_at_once.append(len(matching))
 
 
 def _check_launch(api: KfpApi, made: Any, what: str) -> None:
@@ -465,7 +465,7 @@ class _Server(ThreadingHTTPServer):
         self.api, self.lock = api, threading.Lock()
 
     def handle_error(self, request, client_address) -> None:
-        """Nothing: a client may go away, or speak no TLS."""
+        """Nothing: a client may disconnect, or not use TLS."""
 
 
 @contextmanager

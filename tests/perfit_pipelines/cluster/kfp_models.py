@@ -1,4 +1,4 @@
-"""The published models of the KFP API, strictly: what they do not allow is an error, as it is for the real server."""
+"""The published models of the KFP API, read strictly: what they do not allow is an error, as for the real server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parse(body: Any, model: str) -> Any:
 
 
 def serialise(model: Any) -> Any:
-    """Return a model as JSON holds it."""
+    """Return a model as JSON."""
     return kfp_server_api.ApiClient().sanitize_for_serialization(model)
 
 

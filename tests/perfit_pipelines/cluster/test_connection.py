@@ -1,4 +1,4 @@
-"""Reaching Kubeflow: who may, and what a person is told who may not."""
+"""Connecting to Kubeflow: who may, and the error for everyone else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint
 
 from .conftest import QUICK, Perfit
 from .kfp_api import KfpApi, serving

@@ -1,4 +1,4 @@
-"""Following a run: how often it is looked at, what is waited out, what ends it, and coming back to it."""
+"""Following a run: how often it is polled, which errors are waited out, what ends it, and following again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import kfp_server_api
 import pytest
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cluster.client import connect
-from perfit_pipelines.cluster.endpoint import Endpoint
+from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.follow import Pace, follow
 from perfit_pipelines.cluster.tasks import TaskReader
 
@@ -24,7 +23,7 @@ COMMAND = "import typer; from perfit_pipelines.cluster.commands import register;
 
 
 class Time:
-    """A clock that sleeping moves."""
+    """A clock that only sleeping advances."""
 
     def __init__(self):
         self.now, self.slept = 0.0, []
@@ -38,7 +37,7 @@ class Time:
 
 
 class Notes:
-    """A watcher that keeps what it is told."""
+    """A watcher that records what it is told."""
 
     def __init__(self):
         self.states, self.troubles = [], []
@@ -52,7 +51,7 @@ class Notes:
 
 @pytest.fixture
 def run_id(api) -> str:
-    """A run that somebody started."""
+    """A run that someone started."""
     api.runs["a-run"] = kfp_server_api.V2beta1Run(run_id="a-run", display_name="a run")
     return "a-run"
 

@@ -1,4 +1,4 @@
-"""``perfit submit``: what it leaves in Kubeflow, what it prints, how it ends."""
+"""``perfit submit``: what it creates in Kubeflow, what it prints, and its exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 
 from .argo import details
 from .conftest import QUICK, Perfit, write_federation
@@ -43,7 +43,7 @@ def test_the_pipeline_carries_the_federation_file_and_the_store(api, perfit, fil
     perfit.succeed("submit", file, "--store", "s3://other/place", *QUICK)
 
     parameters = only(api.versions).pipeline_spec["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
-    kept = Federation.model_validate(yaml.safe_load(parameters["federation_file"]["defaultValue"]))
+    kept = ClusterSpec.model_validate(yaml.safe_load(parameters["federation_file"]["defaultValue"]))
     assert (kept.name, [client.id for client in kept.clients]) == ("demo", ["bank", "kitchen"])
     assert parameters["store"]["defaultValue"] == "s3://other/place"
     assert not only(api.runs).runtime_config.parameters
@@ -60,7 +60,7 @@ def test_kubeflow_2_16_gets_no_limits_and_keeps_all_else(serve, file):
 
 
 def test_a_server_that_drops_the_settings_of_pods_gets_no_run(serve, file):
-    """An old one that does not say its version."""
+    """An old one that does not give its version."""
     api = serve(version=(0, 0, 0))
     error = Perfit(api).fail("submit", file, *QUICK)
     assert "dropped what the pipeline says of its pods" in error.problem
@@ -199,7 +199,7 @@ def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):
     assert f"warning: client bank: {data} is a path of this machine" in result.stderr
 
 
-def test_somebody_else_may_upload_the_same_at_the_same_time(api, perfit, file):
+def test_someone_else_may_upload_the_same_at_the_same_time(api, perfit, file):
     api.before["/pipelines/upload_version"] = lambda query, body: upload_version(api, query, body)
     assert "unchanged" in perfit.succeed("submit", file, *QUICK)
     assert len(api.versions) == 1

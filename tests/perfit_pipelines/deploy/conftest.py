@@ -53,7 +53,7 @@ def deploy() -> Callable[..., str]:
 
 
 def write_federation(file: Path, **sections) -> Path:
-    """Write a federation of two clients, whose store is the one that the overlays make."""
+    """Write a federation of two clients, whose store is the one that the overlays create."""
     tree = {
         "name": "tiny",
         "model": "owner/model",

@@ -15,25 +15,25 @@ from perfit_pipelines.deploy.kubectl import find_kubectl
 from .conftest import write_federation
 
 
-def held(cluster, name: str, namespace: str = "kubeflow") -> dict[str, str]:
+def contents(cluster, name: str, namespace: str = "kubeflow") -> dict[str, str]:
     data = cluster.get("Secret", name, namespace)["data"]
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
 def client_files(cluster) -> dict[str, str]:
-    """What MinIO's setup finds of clients."""
+    """What MinIO's setup reads about clients."""
     names = [key[3] for key in cluster.objects if key[1] == "secrets" and key[3].startswith("perfit-clients-")]
-    return {file: text for name in names for file, text in held(cluster, name, "perfit").items()}
+    return {file: text for name in names for file, text in contents(cluster, name, "perfit").items()}
 
 
 def all_secrets(cluster) -> list[str]:
-    keys = [held(cluster, key[3], key[2]) for key in cluster.objects if key[1] == "secrets"]
+    keys = [contents(cluster, key[3], key[2]) for key in cluster.objects if key[1] == "secrets"]
     return [text for texts in keys for name, text in texts.items() if "SECRET" in name or "PASSWORD" in name]
 
 
 @pytest.fixture(autouse=True)
 def scratch(place, monkeypatch) -> Path:
-    """Where temporary files would be."""
+    """The directory of temporary files."""
     directory = place / "scratch"
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
@@ -45,8 +45,8 @@ def test_the_cluster_gets_all_and_the_disk_nothing(deploy, cluster, place, scrat
     said = deploy("federation.yaml", "--overlay", "kind", "--apply")
     assert "statefulset.apps/minio serverside-applied" in said
     assert "keys of the server and of 2 clients, as Secrets in namespace kubeflow" in said
-    assert held(cluster, "perfit-server") == held(cluster, "perfit-server", "perfit")
-    assert client_files(cluster)["tiny.ann.secret-key"] == held(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
+    assert contents(cluster, "perfit-server") == contents(cluster, "perfit-server", "perfit")
+    assert client_files(cluster)["tiny.ann.secret-key"] == contents(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
     assert list(scratch.iterdir()) == []
     assert not (place / ".perfit").exists()
     assert len(all_secrets(cluster)) == 5
@@ -71,7 +71,7 @@ def test_keys_that_the_cluster_has_are_kept(deploy, cluster):
 def test_the_server_has_one_key_in_all_namespaces(deploy, cluster):
     deploy("federation.yaml", "--overlay", "kind", "--apply")
     deploy("federation.yaml", "--overlay", "kind", "--apply", "--namespace", "alice")
-    assert held(cluster, "perfit-server", "alice") == held(cluster, "perfit-server")
+    assert contents(cluster, "perfit-server", "alice") == contents(cluster, "perfit-server")
 
 
 def test_runs_of_every_namespace_reach_the_store(deploy, cluster):
@@ -94,7 +94,7 @@ def test_federations_do_not_take_each_others_users_away(deploy, cluster, place):
 
 
 def test_a_secret_of_another_federations_client_is_refused(deploy, cluster, place):
-    """Federation ``tiny`` with client ``a-b`` and federation ``tiny-a`` with client ``b`` name their Secrets alike."""
+    """Client ``a-b`` of federation ``tiny`` and client ``b`` of federation ``tiny-a`` have the same name of Secret."""
     deploy(
         write_federation(place / "one.yaml", clients=[{"id": "a-b", "data": "o/d:train"}]),
         "--overlay",
@@ -116,7 +116,7 @@ def test_a_dry_run_changes_nothing(deploy, cluster):
 
 def test_what_the_cluster_refuses_is_shown_without_secrets(deploy, cluster):
     deploy("federation.yaml", "--overlay", "kind", "--apply")
-    secret = held(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
+    secret = contents(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
     # A server that quotes what it was sent, in both forms in which a secret travels.
     cluster.quote = [secret, base64.b64encode(secret.encode()).decode()]
     cluster.forbidden.add("services")
@@ -132,7 +132,7 @@ def test_no_cluster(deploy):
 
 
 def test_nothing_secret_is_on_a_command_line(deploy, cluster, place, monkeypatch):
-    """A kubectl in front of the real one writes down how it is called."""
+    """A kubectl in front of the real one records how it is called."""
     log, front = place / "calls.log", place / "bin"
     front.mkdir()
     (front / "kubectl").write_text(f'#!/bin/sh\necho "$@" >>{log}\nexec {find_kubectl()} "$@"\n')

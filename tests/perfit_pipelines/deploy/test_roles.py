@@ -42,10 +42,10 @@ def test_keys_are_made_once(roles):
     ],
 )
 def test_rotation_replaces_the_secret_and_keeps_the_name(roles, rotate, renewed):
-    before = choose_keys(roles, {"perfit-tiny-ann": Key("given-by-somebody", "old")})
+    before = choose_keys(roles, {"perfit-tiny-ann": Key("given-by-someone", "old")})
     after = choose_keys(roles, before, rotate)
     assert {name for name in after if after[name].secret_key != before[name].secret_key} == renewed
-    assert [key.access_key for key in after.values()] == ["perfit-server", "given-by-somebody", "tiny.bob"]
+    assert [key.access_key for key in after.values()] == ["perfit-server", "given-by-someone", "tiny.bob"]
 
 
 def test_rotation_of_nobody(roles):

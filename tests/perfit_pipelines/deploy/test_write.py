@@ -51,9 +51,9 @@ def test_what_is_written_is_a_kustomization_on_top_of_the_overlay(deploy, overla
         read_object(item)
     run = RUNS.get(overlay, "kubeflow")
     for name, access_key in [("server", "perfit-server"), ("tiny-ann", "tiny.ann"), ("tiny-bob", "tiny.bob")]:
-        held = texts(objects["Secret", run, f"perfit-{name}"])
-        assert set(held) == {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
-        assert held["AWS_ACCESS_KEY_ID"] == access_key
+        contents = texts(objects["Secret", run, f"perfit-{name}"])
+        assert set(contents) == {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
+        assert contents["AWS_ACCESS_KEY_ID"] == access_key
     assert ("ServiceAccount", run, "perfit-runner") in objects
 
 
@@ -98,14 +98,14 @@ def test_runs_in_another_namespace(deploy, overlay):
 
 
 def test_what_is_written_holds_the_keys_that_the_cluster_has(deploy, cluster, place):
-    """Another root password or server key would shut out the runs of federations that are there."""
+    """Another root password or server key would lock out the runs of existing federations."""
     deploy("federation.yaml", "--overlay", "kind", "--output", "older")
     deploy("federation.yaml", "--overlay", "kind", "--apply")
     for output in ("older", "new"):
         said = deploy("federation.yaml", "--overlay", "kind", "--output", output)
         assert "warning" not in said
-        for (namespace, name), held in written_secrets(Path(output)).items():
-            assert held == texts(cluster.get("Secret", name, namespace)), name
+        for (namespace, name), contents in written_secrets(Path(output)).items():
+            assert contents == texts(cluster.get("Secret", name, namespace)), name
 
 
 def test_without_a_cluster_to_ask_that_is_said(deploy):
@@ -156,8 +156,8 @@ def test_files_are_the_owners_alone_and_nothing_secret_is_said(deploy):
     for path in Path("deep/out").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert stat.S_IMODE(Path("deep/out").stat().st_mode) == 0o700
-    for held in written_secrets(Path("deep/out")).values():
-        for name, text in held.items():
+    for contents in written_secrets(Path("deep/out")).values():
+        for name, text in contents.items():
             if "SECRET" in name or "PASSWORD" in name or name.endswith("secret-key"):
                 assert text not in said
     assert "kubectl apply --server-side --force-conflicts --field-manager=perfit-tiny -k deep/out" in said
@@ -168,7 +168,7 @@ def test_a_work_tree_is_refused_unless_it_ignores_the_directory(deploy):
     if shutil.which("git") is None:
         pytest.skip("there is no git")
     subprocess.run(["git", "init", "-q", "tree"], check=True)
-    with pytest.raises(PerfitError, match=r"tree/out lies in a git work tree(?s:.*)out/ to \.gitignore"):
+    with pytest.raises(PerfitError, match=r"tree/out is in a git work tree(?s:.*)out/ to \.gitignore"):
         deploy("federation.yaml", "--overlay", "kind", "--output", "tree/out")
     assert not Path("tree/out").exists()
     Path("tree/.gitignore").write_text("out/\n")
@@ -184,7 +184,7 @@ def test_by_default_the_directory_is_below_perfit(deploy):
 def test_a_directory_with_other_files_is_refused(deploy):
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("kept")
-    with pytest.raises(PerfitError, match="mine exists and is no earlier output"):
+    with pytest.raises(PerfitError, match="mine exists and was not written by this command"):
         deploy("federation.yaml", "--overlay", "kind", "--output", "mine")
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
 

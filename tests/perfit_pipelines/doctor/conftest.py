@@ -1,4 +1,4 @@
-"""A cluster, a Kubeflow and a store that are in order for a federation, for tests to break."""
+"""A cluster, a Kubeflow and a store that are ready for a federation, for tests to break."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from perfit.spec import Federation
-from perfit_components.steps.plan import client_secret
+from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.doctor import register
 
 from ..kubernetes_api import KubernetesApi, Object, kubernetes_api
@@ -55,12 +54,12 @@ def store_server(tmp_path_factory) -> Iterator[RoleServer]:
 @pytest.fixture(scope="session")
 def store(store_server) -> KeyedStore:
     """The store that the federation file names, with the policies that ``perfit deploy`` makes."""
-    return KeyedStore(store_server, "s3://perfit", Federation.model_validate(FEDERATION))
+    return KeyedStore(store_server, "s3://perfit", ClusterSpec.model_validate(FEDERATION))
 
 
 @dataclass
 class Pipelines:
-    """A Kubeflow Pipelines that answers to health checks alone."""
+    """A Kubeflow Pipelines that only answers health checks."""
 
     health: object = field(default_factory=lambda: {"tag_name": "2.17.0", "commit_sha": "abc", "multi_user": False})
     url: str = ""
@@ -68,7 +67,7 @@ class Pipelines:
 
 @dataclass(frozen=True)
 class Site:
-    """All that the doctor looks at."""
+    """Everything that the doctor checks."""
 
     directory: Path
     cluster: KubernetesApi
@@ -80,11 +79,11 @@ class Site:
         (self.directory / "federation.yaml").write_text(yaml.safe_dump({**FEDERATION, **sections}))
 
     def remove(self, kind: str, name: str, namespace: str = "") -> None:
-        found = self.cluster.get(kind, name, namespace)
-        self.cluster.objects = {key: item for key, item in self.cluster.objects.items() if item is not found}
+        removed = self.cluster.get(kind, name, namespace)
+        self.cluster.objects = {key: item for key, item in self.cluster.objects.items() if item is not removed}
 
     def add_keys(self, secret: str, role: str, **changes: str) -> None:
-        """Put a role's Secret into the cluster, with other values where given."""
+        """Put a role's Secret into the cluster, with the given values replaced."""
         self.cluster.add(secret_object(secret, {**role_environment(self.store, role), **changes}))
 
     def examine(self, *arguments: str) -> Result:
@@ -96,7 +95,7 @@ class Site:
         return CliRunner().invoke(app, command)
 
     def findings(self, *arguments: str) -> list[dict[str, str]]:
-        """Run it and return what it found but what is in order."""
+        """Run it and return the findings that are not ``ok``."""
         result = self.examine("--json", *arguments)
         said = json.loads(result.output)
         assert result.exit_code == (0 if said["ok"] else 1)
@@ -104,7 +103,7 @@ class Site:
         return [check for check in said["checks"] if check["status"] != "ok"]
 
     def only(self, status: str, name: str, *arguments: str) -> dict[str, str]:
-        """Run it and return the one thing that is not in order."""
+        """Run it and return the only finding that is not ``ok``."""
         found = self.findings(*arguments)
         assert [(check["status"], check["name"]) for check in found] == [(status, name)], found
         assert found[0]["fix"]
@@ -126,8 +125,8 @@ def site(tmp_path, monkeypatch, store) -> Iterator[Site]:
 
 
 def sound_cluster(store: KeyedStore) -> list[Object]:
-    """The objects of a cluster in which nothing is amiss."""
-    secrets = {"perfit-server": SERVER} | {client_secret(store.spec, c): c.id for c in store.spec.clients}
+    """The objects of a cluster without problems."""
+    secrets = {"perfit-server": SERVER} | {store.spec.secret_of(c): c.id for c in store.spec.clients}
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}, "status": {"phase": "Active"}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "perfit-runner", "namespace": NAMESPACE}},
@@ -216,10 +215,10 @@ class serve_pipelines:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = self.path == "/apis/v2beta1/healthz"
-                said = pipelines.health
-                data = said if isinstance(said, bytes) else json.dumps(said).encode()
-                self.send_response(200 if found else 404)
+                known = self.path == "/apis/v2beta1/healthz"
+                health = pipelines.health
+                data = health if isinstance(health, bytes) else json.dumps(health).encode()
+                self.send_response(200 if known else 404)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

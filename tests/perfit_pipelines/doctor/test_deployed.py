@@ -1,4 +1,4 @@
-"""What ``perfit deploy`` lays down is what ``perfit doctor`` wants to find."""
+"""What ``perfit deploy`` creates satisfies ``perfit doctor``."""
 
 from __future__ import annotations
 

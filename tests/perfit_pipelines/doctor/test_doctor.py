@@ -53,8 +53,8 @@ def test_all_is_found_in_one_run(site):
     site.remove("PersistentVolumeClaim", "ann-data", "kubeflow")
     site.cluster.add(node("big", labels={"pool": "gpus"}, allocatable=amounts("16", "64Gi", gpus="1")))
     site.pipelines.health = {"tag_name": "2.15.0"}
-    found = [(check["status"], check["name"]) for check in site.findings()]
-    assert found == [
+    findings = [(check["status"], check["name"]) for check in site.findings()]
+    assert findings == [
         ("fail", "Kubeflow Pipelines"),
         ("fail", "service account"),
         ("fail", "volumes"),
@@ -69,8 +69,8 @@ def test_all_is_found_in_one_run(site):
         ({"tag_name": "2.16.1"}, "warn", "ends no run by itself"),
         ({"tag_name": "2.18.0"}, "warn", "newer than this release knows"),
         ({"tag_name": "1.8.22"}, "fail", "is older than 2.16.1"),
-        ({"multi_user": False}, "unknown", "says 'nothing' of its version"),
-        ({"tag_name": "unknown"}, "unknown", "says 'unknown' of its version"),
+        ({"multi_user": False}, "unknown", "gives 'nothing' as its version"),
+        ({"tag_name": "unknown"}, "unknown", "gives 'unknown' as its version"),
         ({"tag_name": "2.17.0", "multi_user": True}, "warn", "it serves several users"),
         (b"<html>log in</html>", "fail", "answered with a web page"),
     ],

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from perfit_pipelines.policies import client_policy, server_policy
+from perfit_pipelines.deploy.policies import client_policy, server_policy
 from perfit_storage import open_store
 
 from ..store_roles import SERVER, role_policies
@@ -21,7 +21,7 @@ def allow(action: str, resource: str, **more) -> dict:
 
 
 def key_for(site, name: str, role: str, policy: dict) -> None:
-    """Give a role another key, under another policy, in its Secret."""
+    """Give a role another key, with another policy, in its Secret."""
     site.store.server.add_users({name: (f"secret-of-{name}", policy)})
     secret = "perfit-server" if role == SERVER else f"perfit-tiny-{role}"
     site.add_keys(secret, role, AWS_ACCESS_KEY_ID=name, AWS_SECRET_ACCESS_KEY=f"secret-of-{name}")
@@ -106,8 +106,8 @@ def test_a_key_that_the_store_does_not_know(site, changes, finding, fix):
 
 
 def test_a_bucket_that_is_not_there(site):
-    found = site.findings("--store", "s3://missing")
-    assert {(check["status"], check["name"]) for check in found} == {("fail", "store")}
+    findings = site.findings("--store", "s3://missing")
+    assert {(check["status"], check["name"]) for check in findings} == {("fail", "store")}
 
 
 @pytest.mark.parametrize("uri", ["file:///store", "gs://bucket"])
@@ -121,7 +121,7 @@ def test_a_store_that_is_not_named(site):
 
 
 def test_a_store_by_its_name_in_the_cluster(site):
-    """From a laptop, its address resolves to nothing: that says nothing of the pods."""
+    """On a laptop its address does not resolve, which says nothing about the pods."""
     for secret, role in [("perfit-server", SERVER), ("perfit-tiny-ann", "ann"), ("perfit-tiny-bob", "bob")]:
         site.add_keys(secret, role, AWS_ENDPOINT_URL="http://minio.perfit.svc:9000")
     found = site.only("unknown", "store")

@@ -1,0 +1,66 @@
+"""The lines that a client's task prints: how they are formatted, and how they are parsed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_STEP = re.compile(r"\[perfit\] round=(\d+) client=(\S+) step=(\d+)/(\d+) loss=(\S+)")
+_FAILURE = re.compile(r"client (\S+) has no result: (.*)", re.DOTALL)
+_TASK = re.compile(r"Executing task .*?'([\w-]+)'")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of one client; round 0 is the search."""
+
+    round: int
+    client: str
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that has no result, and the reason."""
+
+    client: str
+    reason: str
+
+
+def format_step(round: int, client: str, step: int, steps: int, loss: float) -> str:
+    """Return the line that reports one optimizer step."""
+    return f"[perfit] round={round} client={client} step={step}/{steps} loss={loss:.4f}"
+
+
+def parse_step(line: str) -> Step | None:
+    """Return the step that a line reports, or None if it reports none."""
+    match = _STEP.search(line)
+    if not match:
+        return None
+    round, client, step, steps, loss = match.groups()
+    return Step(int(round), client, int(step), int(steps), float(loss))
+
+
+def format_failure(client: str, reason: str) -> str:
+    """Return the text that reports why a client has no result; a reason may have several lines."""
+    return f"client {client} has no result: {reason}"
+
+
+def parse_failure(line: str) -> Failure | None:
+    """Return the failure that a line reports, or None if it reports none."""
+    match = _FAILURE.search(line)
+    return Failure(match[1], match[2].strip()) if match else None
+
+
+def parse_task(line: str) -> str | None:
+    """Return the name of the task that a line of KFP's local runner announces, or None if it announces none."""
+    match = _TASK.search(plain(line))
+    return match[1] if match else None
+
+
+def plain(text: str) -> str:
+    """Return text without terminal colours."""
+    return _COLOUR.sub("", text)

@@ -1,0 +1,10 @@
+"""The HTML report of a federation, round by round: perplexity, losses, masks and bytes; and a round's scalar metrics.
+
+Reports are drawn from the typed messages of :mod:`perfit.protocol` alone. What depends on the method is asked of its
+roles and of the clients' records, never of its name.
+"""
+
+from perfit_report.page import render_report
+from perfit_report.summaries import last_records, scalar_metrics
+
+__all__ = ["last_records", "render_report", "scalar_metrics"]

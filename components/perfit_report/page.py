@@ -1,0 +1,102 @@
+"""The report of a federation as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from perfit.protocol import RoundSummary
+from perfit.space import LoraSpace
+from perfit.spec import FederationSpec
+from perfit_report import sections, tables
+from perfit_report.round_figures import RAW_LOSSES, SMOOTHING
+from perfit_report.style import FAINT_LINES, byte_unit
+from perfit_report.summaries import records_by_client, scalar_metrics
+
+LIMITS = {"open": 30, "first": 20, "most": 1000}
+"""A table of more than ``open`` rows shows the ``first`` ones and folds away the rest, up to ``most``; a long list of
+names ends after the ``first`` ones."""
+
+
+def render_report(
+    spec: FederationSpec, summaries: Sequence[RoundSummary], space: LoraSpace, masks: Mapping[str, np.ndarray]
+) -> str:
+    """Return the report as one self-contained HTML page; the same input gives the same bytes.
+
+    Args:
+        spec: What was run.
+        summaries: One per committed round, in order.
+        space: The expanded space of N positions.
+        masks: Each client's architecture by its id, bool, shape (N,); read one at a time, and only if clients search.
+    """
+    clients = tables.client_rows(spec, summaries, space)
+    traffic = tables.traffic(summaries, space)
+    return _template().render(
+        spec=spec,
+        summaries=summaries,
+        metrics=scalar_metrics(summaries[-1]) if summaries else {},
+        clients=clients,
+        least_improved=sorted((row for row in clients if row.latest), key=lambda row: -row.change),
+        has_parts=any(row.has_parts for row in clients),
+        is_shared=any(record.shared for summary in summaries for record in summary.trained),
+        traffic=traffic,
+        total=tables.total(traffic),
+        failures=tables.failures(summaries),
+        figures=_figures([row.client for row in clients], spec, summaries, space, masks, traffic),
+        limits=LIMITS | {"bars": sections.BARS, "smoothing": SMOOTHING, "faint": FAINT_LINES, "raw": RAW_LOSSES},
+        named=len(clients) <= sections.NAMED_CLIENTS,
+        modules=len(space.layers()),
+        not_sampled=tables.NOT_SAMPLED,
+    )
+
+
+def _template():
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "bytes": _bytes,
+        "count": "{:,.0f}".format,
+        "cut": tables.cut,
+        "percent": _percent,
+        "perplexity": _perplexity,
+    }
+    return environment.from_string(files("perfit_report").joinpath("report.html.j2").read_text(encoding="utf-8"))
+
+
+def _figures(
+    names: Sequence[str],
+    spec: FederationSpec,
+    summaries: Sequence[RoundSummary],
+    space: LoraSpace,
+    masks: Mapping[str, np.ndarray],
+    traffic: Sequence[tables.Traffic],
+) -> dict[str, Any]:
+    delivered = records_by_client(summaries)
+    records = {name: delivered.get(name, {}) for name in names}
+    # Without a search a client holds the first rows and columns of its rank: its mask has nothing to show.
+    architectures = {} if spec.search is None else masks
+    return {
+        "perplexity": sections.perplexity_section(records, [summary.round for summary in summaries]),
+        "loss": sections.loss_section(records),
+        "overlap": sections.overlap_section(names, architectures, space),
+        "density": sections.density_section(names, architectures, space),
+        "bytes": sections.bytes_section(traffic),
+    }
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _percent(fraction: float) -> str:
+    """A signed change, with a true minus."""
+    return f"{100 * fraction:+.1f}\u202f%".replace("-", "\u2212")
+
+
+def _bytes(count: int) -> str:
+    size, unit = byte_unit(count)
+    return f"{count / size:.{1 if size > 1 and count < 100 * size else 0}f}\u202f{unit}"

@@ -1,0 +1,38 @@
+"""The ``perfit`` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from perfit.errors import PerfitError
+from perfit_pipelines import deploy, doctor
+from perfit_pipelines.cli import data, read, run
+from perfit_pipelines.cluster import commands as cluster
+from perfit_pipelines.options import errors
+from perfit_storage import StoreError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Personalised federated instruction tuning on Kubeflow Pipelines.",
+)
+for commands in (run, read, data, cluster, deploy, doctor):
+    commands.register(app)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is reported as problem and fix, without a traceback."""
+    try:
+        app()
+    except (PerfitError, StoreError) as error:
+        errors.print("[bold red]error:[/]", end=" ")
+        errors.print(error.problem, markup=False)
+        errors.print("  [bold]fix:[/]", end=" ")
+        errors.print(error.fix, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on where it stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,64 @@
+"""The commands ``status``, ``report`` and ``export``, which read a federation's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perfit_pipelines.cli.stores import StoreOption, use_store
+from perfit_pipelines.options import out
+
+NameOption = Annotated[
+    str | None, typer.Option("--federation", "-f", help="Name of the federation, if the store has several.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (status, report, export):
+        app.command()(command)
+
+
+def status(federation: NameOption = None, store: StoreOption = None) -> None:
+    """Show which rounds of a federation are committed, and each client's results."""
+    from perfit_pipelines.cli.results import client_table, round_table
+
+    with use_store(store) as used:
+        context = used.federation(federation)
+        head, summaries = context.store.read_head(), context.summaries()
+    where, sha256 = context.store.uri, head.adapter.sha256
+    out.print(f"{where}: round {head.round} committed, global adapter sha256 {sha256[:12]}", markup=False)
+    if summaries:
+        out.print(round_table(summaries))
+        out.print(client_table(summaries))
+
+
+def report(
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    federation: NameOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Draw the report of all committed rounds."""
+    from perfit_pipelines.cli.results import write_report
+
+    with use_store(store) as used:
+        write_report(used.federation(federation), output)
+    out.print(f"wrote {output}", markup=False)
+
+
+def export(
+    client: Annotated[str, typer.Argument(help="Id of the client.")],
+    directory: Annotated[Path, typer.Argument(help="PEFT directory to write.")],
+    federation: NameOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Write a client's personal adapter as a directory that PEFT loads."""
+    from perfit_pipelines.cli.results import export_adapter
+
+    with use_store(store) as used:
+        export_adapter(used.federation(federation), client, directory)
+    out.print(
+        f"wrote {directory}; load it with PeftModel.from_pretrained(base_model, {str(directory)!r})", markup=False
+    )

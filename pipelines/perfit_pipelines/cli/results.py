@@ -1,0 +1,117 @@
+"""A federation's results: tables, adapters, report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from perfit.errors import PerfitError
+from perfit.protocol import RoundSummary, UpdateRecord
+from perfit_components.steps.client import ADAPTER_DIRECTORY
+from perfit_components.steps.context import FederationContext
+from perfit_components.steps.report import draw_report
+from perfit_report import last_records
+from perfit_storage.files import write_atomically
+
+
+def export_adapter(context: FederationContext, client: str, directory: Path) -> None:
+    """Write a client's personal adapter as a directory that PEFT loads; an earlier export there is replaced.
+
+    Raises:
+        PerfitError: The client has no adapter, the directory holds something else, or the store cannot be reached or
+            does not let this key read the client's files.
+    """
+    spec, store = context.spec, context.store
+    names = [name for name in store.list_client_files(client) if name.startswith(f"{ADAPTER_DIRECTORY}/")]
+    if not names:
+        raise PerfitError(
+            f"client {client!r} of federation {spec.name!r} has no adapter yet",
+            f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
+        )
+    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if directory.exists() and not (directory.is_dir() and (not present or "adapter_config.json" in present)):
+        raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        draft = Path(scratch, "adapter")
+        draft.mkdir()
+        for name in names:
+            data = store.get_client_file(client, name)
+            (draft / name.removeprefix(f"{ADAPTER_DIRECTORY}/")).write_bytes(data)
+        if directory.exists():
+            shutil.rmtree(directory)
+        draft.rename(directory)
+
+
+def write_report(context: FederationContext, target: Path) -> None:
+    """Draw the report of all committed rounds into a file.
+
+    Raises:
+        PerfitError: No round is committed, or the store cannot be reached.
+    """
+    page = draw_report(context, context.store.read_head().round)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, page.html.encode())
+
+
+def client_table(summaries: Sequence[RoundSummary]) -> Table:
+    """Return a table of the clients: perplexity on held-out records, budget and traffic of all rounds."""
+    last = summaries[-1]
+    title = f"Perplexity on held-out records, round {last.round} (round 0: the base model)"
+    table = _table(title, "client", "rank", "budget", "round 0", "before", "after", "change", "MB up", "down", "status")
+    traffic = _traffic(summaries)
+    records = last_records(summaries)
+    for client, record in records.items():
+        table.add_row(
+            client,
+            str(record.rank),
+            f"{record.budget:,}",
+            *_perplexities(record),
+            *(f"{count / 1e6:.2f}" for count in traffic[client]),
+            "ok" if record.round == last.round else f"last in {record.round}",
+        )
+    for status in last.lost:
+        if status.client not in records:
+            table.add_row(status.client, str(status.rank), *["-"] * 7, status.status)
+    return table
+
+
+def round_table(summaries: Sequence[RoundSummary]) -> Table:
+    """Return a table of the committed rounds."""
+    table = _table("Committed rounds", "round", "clients", "perplexity before", "after", "status")
+    for summary in summaries:
+        trained = summary.trained
+        before = sum(record.perplexity.before for record in trained) / len(trained)
+        after = sum(record.perplexity.after for record in trained) / len(trained)
+        delivered = f"{len(trained)} of {len(summary.clients)}"
+        lost = ", ".join(f"{status.client} {status.status}" for status in summary.lost)
+        table.add_row(str(summary.round), delivered, f"{before:.2f}", f"{after:.2f}", lost)
+    return table
+
+
+def _perplexities(record: UpdateRecord) -> list[str]:
+    values = record.perplexity
+    change = values.after / values.round_0 - 1
+    return [*(f"{value:.2f}" for value in (values.round_0, values.before, values.after)), f"{change:+.0%}"]
+
+
+def _traffic(summaries: Sequence[RoundSummary]) -> dict[str, tuple[int, int]]:
+    traffic: dict[str, tuple[int, int]] = {}
+    for summary in summaries:
+        for record in summary.trained:
+            up, down = traffic.get(record.client, (0, 0))
+            traffic[record.client] = up + record.bytes_up, down + record.bytes_down
+    return traffic
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table that fits in 80 columns; numbers are aligned to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("client", "status") else "right", no_wrap=True)
+    return table

@@ -1,0 +1,207 @@
+"""Adding a federation's credentials to an overlay: written to a directory, or applied to the cluster."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from perfit.cluster_spec import ClusterSpec
+from perfit.errors import PerfitError
+from perfit.federation_file import load_federation
+from perfit_components.secret_names import SERVER_SECRET
+from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
+from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
+from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
+from perfit_pipelines.deploy.render import ROOT_SECRET, Deployment, policy_path, render
+from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
+from perfit_pipelines.options import STATE
+
+_MINIO_STORE = "s3://perfit"
+_MINIO_PORT = 9000
+_ROOT_USER = "perfit-root"
+_REGION = "us-east-1"
+
+Contents = Mapping[str, Mapping[str, str]]
+"""The contents of Secrets, by their names."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The user's request; see the options of the command."""
+
+    file: Path
+    overlay: str
+    namespace: str | None = None
+    context: str | None = None
+    store: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    rotate: str | None = None
+
+
+def write_overlay(request: Request, output: Path | None) -> list[str]:
+    """Write an overlay with a federation's keys: those of the cluster, else those that an earlier call wrote there.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        PerfitError: The directory is unsuitable for secrets, or the federation or overlay has an error.
+    """
+    spec, kubectl = load_federation(request.file), Kubectl(request.context)
+    overlay = open_overlay(request.overlay, kubectl)
+    directory = output or STATE / "deploy" / spec.name / overlay.directory.name
+    check_directory(directory)
+    warnings, deployed = [], {}
+    try:
+        deployed = _deployed(request, spec, overlay, kubectl)
+    except PerfitError as error:
+        reason = error.problem.splitlines()[-1]
+        warnings.append(f"warning: the cluster was not asked for keys; applying this replaces any there are ({reason})")
+    deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **deployed})
+    write_private(directory, render(deployment, directory))
+    kubectl.build(directory)
+    return [
+        *warnings,
+        f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
+        *_user_lines(deployment, directory),
+        "apply it with:",
+        *(f"  {line}" for line in _commands(deployment, directory, request.context)),
+    ]
+
+
+def apply_overlay(request: Request, dry_run: bool) -> list[str]:
+    """Apply an overlay with a federation's keys; those that the cluster has are kept.
+
+    Returns:
+        The output of kubectl, and what to tell the user.
+
+    Raises:
+        PerfitError: The federation or overlay has an error, or the cluster refused something.
+    """
+    spec, kubectl = load_federation(request.file), Kubectl(request.context)
+    overlay = open_overlay(request.overlay, kubectl)
+    deployment = _deployment(request, spec, overlay, _deployed(request, spec, overlay, kubectl))
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, "overlay")
+        write_private(directory, render(deployment, directory))
+        outputs = []
+        if overlay.store_namespace and not dry_run:  # A Job runs once: a new one reads the Secrets again.
+            outputs.append(kubectl.delete_job(overlay.store_namespace, SETUP_JOB))
+        outputs.append(kubectl.apply(directory, _manager(spec), deployment.hidden, dry_run))
+    lines = [line for text in outputs for line in text.splitlines() if line]
+    if dry_run:
+        return [*lines, "the server would take all of this; nothing was changed"]
+    return [*lines, f"applied: {_count(deployment)}", *_user_lines(deployment, None)]
+
+
+def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing: Contents) -> Deployment:
+    store = _store(request, spec, overlay)
+    roles = roles_of(spec, store)
+    keys = {name: key for name, texts in existing.items() if (key := _key(texts))}
+    if overlay.store_namespace:
+        _check_owners(roles, keys)
+    endpoint = f"http://minio.{overlay.store_namespace}.svc:{_MINIO_PORT}" if overlay.store_namespace else None
+    endpoint = request.endpoint or _setting(existing, "AWS_ENDPOINT_URL") or endpoint
+    if not endpoint:
+        raise PerfitError(f"overlay {overlay.name!r} has no store of its own", "give the URL of yours with --endpoint")
+    return Deployment(
+        spec,
+        overlay,
+        request.namespace or overlay.run_namespace,
+        endpoint,
+        request.region or _setting(existing, "AWS_REGION") or _REGION,
+        roles,
+        choose_keys(roles, keys, request.rotate),
+        _root(existing) if overlay.store_namespace else None,
+    )
+
+
+def _store(request: Request, spec: ClusterSpec, overlay: Overlay) -> str:
+    store = request.store or spec.store
+    if not store:
+        raise PerfitError(f"{request.file} names no store", f"add `store: {_MINIO_STORE}`, or give --store")
+    if overlay.store_namespace and store.rstrip("/") != _MINIO_STORE:
+        raise PerfitError(
+            f"the store is {store!r}, but the MinIO of overlay {overlay.name!r} keeps federations in {_MINIO_STORE}",
+            f"set `store: {_MINIO_STORE}` in {request.file}, or use the overlay existing-minio for another store",
+        )
+    return store
+
+
+def _check_owners(roles: Sequence[Role], keys: Mapping[str, Key]) -> None:
+    """Two federations' default names of Secrets may be the same: a-b of client c, and a of client b-c."""
+    for role in roles:
+        key = keys.get(role.secret)
+        if key and key.access_key != role.access_key:
+            raise PerfitError(
+                f"the Secret {role.secret!r} holds the key of {key.access_key!r}, not of {role.access_key!r}",
+                f"give client {role.name!r} another secret in the federation file (clients.<n>.secret), "
+                "or delete that Secret if it is unused",
+            )
+
+
+def _written(file: Path) -> Contents:
+    if not file.is_file():
+        return {}
+    items = [item for item in yaml.safe_load_all(file.read_text(encoding="utf-8")) if item]
+    return {item["metadata"]["name"]: decode(item["data"]) for item in items}
+
+
+def _deployed(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubectl) -> Contents:
+    names = [role.secret for role in roles_of(spec, _store(request, spec, overlay))]
+    secrets = kubectl.secrets(request.namespace or overlay.run_namespace, names)
+    if overlay.store_namespace:
+        # The server's key belongs to MinIO: runs of all namespaces use it.
+        secrets |= kubectl.secrets(overlay.store_namespace, [SERVER_SECRET, ROOT_SECRET])
+    return secrets
+
+
+def _key(texts: Mapping[str, str]) -> Key | None:
+    access_key, secret_key = texts.get("AWS_ACCESS_KEY_ID"), texts.get("AWS_SECRET_ACCESS_KEY")
+    return Key(access_key, secret_key) if access_key and secret_key else None
+
+
+def _root(existing: Contents) -> Key:
+    texts = existing.get(ROOT_SECRET, {})
+    user, password = texts.get("MINIO_ROOT_USER"), texts.get("MINIO_ROOT_PASSWORD")
+    return Key(user or _ROOT_USER, password or new_secret())
+
+
+def _setting(existing: Contents, name: str) -> str | None:
+    return existing.get(SERVER_SECRET, {}).get(name)
+
+
+def _manager(spec: ClusterSpec) -> str:
+    return f"perfit-{spec.name}"
+
+
+def _count(deployment: Deployment) -> str:
+    clients = len(deployment.roles) - 1
+    return f"keys of the server and of {clients} clients, as Secrets in namespace {deployment.namespace}"
+
+
+def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
+    """For an existing store: which users it must have."""
+    if deployment.overlay.store_namespace:
+        return []
+    if directory is None:
+        return ["the store must know these keys; `perfit deploy` with --output writes the policy of each"]
+    lines = [f"make these users in the store, with their secret keys from {directory / SECRETS} and these policies:"]
+    for role in deployment.roles:
+        user = deployment.keys[role.secret].access_key
+        lines.append(f"  {user}  {directory / policy_path(deployment, role)}")
+    return lines
+
+
+def _commands(deployment: Deployment, directory: Path, context: str | None) -> list[str]:
+    kubectl = ["kubectl", *(["--context", context] if context else [])]
+    commands = [[*kubectl, *apply_arguments(directory, _manager(deployment.spec))]]
+    if store := deployment.overlay.store_namespace:
+        commands.insert(0, [*kubectl, *delete_job_arguments(store, SETUP_JOB)])
+    return [shlex.join(command) for command in commands]

@@ -1,0 +1,31 @@
+"""Options and consoles that the commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+STATE = Path(".perfit")
+"""Where commands keep what they need, below the working directory."""
+
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
+PodStore = Annotated[str | None, typer.Option(help="s3://bucket/prefix that the pods use; else the file's.")]
+ClientImage = Annotated[str | None, typer.Option(help="Image of the clients' tasks.")]
+ServerImage = Annotated[str | None, typer.Option(help="Image of the server's tasks.")]
+
+
+class Pipeline(StrEnum):
+    """The pipelines that can be compiled and submitted."""
+
+    TUNING = "federated_tuning"
+    ROUND = "federated_round"
+
+
+PipelineOption = Annotated[Pipeline, typer.Option(help="All rounds, or one round from the head.")]

@@ -1,0 +1,170 @@
+"""A whole federation file: where it runs, and what may change in that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from perfit.cluster_spec import MAX_TIERS, ClusterSpec, Tier, quantity_bytes
+from perfit.federation_file import parse_federation
+from perfit.spec import FederationSpec
+
+CLIENTS = [{"id": "ann", "data": "ann.jsonl"}, {"id": "bob", "data": "owner/set:train", "rank": 2}]
+MINIMAL: dict[str, Any] = {"name": "f", "model": "m", "clients": CLIENTS}
+FULL: dict[str, Any] = {
+    "name": "notes-2",
+    "model": "package:llm/model.gguf",
+    "method": {"name": "perfit", "metric": "gradient", "scope": "global", "search_steps": 9, "warmup_steps": 2},
+    "lora": {"rank": 4, "alpha": 6, "target_modules": ["q_proj", "o_proj"], "expansion": 3},
+    "training": {"steps": 7, "learning_rate": 1e-5, "precision": "bfloat16", "seed": 11},
+    "data": {"held_out_fraction": 0.1, "bad_records": "skip"},
+    "rounds": 5,
+    "participation": {"fraction": 0.5, "minimum_clients": 2},
+    "wire_dtype": "float16",
+    "tiers": {
+        "big": {
+            "cpu": "3500m",
+            "memory": "16Gi",
+            "accelerator": {"type": "amd.com/gpu", "count": 2},
+            "node_selector": {"zone": "on"},
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "parallelism": 2,
+        },
+        "small": {"cpu": 2},
+        "unused": {},
+    },
+    "clients": [
+        {"id": "bob", "data": "s3://b/bob.jsonl", "tier": "small", "rank": 1, "secret": "bob-key"},
+        {"id": "ann", "data": "/data/ann.parquet", "tier": "big", "held_out": "/data/x.jsonl", "volume": "v"},
+    ],
+    "store": "s3://bucket/prefix",
+    "cluster": {"model_cache": None, "shared_memory": "2Gi"},
+}
+
+
+def spec(**changes: Any) -> ClusterSpec:
+    return ClusterSpec.model_validate({**MINIMAL, **changes})
+
+
+@pytest.mark.parametrize("tree", [FULL, MINIMAL], ids=["full", "minimal"])
+def test_its_yaml_reads_back(tree):
+    federation = ClusterSpec.model_validate(tree)
+    text = federation.to_yaml()
+    assert parse_federation(text) == federation
+    assert parse_federation(text).to_yaml() == text
+    assert list(ClusterSpec.model_fields) == [line.split(":")[0] for line in text.splitlines() if line[0].isalpha()]
+
+
+def test_names_that_yaml_takes_for_something_else_read_back():
+    federation = spec(model="1e3", clients=[{"id": "null", "data": "yes"}, {"id": "007", "data": "~"}])
+    assert parse_federation(federation.to_yaml()) == federation
+
+
+@pytest.mark.parametrize("tree", [FULL, MINIMAL], ids=["full", "minimal"])
+def test_its_json_reads_back(tree):
+    federation = ClusterSpec.model_validate(tree)
+    assert parse_federation(federation.to_json()) == federation
+    assert "\n" not in federation.to_json()
+
+
+def test_what_is_computed_knows_nothing_of_the_cluster():
+    assert issubclass(ClusterSpec, FederationSpec)
+    beyond = {name for name in ClusterSpec.model_fields if name not in FederationSpec.model_fields}
+    assert beyond == {"tiers", "cluster", "store"}
+    for section in ({"tiers": {"default": {}}}, {"cluster": {}}, {"store": "s3://b"}):
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            FederationSpec.model_validate({**MINIMAL, **section})
+
+
+@pytest.mark.parametrize(
+    ("cpu", "threads"), [("1", 1), (4, 4), ("500m", 1), ("1500m", 1), ("3500m", 3), ("2.5", 2), (0.5, 1), ("16", 16)]
+)
+def test_threads_of_a_tier(cpu, threads):
+    assert Tier(cpu=cpu).threads == threads
+
+
+@pytest.mark.parametrize("cpu", ["4Gi", "2k", "1.5M", "2Ei"])
+def test_a_cpu_is_no_amount_of_memory(cpu):
+    with pytest.raises(ValidationError, match=cpu):
+        Tier(cpu=cpu)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "size"),
+    [
+        ("0", 0),
+        ("12", 12),
+        ("1500m", 1),
+        ("2k", 2000),
+        ("2Ki", 2048),
+        ("1.5Gi", 3 * 2**29),
+        ("16G", 16 * 10**9),
+        ("3M", 3 * 10**6),
+        ("1Ti", 2**40),
+        ("2Pi", 2**51),
+        ("1E", 10**18),
+    ],
+)
+def test_quantities_in_bytes(quantity, size):
+    assert quantity_bytes(quantity) == size
+
+
+def test_tiers_in_use_are_in_the_order_of_the_file():
+    assert ClusterSpec.model_validate(FULL).tiers_in_use() == ["big", "small"]
+    assert spec().tiers_in_use() == ["default"]
+
+
+def test_a_clients_name_in_the_cluster_is_that_of_its_secret():
+    federation = ClusterSpec.model_validate(FULL)
+    assert [federation.secret_of(client) for client in federation.clients] == ["bob-key", "perfit-notes-2-ann"]
+
+
+@pytest.mark.parametrize(
+    ("volume", "has_volumes", "names_claims"),
+    [(None, False, False), ("perfit-f-ann", True, False), ("records", True, True)],
+)
+def test_volumes_of_a_tier(volume, has_volumes, names_claims):
+    clients = [{"id": "ann", "data": "a.jsonl", "volume": volume}, {"id": "bob", "data": "b.jsonl", "tier": "big"}]
+    federation = spec(tiers={"default": {}, "big": {}}, clients=clients)
+    assert (federation.has_volumes("default"), federation.names_claims("default")) == (has_volumes, names_claims)
+    assert (federation.has_volumes("big"), federation.names_claims("big")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("tier", "memory"),
+    [
+        ({"memory": "4Gi"}, ("memory", 4 * 2**30)),
+        ({"memory": "1Gi", "accelerator": {"memory": "4Gi"}}, ("accelerator.memory", 4 * 2**30)),
+        ({"memory": "1Gi", "accelerator": {"memory": "1Gi", "count": 4}}, ("accelerator.memory", 4 * 2**30)),
+        ({"memory": "1Gi", "accelerator": {"count": 1}}, None),
+    ],
+    ids=str,
+)
+def test_memory_of_a_training(tier, memory):
+    assert Tier.model_validate(tier).training_memory == memory
+
+
+def test_there_are_no_more_tiers_than_a_component_has_outputs():
+    clients = [{"id": "ann", "data": "a.jsonl", "tier": "tier-0"}]
+    tiers = {f"tier-{number}": {} for number in range(MAX_TIERS + 1)}
+    with pytest.raises(ValidationError, match="at most 8 items"):
+        spec(tiers=tiers, clients=clients)
+    tiers.popitem()
+    assert len(spec(tiers=tiers, clients=clients).tiers) == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tiers": {"default": {"cpu": 4}, "gpu": {}}},
+        {"store": "s3://elsewhere"},
+        {"cluster": {"shared_memory": "2Gi"}},
+        {"clients": [{"id": "ann", "data": "elsewhere.jsonl", "held_out": "h.jsonl", "secret": "s", "volume": "v"}]},
+    ],
+    ids=["tiers", "store", "cluster", "where data lie"],
+)
+def test_where_it_runs_may_change(changes):
+    assert spec().difference(spec(**changes)) is None
+    assert spec(**changes).difference(spec()) is None

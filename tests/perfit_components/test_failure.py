@@ -1,0 +1,52 @@
+"""Failures as records: our own messages in full, of all others no more than the kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from perfit.errors import PerfitError
+from perfit.protocol import MAX_REASON
+from perfit_components.steps.failure import Failure, failure_as_record
+from perfit_storage import StoreError
+
+
+def raising(error: BaseException):
+    def action() -> dict:
+        raise error
+
+    return action
+
+
+def test_what_ends_well_passes_through():
+    assert failure_as_record(lambda: {"status": "trained"}) == {"status": "trained"}
+
+
+@pytest.mark.parametrize("kind", [PerfitError, StoreError])
+def test_our_own_errors_are_told_in_full(kind):
+    assert failure_as_record(raising(kind("it is red", "make it blue"))) == Failure("it is red\n  fix: make it blue")
+
+
+def test_other_errors_are_told_by_kind_alone(capsys):
+    failure = failure_as_record(raising(ValueError("My card number is 1234")))
+    assert failure.reason == "ValueError, see the log of this client's pod"
+    output = capsys.readouterr()
+    assert "1234" not in output.out
+    assert "1234" in output.err  # the pod's own log
+
+
+def test_a_reason_is_cut_and_holds_no_escape():
+    reason = failure_as_record(raising(PerfitError("\x1b[31m" + "x" * 5000, "none"))).reason
+    assert len(reason) == MAX_REASON
+    assert "\x1b" not in reason
+
+
+@pytest.mark.parametrize("action", [lambda: np.empty(10**15), lambda: torch.empty(10**15)], ids=["numpy", "torch"])
+def test_memory_that_is_not_there(action):
+    assert failure_as_record(action).reason.startswith("out of memory\n  fix: lower training.batch_size")
+
+
+def test_a_stop_is_not_a_failure():
+    with pytest.raises(KeyboardInterrupt):
+        failure_as_record(raising(KeyboardInterrupt()))

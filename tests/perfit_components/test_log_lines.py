@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from perfit_components.log_lines import (
+    Failure,
+    Step,
+    format_failure,
+    format_step,
+    parse_failure,
+    parse_step,
+    parse_task,
+    plain,
+)
+from perfit_components.steps.client import _progress
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("[perfit] round=2 client=north-1 step=3/10 loss=1.2345", Step(2, "north-1", 3, 10, 1.2345)),
+        ("        [perfit] round=0 client=a step=1/1 loss=12.0000", Step(0, "a", 1, 1, 12.0)),
+        ("[perfit] round=2 client=north-1", None),
+        ("step=3/10 loss=1.2345", None),
+        ("", None),
+    ],
+)
+def test_a_step_in_a_line(line, step):
+    assert parse_step(line) == step
+
+
+def test_what_a_client_prints_is_what_is_parsed(capsys):
+    _progress(3, "ann")(1, 4, 2.5)
+    assert parse_step(capsys.readouterr().out) == Step(3, "ann", 1, 4, 2.5)
+
+
+def test_a_step_is_formatted_with_four_decimals():
+    assert format_step(0, "ann", 2, 3, 0.12345) == "[perfit] round=0 client=ann step=2/3 loss=0.1235"
+
+
+def test_a_failure_is_parsed_as_it_was_formatted():
+    text = format_failure("ann", "it is red\n  fix: make it blue")
+    assert text == "client ann has no result: it is red\n  fix: make it blue"
+    assert parse_failure(text) == Failure("ann", "it is red\n  fix: make it blue")
+    assert parse_failure("    client eve has no result: no such file\n") == Failure("eve", "no such file")
+    assert parse_failure("client eve has a result") is None
+
+
+def test_a_task_and_its_colours():
+    assert parse_task("Executing task \x1b[96m'prepare-federation'\x1b[0m") == "prepare-federation"
+    assert parse_task("Streamed logs:") is None
+    assert plain("\x1b[91mFAILURE\x1b[0m") == "FAILURE"

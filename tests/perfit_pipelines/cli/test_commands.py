@@ -1,0 +1,370 @@
+"""The ``perfit`` command, as a person uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from perfit.cluster_spec import ClusterSpec
+from perfit.federation_file import load_federation
+from perfit_storage import StoreError
+from perfit_storage.local_server import find_weed
+
+from ...perfit_components.running import files
+from ..commands import perfit
+from ..goldens import documents
+
+RECORDS = [
+    {"instruction": f"What is {topic} {n}?", "context": "", "response": f"{topic} {n}.", "category": topic}
+    for topic in ("art", "bread", "cats")
+    for n in range(6)
+]
+
+
+# init and validate
+
+
+def test_the_template_is_valid_once_its_data_are_there(tmp_path):
+    result = perfit("init", cwd=tmp_path)
+    assert (result.code, result.out) == (
+        0,
+        "wrote federation.yaml; edit its clients, then: perfit validate federation.yaml\n",
+    )
+    for name in ("first", "second"):
+        (tmp_path / f"{name}-owner.train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    result = perfit("validate", "federation.yaml", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        f"first-owner: {tmp_path}/first-owner.train.jsonl: 18 records",
+        f"second-owner: {tmp_path}/second-owner.train.jsonl: 18 records",
+        "federation.yaml is valid: perfit, 2 clients, 3 rounds",
+    ]
+
+
+def test_the_template_says_what_the_defaults_are(tmp_path):
+    perfit("init", "f.yaml", cwd=tmp_path)
+    tree = yaml.safe_load((tmp_path / "f.yaml").read_text())
+    spec = load_federation(tmp_path / "f.yaml")
+    needed = {key: tree[key] for key in ("name", "model", "clients")}
+    defaults = ClusterSpec.model_validate(needed)
+    for section in ("method", "lora", "training", "data", "participation"):
+        assert getattr(spec, section) == getattr(defaults, section), section
+        assert set(tree[section]) == set(type(getattr(spec, section)).model_fields), section
+    assert (spec.rounds, spec.wire_dtype) == (defaults.rounds, defaults.wire_dtype)
+    written = (tmp_path / "f.yaml").read_text()
+    assert [key for key in ClusterSpec.model_fields if f"{key}:" not in written] == []
+
+
+def test_init_overwrites_nothing_unasked(tmp_path):
+    (tmp_path / "federation.yaml").write_text("mine")
+    result = perfit("init", cwd=tmp_path)
+    assert (result.code, result.err) == (
+        1,
+        "error: federation.yaml exists\n  fix: give another name, or --force to overwrite it\n",
+    )
+    assert (tmp_path / "federation.yaml").read_text() == "mine"
+    assert perfit("init", "--force", cwd=tmp_path).code == 0
+    assert "clients:" in (tmp_path / "federation.yaml").read_text()
+
+
+def test_init_in_a_directory_that_does_not_exist(tmp_path):
+    result = perfit("init", "none/f.yaml", cwd=tmp_path)
+    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: give a path in a directory that exists")
+
+
+def test_validate_names_what_it_skips(make):
+    home = make(data={"bad_records": "skip"}, clients={"ann": {"tier": "strong", "held_out": "s3://bucket/ann.jsonl"}})
+    path = home.directory / "data/ann.jsonl"
+    path.write_text('{"instruction": "no answer"}\n' + path.read_text() + "not JSON\n")
+    result = home.perfit("validate", home.file)
+    assert result.out.splitlines() == [
+        f"ann: {path}: 8 records",
+        "  skipped line 1: no response",
+        "  skipped line 10: not valid JSON (column 1: Expecting value)",
+        "ann: s3://bucket/ann.jsonl is not on this machine and was not read",
+        f"{home.file} is valid: perfit, 1 clients, 2 rounds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("smoothness", "line"),
+    [
+        (3.0, "learning rate 0.01 is within the step size of Theorem 1, 0.0104"),  # 1 / (16 * 3 * 2 steps)
+        (4.0, "learning rate 0.01 is above the step size of Theorem 1, 0.00781"),
+    ],
+)
+def test_the_step_size_of_the_theorem(home, smoothness, line):
+    assert line in home.perfit("validate", home.file, "--smoothness", smoothness).out.splitlines()
+
+
+def test_a_smoothness_that_is_none(home):
+    result = home.perfit("validate", home.file, "--smoothness", 0)
+    assert (result.code, result.err) == (1, "error: the smoothness L is 0.0\n  fix: give a positive estimate\n")
+
+
+def test_what_the_command_line_itself_gets_wrong(tmp_path):
+    assert perfit("run", cwd=tmp_path).code == 2
+    assert perfit("nonsense", cwd=tmp_path).code == 2
+
+
+# compile
+
+
+def test_compile_takes_the_store_of_the_file_or_the_one_given(home):
+    result = home.perfit("compile", "federation.yaml", "-o", "tuning.yaml")
+    assert (result.code, result.err) == (
+        1,
+        "error: federation.yaml names no store\n  fix: add `store: s3://bucket/prefix`, or give --store\n",
+    )
+    assert not (home.directory / "tuning.yaml").exists()
+    home.file.write_text(home.file.read_text() + "store: s3://of-the-file\n")
+    for name, options in [("a.yaml", []), ("b.yaml", ["--store", "s3://given"])]:
+        result = home.perfit("compile", "federation.yaml", "-o", name, *options)
+        assert result.code == 0, result.err
+        assert result.out.startswith(f"wrote {name}")
+    defaults = [
+        documents(home.directory / name)[0]["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"]
+        for name in ("a.yaml", "b.yaml")
+    ]
+    assert defaults == ["s3://of-the-file", "s3://given"]
+
+
+def test_compile_one_round_with_other_images(home):
+    options = ["--pipeline", "federated_round", "--client-image", "r/client:2", "--server-image", "r/server:2"]
+    home.perfit("compile", "federation.yaml", "-o", "round.yaml", "--store", "s3://bucket", *options)
+    pipeline, _ = documents(home.directory / "round.yaml")
+    assert pipeline["pipelineInfo"]["name"] == "federated-round"
+    executors = pipeline["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {"r/client:2", "r/server:2"}
+
+
+def test_compile_into_a_directory_that_does_not_exist(home):
+    there = files(home.directory)
+    result = home.perfit("compile", "federation.yaml", "-o", "none/tuning.yaml", "--store", "s3://bucket")
+    assert result.code == 1
+    assert "none/tuning.yaml cannot be written" in result.err
+    assert files(home.directory) == there
+
+
+# What a finished federation shows
+
+
+def test_run_shows_every_stage_and_where_things_are(finished):
+    out = finished.result.out
+    lines = out.splitlines()
+    assert lines[0] == f"federation tiny: perfit, store {finished.home.site.store_uri}"
+    shown = [line.split("  loss")[0] for line in lines if "  loss " in line]
+    stages = [("search", 3), ("round 1/2", 2), ("round 2/2", 2)]
+    for stage, steps in stages:  # one tier after the other, in an order of KFP's own
+        printed, shown = shown[: 2 * steps], shown[2 * steps :]
+        assert sorted(printed) == [
+            f"{stage}  {client}  step {n}/{steps}" for client in ("ann", "bob") for n in range(1, steps + 1)
+        ]
+    assert shown == []
+    rows = {line.split()[0]: line.split() for line in lines if line.startswith((" ann", " bob"))}
+    summary = finished.home.site.store.read_summary(2)
+    for record in summary["clients"]:
+        shown = rows[record["client"]]
+        perplexity = record["perplexity"]
+        assert shown[1:6] == [
+            str(record["rank"]),
+            f"{record['budget']:,}",
+            *(f"{perplexity[key]:.2f}" for key in ("round_0", "before", "after")),
+        ]
+    assert lines[-2].startswith("adapters: .perfit/tiny/adapters/<client>")
+    assert lines[-1] == "report:   .perfit/tiny/report.html"
+
+
+def test_run_leaves_adapters_and_report(finished):
+    here = files(finished.home.directory / ".perfit/tiny")
+    stored = files(finished.home.site.root)
+    for client in ("ann", "bob"):
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert here[f"adapters/{client}/{name}"] == stored[f"clients/{client}/adapter/{name}"]
+    assert here["report.html"] == stored["rounds/2/report.html"]
+    assert "run.log" in here
+
+
+def test_an_exported_adapter_is_loaded_by_peft(finished, tiny_llama):
+    from peft import PeftModel
+    from safetensors.numpy import load
+    from transformers import AutoModelForCausalLM
+
+    directory = finished.home.directory / ".perfit/tiny/adapters/bob"
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory)
+    weights = load((directory / "adapter_model.safetensors").read_bytes())
+    loaded = {
+        name.replace(".default.weight", ".weight"): parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" in name
+    }
+    assert loaded.keys() == weights.keys()
+    assert all((loaded[name].detach().numpy() == weights[name]).all() for name in weights)
+
+
+def test_status(finished):
+    result = finished.home.stored("status")
+    head = finished.home.site.store.read_head()
+    lines = result.out.splitlines()
+    assert lines[0] == f"{finished.home.site.uri}: round 2 committed, global adapter sha256 {head.sha256[:12]}"
+    rounds = [line.split() for line in lines if line.split()[1:4] == ["2", "of", "2"]]
+    assert [row[0] for row in rounds] == ["1", "2"]
+    assert [line for line in lines if line.startswith(" ann")]
+
+
+def test_status_of_a_federation_without_a_round(home):
+    home.site.prepare()
+    result = home.stored("status")
+    assert (result.code, len(result.out.splitlines())) == (0, 1)
+    assert ": round 0 committed, " in result.out
+
+
+def test_a_store_without_federations_or_with_several(home):
+    result = home.stored("status")
+    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run one first: perfit run FILE")
+    site = home.site.prepare()
+    home.edit("name: tiny", "name: small")
+    home.site.prepare()
+    result = home.stored("status")
+    assert (result.code, result.err.splitlines()) == (
+        1,
+        [
+            f"error: the store {site.store_uri} holds the federations small, tiny",
+            "  fix: name one with --federation",
+        ],
+    )
+    assert home.stored("status", "-f", "tiny").out.startswith(f"{site.uri}: round 0")
+    assert "there is no federation 'none'" in home.stored("status", "-f", "none").err
+
+
+def test_report(finished, tmp_path):
+    target = tmp_path / "new" / "report.html"
+    result = finished.home.stored("report", "-o", target)
+    assert (result.code, result.out) == (0, f"wrote {target}\n")
+    assert target.read_bytes() == files(finished.home.site.root)["rounds/2/report.html"]
+
+
+def test_a_report_of_no_round(home):
+    home.site.prepare()
+    result = home.stored("report")
+    assert (result.code, result.err) == (
+        1,
+        "error: federation 'tiny' has no committed round yet\n  fix: run a round first\n",
+    )
+    assert not (home.directory / "report.html").exists()
+
+
+# export
+
+
+def test_export_and_export_again(finished, tmp_path):
+    stored = files(finished.home.site.root / "clients/bob/adapter")
+    target = tmp_path / "adapters" / "bob"
+    result = finished.home.stored("export", "bob", target)
+    assert (result.code, files(target)) == (0, stored), result.err
+    assert f"PeftModel.from_pretrained(base_model, {str(target)!r})" in result.out
+    (target / "adapter_model.safetensors").write_bytes(b"old")
+    (target / "left.over").write_bytes(b"old")
+    assert finished.home.stored("export", "bob", target).code == 0
+    assert files(target) == stored
+    assert [path.name for path in target.parent.iterdir()] == ["bob"]
+
+
+def test_export_into_an_empty_directory(finished, tmp_path):
+    assert finished.home.stored("export", "ann", tmp_path).code == 0
+    assert set(files(tmp_path)) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_export_replaces_nothing_else(finished, tmp_path, kind):
+    target = tmp_path / "mine"
+    if kind == "directory":
+        target.mkdir()
+        (target / "thesis.txt").write_text("years of work")
+    else:
+        target.write_text("years of work")
+    there = files(tmp_path)
+    result = finished.home.stored("export", "ann", target)
+    assert (result.code, result.err) == (
+        1,
+        f"error: {target} exists and holds no adapter\n  fix: give a new directory\n",
+    )
+    assert files(tmp_path) == there
+
+
+def test_export_of_a_client_without_an_adapter(finished, tmp_path):
+    result = finished.home.stored("export", "zoe", tmp_path / "zoe")
+    assert (result.code, result.err) == (
+        1,
+        "error: client 'zoe' of federation 'tiny' has no adapter yet\n"
+        "  fix: run a round with it; the clients are: ann, bob\n",
+    )
+    assert not (tmp_path / "zoe").exists()
+
+
+# data partition
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [("iid", []), ("category", ["--categories-per-client", 2]), ("dirichlet", ["--alpha", 0.3])],
+)
+def test_a_split_data_set_makes_a_valid_federation(tmp_path, scheme, options):
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    arguments = ["all.jsonl", "parts", "--clients", 3, "--scheme", scheme, "--seed", 1, *options]
+    result = perfit("data", "partition", *arguments, cwd=tmp_path)
+    assert result.code == 0, result.err
+    (tmp_path / "f.yaml").write_text("name: split\nmodel: owner/model\n" + result.out)
+    spec = load_federation(tmp_path / "f.yaml")
+    assert [client.id for client in spec.clients] == ["client-1", "client-2", "client-3"]
+    assert perfit("validate", "f.yaml", cwd=tmp_path).code == 0
+    paths = [Path(path) for client in spec.clients for path in (client.data, client.held_out)]
+    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    assert sorted(records, key=json.dumps) == sorted(RECORDS, key=json.dumps)
+
+    before = files(tmp_path)
+    again = perfit("data", "partition", *arguments, cwd=tmp_path)
+    assert (again.code, files(tmp_path)) == (1, before)
+    assert "already holds client-1.train.jsonl" in again.err
+    again = perfit("data", "partition", *arguments, "--overwrite", cwd=tmp_path)
+    assert (again.code, again.out, files(tmp_path)) == (0, result.out, before)
+
+
+def test_a_split_by_a_field_that_is_missing(tmp_path):
+    records = [{**RECORDS[0]}, {key: value for key, value in RECORDS[1].items() if key != "category"}]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = perfit("data", "partition", "all.jsonl", "parts", "--clients", 1, "--scheme", "category", cwd=tmp_path)
+    assert (result.code, result.err.splitlines()[0]) == (
+        1,
+        "error: all.jsonl: 1 records have no text in the field 'category', the first in line 2",
+    )
+    assert not (tmp_path / "parts").exists()
+
+
+def test_more_clients_than_records(tmp_path):
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:3]))
+    result = perfit("data", "partition", "all.jsonl", "parts", "--clients", 3, cwd=tmp_path)
+    assert (result.code, result.err.splitlines()[0]) == (
+        1,
+        "error: client client-1: 1 usable record(s): too few to train on one and hold out another",
+    )
+    assert not (tmp_path / "parts").exists()
+
+
+# A store of one's own
+
+
+def test_without_a_store_the_command_keeps_an_s3_server_of_its_own(home):
+    try:
+        find_weed()
+    except StoreError as error:
+        pytest.skip(str(error))
+    result = home.perfit("status")
+    assert (result.code, result.err) == (
+        1,
+        "error: the store s3://perfit holds no federation\n  fix: run one first: perfit run FILE\n",
+    )
+    assert (home.directory / ".perfit/s3/users.json").stat().st_mode & 0o777 == 0o600

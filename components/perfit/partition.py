@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfit.data import held_out_indices
 from perfit.errors import PerfitError
+from perfit.examples import held_out_indices
 from perfit.records import Record
 
 _CLIENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")

@@ -8,16 +8,14 @@ writes the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -25,10 +23,24 @@ from pydantic import (
 
 MAX_REASON = 2000
 """Characters of a client's reason that are kept."""
+MAX_COUNT = 2**53
+"""The largest whole number in a message: up to here every reader of JSON, and a float, has it exactly."""
+MAX_OUTCOME_BYTES = 2**22
+"""How large a client's message may be; a record has about 20 bytes a loss."""
+
+
+def cut(reason: str) -> str:
+    """Return a reason of at most ``MAX_REASON`` characters, without control characters but line breaks."""
+    clean = "".join(c if c.isprintable() or c == "\n" else " " for c in reason)
+    return clean if len(clean) <= MAX_REASON else clean[: MAX_REASON - 1] + "…"
+
 
 Text = Annotated[str, StringConstraints(max_length=300)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 PerplexityValue = Annotated[FiniteFloat, Field(ge=1)]
+Reason = Annotated[str, StringConstraints(max_length=MAX_REASON), AfterValidator(cut)]
 
 
 class MessageError(ValueError):
@@ -38,6 +50,7 @@ class MessageError(ValueError):
 class Message(BaseModel):
     """A message; ``parse`` and ``to_json`` are each other's inverse."""
 
+    max_bytes: ClassVar[int] = MAX_OUTCOME_BYTES
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @classmethod
@@ -47,7 +60,7 @@ class Message(BaseModel):
         Raises:
             MessageError: It is too large, or not such a message.
         """
-        return _parse(cls, data)
+        return _parse(cls, data, cls.max_bytes)
 
     def to_json(self) -> bytes:
         """Return the text of the message, keys sorted."""
@@ -85,8 +98,9 @@ class Participant(Message):
 
 
 class Plan(Message):
-    """Who takes part in a round, and what it starts from; written once."""
+    """Who takes part in a round, and what it starts from; written once. It has about 100 bytes a participant."""
 
+    max_bytes: ClassVar[int] = 2**26
     federation: Text
     round: PositiveInt
     base: Base
@@ -160,7 +174,7 @@ class ClientStatus(Message):
     rank: PositiveInt
     round: PositiveInt
     status: Literal["failed", "missing", "refused"]
-    reason: Annotated[str, StringConstraints(max_length=MAX_REASON)]
+    reason: Reason
 
 
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
@@ -180,6 +194,7 @@ class RoundSummary(Message):
         clients: What became of each participant, in the order of the plan.
     """
 
+    max_bytes: ClassVar[int] = 2**28
     federation: Text
     method: Text
     round: PositiveInt
@@ -200,31 +215,21 @@ class RoundSummary(Message):
         return tuple(outcome for outcome in self.clients if isinstance(outcome, ClientStatus))
 
 
-MAX_BYTES: Mapping[Any, int] = {Plan: 2**26, Outcome: 2**22, RoundSummary: 2**28}
-"""How large a message may be. A plan has about 100 bytes a participant, an outcome or a summary 20 a loss."""
-
-
 def parse_outcome(data: bytes) -> UpdateRecord | ClientStatus:
     """Read what a client wrote of a round.
 
     Raises:
         MessageError: It is too large, or neither of the two.
     """
-    return _parse(Outcome, data)
+    return _parse(Outcome, data, MAX_OUTCOME_BYTES)
 
 
-def _parse(kind: Any, data: bytes) -> Any:
-    if len(data) > MAX_BYTES[kind]:
-        raise MessageError(f"it has {len(data):,} bytes, {MAX_BYTES[kind]:,} are the most")
+def _parse(kind: Any, data: bytes, max_bytes: int) -> Any:
+    if len(data) > max_bytes:
+        raise MessageError(f"it has {len(data):,} bytes, {max_bytes:,} are the most")
     try:
         return TypeAdapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise MessageError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-
-
-def cut(reason: str) -> str:
-    """Return a reason of at most ``MAX_REASON`` characters, without control characters but line breaks."""
-    clean = "".join(c if c.isprintable() or c == "\n" else " " for c in reason)
-    return clean if len(clean) <= MAX_REASON else clean[: MAX_REASON - 1] + "…"

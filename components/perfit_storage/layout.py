@@ -31,6 +31,7 @@ from perfit_storage.objects import ObjectStore, StoredObject
 from perfit_storage.uris import open_store
 
 _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
 _SUMMARY_PATH = re.compile(r"rounds/([0-9]+)/summary\.json")
@@ -44,11 +45,12 @@ class FederationStore:
 
     Args:
         objects: The store.
-        name: The federation's name: lower-case letters, digits and inner hyphens, at most 63.
+        name: The federation's name: lower-case letters, digits and inner hyphens, at most 63. A run of it by another
+            method has a directory of its own, ``<name>.<method>``.
     """
 
     def __init__(self, objects: ObjectStore, name: str):
-        self.name = _checked_segment("federation name", name)
+        self.name = _checked("federation name", name, _DIRECTORY)
         self._objects = objects
 
     @classmethod
@@ -286,7 +288,11 @@ def _mask_path(client: str, sha256: str) -> str:
 
 
 def _checked_segment(what: str, value: str) -> str:
-    if not _SEGMENT.fullmatch(value):
+    return _checked(what, value, _SEGMENT)
+
+
+def _checked(what: str, value: str, pattern: re.Pattern[str]) -> str:
+    if not pattern.fullmatch(value):
         raise StoreError(
             f"{value!r} cannot be a {what}",
             "use lower-case letters, digits and inner hyphens, at most 63 characters",

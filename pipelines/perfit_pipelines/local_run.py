@@ -13,15 +13,15 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import IO
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
 from perfit_components.log_lines import plain
 
 _ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
 
 
 def run_locally(
-    spec: Federation,
+    spec: ClusterSpec,
     store: str,
     environment: Mapping[str, str],
     directory: Path,
@@ -57,7 +57,7 @@ def run_locally(
             raise PerfitError(problem or message, fix if separator else f"look at the end of {log}") from error
 
 
-def _call_pipeline(spec: Federation, store: str, root: Path) -> None:
+def _call_pipeline(spec: ClusterSpec, store: str, root: Path) -> None:
     from kfp import local
 
     from perfit_pipelines.pipelines import federated_tuning

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from perfit.federation_file import load_federation
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_storage import FederationStore, open_store
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Home:
     file: Path
 
     @property
-    def spec(self) -> Federation:
+    def spec(self) -> ClusterSpec:
         return load_federation(self.file)
 
     @property

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfit_components.keys import STORE_KEYS
-from perfit_components.steps.plan import client_secret
+from perfit_components.secret_names import STORE_KEYS
 from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.schedule import list_schedules
 from perfit_storage import AccessDenied, FederationStore
@@ -49,7 +48,7 @@ def tuned(installed: Home) -> Home:
 
 
 def test_every_role_has_a_secret_with_a_key_of_its_own(cluster: Cluster, installed: Home):
-    names = ["perfit-server", *(client_secret(installed.spec, client) for client in installed.spec.clients)]
+    names = ["perfit-server", *(installed.spec.secret_of(client) for client in installed.spec.clients)]
     held = [json.loads(cluster.kubectl("get", "secret", name, "-o", "json"))["data"] for name in names]
     assert all(set(STORE_KEYS) <= set(data) for data in held)
     assert len({data["AWS_SECRET_ACCESS_KEY"] for data in held}) == len(names)
@@ -89,7 +88,7 @@ def test_submit_again_changes_nothing(tuned: Home):
 
 def test_a_clients_key_does_not_open_the_other_clients_files(cluster: Cluster, tuned: Home):
     ours, other = tuned.spec.clients
-    data = json.loads(cluster.kubectl("get", "secret", client_secret(tuned.spec, ours), "-o", "json"))["data"]
+    data = json.loads(cluster.kubectl("get", "secret", tuned.spec.secret_of(ours), "-o", "json"))["data"]
     key = {name: base64.b64decode(data[name]).decode() for name in STORE_KEYS if name != "AWS_ENDPOINT_URL"}
     files = FederationStore.open(cluster.store, tuned.spec.name, {**_endpoint(), **key})
     assert files.list_client_files(ours.id)

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from docker import DockerClient
 
-    from perfit.spec import Federation
+    from perfit.cluster_spec import ClusterSpec
     from perfit_pipelines.pipelines import Images
 
 USER = 10001
@@ -57,7 +57,7 @@ def run_python(daemon: DockerClient, image: str, code: str, **options: Any) -> s
 
 
 def run_federation(
-    spec: Federation,
+    spec: ClusterSpec,
     store: str,
     images: Images,
     environment: Mapping[str, str],

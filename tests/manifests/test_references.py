@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfit_components.keys import SERVER_SECRET
+from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.render import CLIENTS_SECRET, ROOT_SECRET, SHARDS
 
 from .rendering import OVERLAYS, WITH_STORE, Object, identity, of_kind, pod_templates, render, run_namespace, walk

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from perfit.spec import Cluster
+from perfit.cluster_spec import Cluster
 
 from .network import matches
 from .rendering import (

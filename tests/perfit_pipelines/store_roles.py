@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.deploy.policies import Policy, client_policy, policy_text, server_policy
 from perfit_storage import FederationStore, StoreError, open_store
 from perfit_storage.local_server import LocalS3Server, find_weed
@@ -23,7 +23,7 @@ SERVER = "server of the federation"
 """Role of planning and aggregation: no client's id contains spaces."""
 
 
-def role_policies(spec: Federation, store: str) -> dict[str, Policy]:
+def role_policies(spec: ClusterSpec, store: str) -> dict[str, Policy]:
     """The policy of the server, and of each client by id."""
     return {SERVER: server_policy(spec, store)} | {
         client.id: client_policy(spec, client, store) for client in spec.clients
@@ -89,7 +89,7 @@ class KeyedStore:
 
     server: RoleServer
     uri: str
-    spec: Federation
+    spec: ClusterSpec
 
     def __post_init__(self):
         policies = role_policies(self.spec, self.uri)

@@ -11,12 +11,12 @@ from kfp import components
 
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
+from perfit.methods import METHODS
 from perfit_pipelines.compile import compile_pipeline
 
 from .goldens import FEDERATION, IMAGES, PIPELINES, STORE, compiled, documents, golden_file, normalised
 
 STORE_KEYS = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
-CLIENT_TASKS = {"search-client", "train-client"}
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Leaf:
 
     @property
     def component(self) -> str:
-        return self.container["args"][-1].replace("_", "-")
+        """The function that it runs."""
+        return self.container["args"][-1]
 
     @property
     def tier(self) -> str | None:
-        return next((name.split("-")[1] for name in self.path if name.startswith("clients-")), None)
+        """The tier of a client's task."""
+        return self.path[-1].removeprefix("client-") if self.component == "client" else None
 
     @property
     def secrets(self) -> list[dict[str, Any]]:
@@ -97,7 +99,7 @@ def test_the_parameters_default_to_the_federation_and_its_store(ir):
     parameters = documents(ir)[0]["root"]["inputDefinitions"]["parameters"]
     assert parse_federation(parameters["federation_file"]["defaultValue"]) == parse_federation(FEDERATION)
     assert parameters["store"]["defaultValue"] == STORE
-    assert parameters["method"]["literals"] == ["as in the file", "perfit", "fedit", "local"]
+    assert parameters["method"]["literals"] == ["as in the file", *METHODS]
 
 
 def test_nothing_is_answered_from_a_cache(ir):
@@ -105,7 +107,7 @@ def test_nothing_is_answered_from_a_cache(ir):
 
 
 def test_a_clients_task_has_the_resources_and_the_place_of_its_tier(ir):
-    clients = [leaf for leaf in leaves(ir) if leaf.component in CLIENT_TASKS]
+    clients = [leaf for leaf in leaves(ir) if leaf.tier]
     assert {leaf.tier for leaf in clients} == {"office", "gpu"}
     for leaf in clients:
         resources, where = leaf.container["resources"], "/".join(leaf.path)
@@ -127,7 +129,7 @@ def test_a_clients_task_has_the_resources_and_the_place_of_its_tier(ir):
 
 def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):
     for leaf in leaves(ir):
-        if leaf.component not in CLIENT_TASKS:
+        if not leaf.tier:
             continue
         (secret,) = leaf.secrets
         own = [secret["secretNameParameter"], *(leaf.mounts[path] for path in leaf.mounts if path == "/data")]
@@ -140,10 +142,10 @@ def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):
 
 def test_the_servers_tasks_have_its_keys_and_no_accelerator(ir):
     for leaf in leaves(ir):
-        if leaf.component in CLIENT_TASKS:
+        if leaf.tier:
             assert leaf.container["image"] == IMAGES.client
             continue
-        expected = IMAGES.client if leaf.component == "prepare-federation" else IMAGES.server
+        expected = IMAGES.client if leaf.component == "prepare" else IMAGES.server
         assert leaf.container["image"] == expected, leaf.path
         assert "accelerator" not in leaf.container.get("resources", {}), leaf.path
         assert not {"nodeSelector", "tolerations"} & set(leaf.platform), leaf.path
@@ -162,42 +164,120 @@ def test_no_key_is_in_the_file(ir):
     """Secrets go by name; no value of a key is a parameter or an environment variable."""
     assert not [leaf.path for leaf in leaves(ir) if leaf.container.get("env")]
     parameters = {name for leaf in leaves(ir) for name in leaf.task["inputs"]["parameters"]}
-    known = "federation_file store method federation round tier client statuses first second"
+    known = "federation_file store method federation round tiers claim_tiers plan_next name threads"
     assert parameters <= set(known.split())
 
 
 def test_one_loop_a_tier_with_its_own_parallelism(ir):
     limits = {}
-    pipeline = documents(ir)[0]
-    for name, component in pipeline["components"].items():
-        for task in component.get("dag", {}).get("tasks", {}).values():
-            if "parameterIterator" in task:
-                limits.setdefault(name.split("-")[2], set()).add(task.get("iteratorPolicy", {}).get("parallelismLimit"))
+    for task in tasks(ir):
+        if "parameterIterator" in task:
+            limit = task.get("iteratorPolicy", {}).get("parallelismLimit")
+            limits.setdefault(task["taskInfo"]["name"], set()).add(limit)
     assert limits == {"office": {3}, "gpu": {None}}
+
+
+def test_a_claim_called_as_the_secret_needs_no_pipeline_of_its_own(tmp_path):
+    text = FEDERATION.replace("volume: east-records", "volume: perfit-hospitals-east")
+    (east,) = [leaf for leaf in leaves(compiled("federated_round", tmp_path, text)) if leaf.tier == "gpu"]
+    (secret,) = east.secrets
+    assert east.path[-2].startswith("for-loop")
+    assert (
+        secret["secretNameParameter"]
+        == east.mounts["/data"]
+        == {"componentInputParameter": "pipelinechannel--tier_2-loop-item"}
+    )
 
 
 def test_rounds_are_one_after_the_other(tmp_path):
     path = compiled("federated_tuning", tmp_path)
     root = documents(path)[0]["root"]["dag"]["tasks"]
     after = {task["taskInfo"]["name"]: task.get("dependentTasks", []) for task in root.values()}
-    assert after == {
-        "Prepare": [],
-        "search": ["prepare-federation"],
-        "Round 1 of 2": ["search"],
-        "Round 2 of 2": ["round"],
-    }
+    assert after == {"Prepare": [], "Round 1 of 2": ["prepare"], "Round 2 of 2": ["prepare", "round"]}
     components = [leaf.component for leaf in leaves(path)]
-    assert {name: components.count(name) for name in ("search-client", "train-client", "aggregate-round")} == {
-        "search-client": 2,
-        "train-client": 4,
-        "aggregate-round": 2,
+    assert {name: components.count(name) for name in set(components)} == {"prepare": 1, "client": 4, "aggregate": 2}
+
+
+def test_participants_come_from_the_step_before(tmp_path):
+    root = documents(compiled("federated_tuning", tmp_path))[0]["root"]["dag"]["tasks"]
+    producers = {
+        name: {key: source["taskOutputParameter"]["producerTask"] for key, source in lists(task).items()}
+        for name, task in root.items()
+        if name != "prepare"
     }
+    assert producers == {
+        "round": {"tier_1": "prepare", "tier_2": "prepare"},
+        "round-2": {"tier_1": "round", "tier_2": "round"},
+    }
+    goes_on = [root[name]["inputs"]["parameters"]["plan_next"] for name in ("round", "round-2")]
+    assert [source["runtimeValue"]["constant"] for source in goes_on] == [True, False]
+
+
+def lists(task: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a round that are lists of clients."""
+    return {key: source for key, source in task["inputs"]["parameters"].items() if key.startswith("tier_")}
+
+
+def test_the_aggregation_runs_once_after_all_clients_also_if_a_pod_died(ir):
+    """A leaf after one group: nothing may depend on it, and after two groups KFP would run it twice."""
+    pipeline = documents(ir)[0]
+    for component in (pipeline["components"][name] for name in pipeline["components"] if "comp-round" in name):
+        tasks = component["dag"]["tasks"]
+        assert set(tasks) == {"clients", "aggregate"}
+        assert tasks["aggregate"]["dependentTasks"] == ["clients"]
+        assert tasks["aggregate"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+        assert "dependentTasks" not in tasks["clients"]
 
 
 def test_a_client_of_a_round_is_one_task(tmp_path):
     """It searches if necessary, with the model that it loads anyway."""
-    tasks = [leaf.component for leaf in leaves(compiled("federated_round", tmp_path)) if leaf.tier == "gpu"]
-    assert tasks == ["train-client"]
+    found = [leaf.component for leaf in leaves(compiled("federated_round", tmp_path)) if leaf.tier == "gpu"]
+    assert found == ["client"]
+
+
+# Pods: each costs ten seconds where it waits for another, and room in the workflow everywhere
+
+
+def pods_in_sequence(pipeline: dict[str, Any], dag: dict[str, Any]) -> int:
+    """The longest chain of pods in a DAG: its own driver, then the tasks that wait for each other.
+
+    A container task has a driver and an executor; a loop has its driver and those of its iterations, side by side.
+    """
+    tasks = dag["dag"]["tasks"]
+    ends: dict[str, int] = {}
+
+    def end(name: str) -> int:
+        if name not in ends:
+            before = max((end(other) for other in tasks[name].get("dependentTasks", [])), default=0)
+            component = pipeline["components"][tasks[name]["componentRef"]["name"]]
+            own = pods_in_sequence(pipeline, component) if "dag" in component else 2
+            ends[name] = before + own + ("parameterIterator" in tasks[name])
+        return ends[name]
+
+    return 1 + max(end(name) for name in tasks)
+
+
+def pods_of_a_client(pipeline: dict[str, Any], tier: str) -> int:
+    """The pods of one iteration of a tier's loop."""
+    (loop, *_) = [
+        pipeline["components"][task["componentRef"]["name"]]
+        for component in pipeline["components"].values()
+        for task in component.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task and task["taskInfo"]["name"] == tier
+    ]
+    return pods_in_sequence(pipeline, loop)
+
+
+def test_a_round_has_eight_pods_in_sequence_and_three_a_client(tmp_path):
+    one_round = documents(compiled("federated_round", tmp_path))[0]
+    assert pods_of_a_client(one_round, "office") == 3  # the iteration's driver, the task's driver, the executor
+    assert pods_of_a_client(one_round, "gpu") == 4  # a claim that is not called as the Secret
+
+    text = FEDERATION.replace(", volume: east-records", "")
+    one_round = documents(compiled("federated_round", tmp_path, text))[0]
+    three = documents(compiled("federated_tuning", tmp_path, text.replace("rounds: 2", "rounds: 3")))[0]
+    assert pods_in_sequence(one_round, one_round["root"]) == 11
+    assert pods_in_sequence(three, three["root"]) == 3 + 3 * 8
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -236,7 +316,7 @@ def test_a_tier_where_some_clients_have_a_volume(tmp_path):
 def test_more_than_a_cluster_takes(tmp_path):
     target = tmp_path / "p.yaml"
     target.write_text("what was there")
-    error = refused(FEDERATION.replace("rounds: 2", "rounds: 60"), target)
+    error = refused(FEDERATION.replace("rounds: 2", "rounds: 120"), target)
     assert "more than a cluster takes" in error.problem
     assert "federated_round" in error.fix
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]

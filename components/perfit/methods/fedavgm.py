@@ -33,9 +33,11 @@ def init(values: np.ndarray) -> Vectors:
 def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
     """Take one step of gradient descent with momentum, D for the negative gradient."""
     shared = cohort.holders > 0
-    step = cohort.mean(VALUES, state[VALUES]) - state[VALUES]
+    mean = cohort.mean(VALUES, state[VALUES])
+    step = mean - state[VALUES]
     momentum = np.where(shared, options.momentum * state[MOMENTUM] + step, state[MOMENTUM])
-    values = np.where(shared, state[VALUES] + options.server_learning_rate * momentum, state[VALUES])
+    # x + rate * m, from the mean: at rate 1 without momentum nothing is added to it, and it keeps its very bits.
+    values = np.where(shared, mean - (step - options.server_learning_rate * momentum), state[VALUES])
     return {VALUES: values.astype(np.float32), MOMENTUM: momentum.astype(np.float32)}
 
 

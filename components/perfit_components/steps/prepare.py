@@ -51,7 +51,7 @@ def prepare(
     Args:
         federation_file: The text of the federation file.
         store_uri: Where federations are kept.
-        method: One of the methods, to run the file's federation by another one; its name then ends in the method's.
+        method: One of the methods, to run the file's federation by another one, in a directory of its own.
         round: That the run begins with; ``NEXT_ROUND`` for the one after the head.
         tiers: Of the compiled pipeline, in order; None for the file's.
         claim_tiers: Those of them whose loops pass the names of volume claims; None for the file's.
@@ -60,17 +60,19 @@ def prepare(
         PerfitError: The file is wrong, its name is in use by another federation, it does not fit the compiled pipeline,
             or the store cannot be reached or written.
     """
-    spec = by_method(parse_federation(federation_file), method)
+    spec = parse_federation(federation_file)
+    directory = spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
+    spec = by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
-    store = FederationStore.open(store_uri, spec.name)
+    store = FederationStore.open(store_uri, directory)
     _found(spec, store)
     number = round or store.read_head().round + 1
     return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
 
 
 def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
-    """Return a federation by another method, under a name of its own; options and expansion are that method's own.
+    """Return a federation by another method, with that method's own options.
 
     Raises:
         PerfitError: There is no such method.
@@ -78,13 +80,10 @@ def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
     if method in (AS_IN_FILE, spec.method.name):
         return spec
     tree = spec.model_dump(mode="json")
-    for entry, client in zip(tree["clients"], spec.clients, strict=True):
-        entry["secret"] = spec.secret_of(client)  # the keys go by the name that was deployed
-    tree["name"] = f"{spec.name}-{method}"
     tree["method"] = {"name": method}
     if method in METHODS and METHODS[method].search(METHODS[method].options()) is None:
         del tree["lora"]["expansion"]
-    return parse_federation(yaml.safe_dump(tree), "federation file with another method")
+    return parse_federation(yaml.safe_dump(tree), f"the federation file with method {method}")
 
 
 def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequence[str] | None) -> None:

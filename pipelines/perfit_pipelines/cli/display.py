@@ -5,13 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_components.log_lines import Step, format_failure, parse_failure, parse_step, parse_task
 
 _DESCRIPTIONS = {
-    "prepare-federation": "preparing the federation (the first time, the model is converted)",
-    "aggregate-round": "averaging the updates",
-    "report-round": "drawing the report",
+    "prepare": "preparing the federation (the first time, the model is converted)",
+    "aggregate": "averaging the updates and drawing the report",
 }
 
 
@@ -23,7 +22,7 @@ class RunDisplay:
         console: Where to draw. Its current stream is kept, because the run redirects standard output.
     """
 
-    def __init__(self, spec: Federation, console: Console):
+    def __init__(self, spec: ClusterSpec, console: Console):
         self._rounds = spec.rounds
         self._console = Console(file=console.file, highlight=False, emoji=False, soft_wrap=True)
         self._bars: dict[tuple[int, str], TaskID] = {}

@@ -26,9 +26,10 @@ def status(federation: NameOption = None, store: StoreOption = None) -> None:
     from perfit_pipelines.cli.results import client_table, round_table
 
     with use_store(store) as used:
-        files = used.federation(federation)
-        head, summaries = files.read_head(), files.summaries()
-    out.print(f"{files.uri}: round {head.round} committed, global adapter sha256 {head.sha256[:12]}", markup=False)
+        context = used.federation(federation)
+        head, summaries = context.store.read_head(), context.summaries()
+    where, sha256 = context.store.uri, head.adapter.sha256
+    out.print(f"{where}: round {head.round} committed, global adapter sha256 {sha256[:12]}", markup=False)
     if summaries:
         out.print(round_table(summaries))
         out.print(client_table(summaries))

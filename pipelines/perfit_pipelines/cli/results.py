@@ -11,24 +11,24 @@ from rich import box
 from rich.table import Table
 
 from perfit.errors import PerfitError
-from perfit.report import last_tunings
+from perfit.protocol import RoundSummary, UpdateRecord
 from perfit_components.steps.client import ADAPTER_DIRECTORY
-from perfit_components.steps.opening import read_federation
+from perfit_components.steps.context import FederationContext
 from perfit_components.steps.report import draw_report
-from perfit_storage import FederationStore
+from perfit_report import last_records
 from perfit_storage.files import write_atomically
 
 
-def export_adapter(store: FederationStore, client: str, directory: Path) -> None:
+def export_adapter(context: FederationContext, client: str, directory: Path) -> None:
     """Write a client's personal adapter as a directory that PEFT loads; an earlier export there is replaced.
 
     Raises:
-        PerfitError: The client has no adapter, or the directory holds something else.
-        StoreError: The store cannot be reached, or does not let this key read the client's files.
+        PerfitError: The client has no adapter, the directory holds something else, or the store cannot be reached or
+            does not let this key read the client's files.
     """
+    spec, store = context.spec, context.store
     names = [name for name in store.list_client_files(client) if name.startswith(f"{ADAPTER_DIRECTORY}/")]
     if not names:
-        spec = read_federation(store).spec
         raise PerfitError(
             f"client {client!r} of federation {spec.name!r} has no adapter yet",
             f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
@@ -48,60 +48,64 @@ def export_adapter(store: FederationStore, client: str, directory: Path) -> None
         draft.rename(directory)
 
 
-def write_report(store: FederationStore, target: Path) -> None:
+def write_report(context: FederationContext, target: Path) -> None:
     """Draw the report of all committed rounds into a file.
 
     Raises:
-        PerfitError: No round is committed.
-        StoreError: The store cannot be reached.
+        PerfitError: No round is committed, or the store cannot be reached.
     """
-    page = draw_report(read_federation(store), store.read_head().round)
+    page = draw_report(context, context.store.read_head().round)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, page.html.encode())
 
 
-def client_table(summaries: Sequence[dict]) -> Table:
+def client_table(summaries: Sequence[RoundSummary]) -> Table:
     """Return a table of the clients: perplexity on held-out records, budget and traffic of all rounds."""
-    last_round = summaries[-1]["round"]
-    title = f"Perplexity on held-out records, round {last_round} (round 0: the base model)"
+    last = summaries[-1]
+    title = f"Perplexity on held-out records, round {last.round} (round 0: the base model)"
     table = _table(title, "client", "rank", "budget", "round 0", "before", "after", "change", "MB up", "down", "status")
     traffic = _traffic(summaries)
-    tunings = last_tunings(summaries)
-    for client, record in tunings.items():
-        perplexity = record["perplexity"]
+    records = last_records(summaries)
+    for client, record in records.items():
         table.add_row(
             client,
-            str(record["rank"]),
-            f"{record['budget']:,}",
-            *(f"{perplexity[key]:.2f}" for key in ("round_0", "before", "after")),
-            f"{perplexity['after'] / perplexity['round_0'] - 1:+.0%}",
+            str(record.rank),
+            f"{record.budget:,}",
+            *_perplexities(record),
             *(f"{count / 1e6:.2f}" for count in traffic[client]),
-            "ok" if record["round"] == last_round else f"last in {record['round']}",
+            "ok" if record.round == last.round else f"last in {record.round}",
         )
-    for record in summaries[-1]["clients"]:
-        if record["client"] not in tunings:
-            table.add_row(record["client"], str(record["rank"]), *["-"] * 7, record["status"])
+    for status in last.lost:
+        if status.client not in records:
+            table.add_row(status.client, str(status.rank), *["-"] * 7, status.status)
     return table
 
 
-def round_table(summaries: Sequence[dict]) -> Table:
+def round_table(summaries: Sequence[RoundSummary]) -> Table:
     """Return a table of the committed rounds."""
     table = _table("Committed rounds", "round", "clients", "perplexity before", "after", "status")
     for summary in summaries:
-        trained = [record for record in summary["clients"] if record["status"] == "trained"]
-        lost = [f"{r['client']} {r['status']}" for r in summary["clients"] if r["status"] != "trained"]
-        means = [sum(r["perplexity"][key] for r in trained) / len(trained) for key in ("before", "after")]
-        delivered = f"{len(trained)} of {len(summary['clients'])}"
-        table.add_row(str(summary["round"]), delivered, *(f"{mean:.2f}" for mean in means), ", ".join(lost))
+        trained = summary.trained
+        before = sum(record.perplexity.before for record in trained) / len(trained)
+        after = sum(record.perplexity.after for record in trained) / len(trained)
+        delivered = f"{len(trained)} of {len(summary.clients)}"
+        lost = ", ".join(f"{status.client} {status.status}" for status in summary.lost)
+        table.add_row(str(summary.round), delivered, f"{before:.2f}", f"{after:.2f}", lost)
     return table
 
 
-def _traffic(summaries: Sequence[dict]) -> dict[str, tuple[int, int]]:
+def _perplexities(record: UpdateRecord) -> list[str]:
+    values = record.perplexity
+    change = values.after / values.round_0 - 1
+    return [*(f"{value:.2f}" for value in (values.round_0, values.before, values.after)), f"{change:+.0%}"]
+
+
+def _traffic(summaries: Sequence[RoundSummary]) -> dict[str, tuple[int, int]]:
     traffic: dict[str, tuple[int, int]] = {}
     for summary in summaries:
-        for record in summary["clients"]:
-            up, down = traffic.get(record["client"], (0, 0))
-            traffic[record["client"]] = up + record.get("bytes_up", 0), down + record.get("bytes_down", 0)
+        for record in summary.trained:
+            up, down = traffic.get(record.client, (0, 0))
+            traffic[record.client] = up + record.bytes_up, down + record.bytes_down
     return traffic
 
 

@@ -13,7 +13,7 @@ from perfit_pipelines.options import STATE, ClientImage, File, Pipeline, Pipelin
 from perfit_storage.files import write_atomically
 
 if TYPE_CHECKING:
-    from perfit.spec import Client, Federation
+    from perfit.cluster_spec import ClusterClient, ClusterSpec
 
 _TEMPLATE = Path(__file__).parents[1] / "federation.yaml"
 
@@ -100,18 +100,17 @@ def run(file: File, store: StoreOption = None) -> None:
         out.print(f"federation {spec.name}: {spec.method.name}, store {used.uri}", markup=False)
         with RunDisplay(spec, out) as display:
             run_locally(spec, used.uri, used.environment, directory, display.on_line)
-        federation = used.federation(spec.name)
-        summaries = federation.summaries()
-        for record in summaries[-1]["clients"]:
-            if record["status"] == "trained":
-                export_adapter(federation, record["client"], directory / "adapters" / record["client"])
-        write_report(federation, directory / "report.html")
+        context = used.federation(spec.name)
+        summaries = context.summaries()
+        for record in summaries[-1].trained:
+            export_adapter(context, record.client, directory / "adapters" / record.client)
+        write_report(context, directory / "report.html")
     out.print(client_table(summaries))
     out.print(f"adapters: {directory}/adapters/<client>  (PeftModel.from_pretrained loads them)", markup=False)
     out.print(f"report:   {directory}/report.html", markup=False)
 
 
-def check_data(spec: Federation) -> list[str]:
+def check_data(spec: ClusterSpec) -> list[str]:
     """Read all client data that are on this machine.
 
     Returns:
@@ -133,7 +132,7 @@ def check_data(spec: Federation) -> list[str]:
     return lines
 
 
-def _check_source(spec: Federation, client: Client, uri: str) -> str:
+def _check_source(spec: ClusterSpec, client: ClusterClient, uri: str) -> str:
     from perfit.federation_file import is_local
     from perfit.records import check_records
 

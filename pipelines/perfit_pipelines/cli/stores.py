@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from perfit.errors import PerfitError
+from perfit_components.steps.context import FederationContext
 from perfit_pipelines.options import STATE
 from perfit_storage import FederationStore, federation_names, open_store
 
@@ -29,12 +30,11 @@ class Store:
     uri: str
     environment: Mapping[str, str]
 
-    def federation(self, name: str | None) -> FederationStore:
+    def federation(self, name: str | None) -> FederationContext:
         """Open a federation by name; without one, the only federation there is.
 
         Raises:
-            PerfitError: The store has no federation, or several and none was named.
-            StoreError: It cannot be reached, or has none of this name.
+            PerfitError: The store cannot be reached, has none of this name, or has several and none was named.
         """
         if name is None:
             names = federation_names(open_store(self.uri, self.environment))
@@ -45,9 +45,7 @@ class Store:
                     "name one with --federation" if names else "run one first: perfit run FILE",
                 )
             name = names[0]
-        federation = FederationStore.open(self.uri, name, self.environment)
-        federation.read_spec()  # its error lists the federations that exist, if this is not one of them
-        return federation
+        return FederationContext.of(FederationStore.open(self.uri, name, self.environment))
 
 
 @contextmanager

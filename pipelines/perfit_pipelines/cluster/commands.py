@@ -13,7 +13,7 @@ from perfit_pipelines.cluster.options import CREDENTIALS, check_cron, connecting
 from perfit_pipelines.options import ClientImage, File, Pipeline, PipelineOption, PodStore, ServerImage, errors, out
 
 if TYPE_CHECKING:
-    from perfit.spec import Federation
+    from perfit.cluster_spec import ClusterSpec
     from perfit_pipelines.cluster.connection import Kubeflow
     from perfit_pipelines.cluster.follow import Outcome, Pace
     from perfit_pipelines.cluster.tasks import Task
@@ -182,7 +182,7 @@ def delete(endpoint: Endpoint, name: ScheduleName) -> None:
 
 def _publish(
     endpoint: Endpoint,
-    spec: Federation,
+    spec: ClusterSpec,
     pipeline: PipelineName,
     store: str | None,
     client_image: str | None,

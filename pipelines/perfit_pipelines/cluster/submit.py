@@ -17,13 +17,11 @@ _POD_DIED = (
     "a client's pod died, which its program cannot report: for instance too little memory (OOMKilled), or a lost node"
 )
 _HINTS = {
-    "prepare-federation": "the store cannot be written, the model cannot be loaded, or another file has this name",
-    "search-client": _POD_DIED,
-    "train-client": _POD_DIED,
-    "close-search": "no client found an architecture; the log of that task names them and why",
-    "aggregate-round": "too few clients delivered; the log of that task names them and why. The head has not moved",
+    "prepare": "the store cannot be written, the model cannot be loaded, or another file has this name",
+    "client": _POD_DIED,
+    "aggregate": "too few clients delivered; the log of that task names them and why. The head has not moved",
 }
-"""The usual cause of a task's failure, by its name in the IR."""
+"""The usual cause of a task's failure, by the step; a client's task is named after its tier too."""
 
 
 def start_run(
@@ -112,8 +110,9 @@ def advice(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> list[str]:
     lines = [f"failed: {task.name}" for task in outcome.failed]
     if not lines:
         lines.append("no task is listed as failed: the deadline (cluster.deadline_seconds) may have passed")
-    keys = dict.fromkeys(task.key for task in outcome.failed)
-    hints = [_HINTS[key] for key in keys if key in _HINTS]
+    keys = {task.key for task in outcome.failed}
+    steps = {key.partition("-")[0] for key in keys if not key.endswith(DRIVER)}
+    hints = [hint for step, hint in _HINTS.items() if step in steps]
     if any(key.endswith(DRIVER) for key in keys):
         hints.append(
             "Kubeflow could not prepare a task: a Secret or volume claim may be missing; run perfit doctor FILE"

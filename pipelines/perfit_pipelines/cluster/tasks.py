@@ -14,9 +14,8 @@ from typing import Any
 
 from kfp_server_api import V2beta1PipelineTaskDetail
 
-from perfit.participation import draw_participants
-from perfit.spec import Federation
-from perfit_components.steps.plan import SEARCH_ROUND
+from perfit.cluster_spec import ClusterSpec
+from perfit.sampling import sample_clients
 
 DRIVER = "-driver"
 _POD = "executor"
@@ -29,14 +28,16 @@ class Task:
     Args:
         key: Its name in the IR.
         stage: Display name of the task of the whole pipeline that it is part of.
-        label: What it is within the stage: its display name, after the client's id if it is a client's.
+        label: What it is within the stage: the client's id if it is a client's, otherwise its display name.
         node: Name of the workflow's node that is its container, after the name of the workflow.
+        display: Its display name.
     """
 
     key: str
     stage: str
     label: str
     node: str
+    display: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TaskState:
         return self.label if self.stage in ("", self.label) else f"{self.stage}: {self.label}"
 
 
-def list_tasks(ir: dict[str, Any], spec: Federation) -> list[Task]:
+def list_tasks(ir: dict[str, Any], spec: ClusterSpec) -> list[Task]:
     """Return the tasks of a compiled pipeline, the clients' by the iterations that they are expected to be.
 
     Args:
@@ -74,7 +75,7 @@ class TaskReader:
     def __init__(self, tasks: Sequence[Task]):
         self._tasks = tasks
         self._order = {(task.stage, task.label): position for position, task in enumerate(tasks)}
-        self._display = {task.key: task.label.rpartition(": ")[2] for task in tasks}
+        self._display = {task.key: task.display or task.label for task in tasks}
         self._by_id: dict[str, dict[str, Task]] = {}
 
     def read(self, details: Sequence[V2beta1PipelineTaskDetail]) -> list[TaskState]:
@@ -118,11 +119,11 @@ class TaskReader:
 class _Dag:
     """A component with tasks, in the place where the walk meets it.
 
-    ``known`` holds the inputs whose values can be told before the run; for an output of a task, that task's inputs.
+    ``known`` holds the inputs whose values can be told before the run.
     """
 
     ir: dict[str, Any]
-    spec: Federation
+    spec: ClusterSpec
     tasks: dict[str, Any]
     node: str
     known: dict[str, Any]
@@ -130,16 +131,14 @@ class _Dag:
     client: str = ""
 
     def inputs(self, key: str) -> dict[str, Any]:
-        """Return what can be told of a task's inputs."""
-        found = {}
+        """Return what can be told of a task's inputs before the run."""
+        values = {}
         for name, source in self.tasks[key].get("inputs", {}).get("parameters", {}).items():
             if "runtimeValue" in source:
-                found[name] = source["runtimeValue"].get("constant")
+                values[name] = source["runtimeValue"].get("constant")
             elif "componentInputParameter" in source:
-                found[name] = self.known.get(source["componentInputParameter"])
-            elif "taskOutputParameter" in source:
-                found[name] = self.inputs(source["taskOutputParameter"]["producerTask"])
-        return found
+                values[name] = self.known.get(source["componentInputParameter"])
+        return values
 
 
 def _walk(dag: _Dag) -> Iterator[Task]:
@@ -148,15 +147,15 @@ def _walk(dag: _Dag) -> Iterator[Task]:
         stage, node = dag.stage or name, f"{dag.node}.{key}"
         component = dag.ir["components"][task["componentRef"]["name"]]
         if "dag" not in component:
-            yield Task(key, stage, f"{dag.client}: {name}" if dag.client else name, f"{node}.{_POD}")
+            yield Task(key, stage, dag.client or name, f"{node}.{_POD}", name)
             continue
         inputs = dag.inputs(key)
         inner = _Dag(dag.ir, dag.spec, component["dag"]["tasks"], node, inputs, stage, dag.client)
         if "parameterIterator" not in task:
             yield from _walk(inner)
             continue
-        items = inputs.get(task["parameterIterator"]["items"].get("inputParameter", ""))
-        for index, client in enumerate(_iterations(dag.spec, items)):
+        # A loop is named after its tier.
+        for index, client in enumerate(_iterations(dag.spec, name, inputs.get("pipelinechannel--round"))):
             place = f"{node}.iteration-iterations({index}:{index}).iteration-item"
             yield from _walk(_Dag(dag.ir, dag.spec, inner.tasks, place, inputs, stage, client))
 
@@ -176,17 +175,15 @@ def _in_order(tasks: dict[str, Any]) -> list[tuple[str, Any]]:
     return list(order.items())
 
 
-def _iterations(spec: Federation, plan: Any) -> list[str]:
-    """The clients that a loop over a plan iterates over, in order; by number where the round is not known yet."""
-    plan = plan if isinstance(plan, dict) else {}
-    tier, round = plan.get("tier"), plan.get("round")
-    members = [client for client in spec.clients if tier in (None, client.tier)]
-    if round == SEARCH_ROUND or spec.participation.fraction == 1:
-        return [client.id for client in members]
+def _iterations(spec: ClusterSpec, tier: str, round: Any) -> list[str]:
+    """The clients that a tier's loop iterates over, in order; by number where the round is not known yet."""
+    members = [client.id for client in spec.clients if client.tier == tier]
+    if spec.participation.fraction == 1:
+        return members
     if not isinstance(round, int | float):
-        return [f"client {number} of {tier or 'the plan'}" for number in range(1, len(members) + 1)]
-    drawn = {client.id for client in draw_participants(spec, int(round))}
-    return [client.id for client in members if client.id in drawn]
+        return [f"client {number} of {tier}" for number in range(1, len(members) + 1)]
+    sampled = sample_clients(spec.clients, spec.participation, spec.training.seed, int(round))
+    return [client.id for client in sampled if client.tier == tier]
 
 
 def _fnv1a(data: bytes, state: int = 0x811C9DC5) -> int:

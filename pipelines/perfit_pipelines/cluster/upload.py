@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from kfp_server_api import ApiException, V2beta1Pipeline, V2beta1PipelineVersion
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import is_local
-from perfit.spec import Federation
 from perfit_pipelines.cluster.connection import Kubeflow, list_all, name_filter
 from perfit_pipelines.compile import PipelineName, compile_pipeline
 from perfit_pipelines.pipelines import DATA_MOUNT, Images
@@ -51,7 +51,7 @@ class Version:
         return f"pipelines/details/{self.pipeline_id}/version/{self.version_id}"
 
 
-def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: str, images: Images) -> Version:
+def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images) -> Version:
     """Compile a federation's pipeline and upload it, unless the same is already there.
 
     Raises:
@@ -69,13 +69,13 @@ def upload(kubeflow: Kubeflow, spec: Federation, pipeline: PipelineName, store: 
     return Version(name, version_name, pipeline_id, version.pipeline_version_id, read_ir(content), uploaded)
 
 
-def without_limits(spec: Federation) -> Federation:
+def without_limits(spec: ClusterSpec) -> ClusterSpec:
     """Return a federation whose runs have no deadline and whose workflows stay, for older Kubeflow Pipelines."""
     cluster = spec.cluster.model_copy(update={"deadline_seconds": None, "keep_seconds": None})
     return spec.model_copy(update={"cluster": cluster})
 
 
-def cluster_store(spec: Federation, store: str | None) -> str:
+def cluster_store(spec: ClusterSpec, store: str | None) -> str:
     """Return the store that the cluster's pods use.
 
     Raises:
@@ -93,7 +93,7 @@ def cluster_store(spec: Federation, store: str | None) -> str:
     return uri
 
 
-def unreachable_data(spec: Federation) -> list[str]:
+def unreachable_data(spec: ClusterSpec) -> list[str]:
     """Return a warning for each path to client data that is on no volume of the client's pod."""
     return [
         f"client {client.id}: {uri} is a path of this machine; its pod will look for it in the image "

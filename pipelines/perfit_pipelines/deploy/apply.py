@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET
+from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
 from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
 from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
@@ -100,7 +100,7 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     return [*lines, f"applied: {_count(deployment)}", *_user_lines(deployment, None)]
 
 
-def _deployment(request: Request, spec: Federation, overlay: Overlay, existing: Contents) -> Deployment:
+def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing: Contents) -> Deployment:
     store = _store(request, spec, overlay)
     roles = roles_of(spec, store)
     keys = {name: key for name, texts in existing.items() if (key := _key(texts))}
@@ -122,7 +122,7 @@ def _deployment(request: Request, spec: Federation, overlay: Overlay, existing: 
     )
 
 
-def _store(request: Request, spec: Federation, overlay: Overlay) -> str:
+def _store(request: Request, spec: ClusterSpec, overlay: Overlay) -> str:
     store = request.store or spec.store
     if not store:
         raise PerfitError(f"{request.file} names no store", f"add `store: {_MINIO_STORE}`, or give --store")
@@ -153,7 +153,7 @@ def _written(file: Path) -> Contents:
     return {item["metadata"]["name"]: decode(item["data"]) for item in items}
 
 
-def _deployed(request: Request, spec: Federation, overlay: Overlay, kubectl: Kubectl) -> Contents:
+def _deployed(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubectl) -> Contents:
     names = [role.secret for role in roles_of(spec, _store(request, spec, overlay))]
     secrets = kubectl.secrets(request.namespace or overlay.run_namespace, names)
     if overlay.store_namespace:
@@ -177,7 +177,7 @@ def _setting(existing: Contents, name: str) -> str | None:
     return existing.get(SERVER_SECRET, {}).get(name)
 
 
-def _manager(spec: Federation) -> str:
+def _manager(spec: ClusterSpec) -> str:
     return f"perfit-{spec.name}"
 
 

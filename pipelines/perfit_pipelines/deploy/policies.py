@@ -1,13 +1,15 @@
 """Who may do what in the store: an S3 policy for the server's key, and one for each client's.
 
 Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follow the keys of
-:mod:`perfit_storage.federation`. Four things about them are easy to get wrong:
+:mod:`perfit_storage.layout`. Four things about them are easy to get wrong:
 
 - A ``*`` also matches slashes. ``rounds/*/plan.json`` would let every client read ``rounds/1/updates/plan.json``,
   the record of a client named ``plan``; a statement of denials excludes such keys, and those that would put an object
   below another one's key, where a store on a file system could no longer write that one.
 - ``masks/a-*`` would hold the masks of a client ``a-b``. A hash has 64 digits, each a ``?``.
-- A run can be given another method than the file's; its federation is then ``<name>-<method>``, for the same roles.
+- A run can be given another method than the file's; its directory is then ``<name>.<method>``, for the same roles. No
+  federation's name has a dot, so ``<name>.*`` is nobody else's; that its ``*`` matches slashes too is what the denials
+  of deeper directories are for.
 - The steps ask for objects that may be missing. MinIO and SeaweedFS answer "not found" to a role that may read the key;
   AWS itself does so only for keys that may list the whole bucket, which these policies do not allow.
 """
@@ -15,11 +17,11 @@ Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follo
 from __future__ import annotations
 
 import json
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import urlsplit
 
+from perfit.cluster_spec import ClusterClient, ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Client, Federation, Method
 
 Policy = dict[str, Any]
 """An IAM policy document."""
@@ -27,6 +29,7 @@ Policy = dict[str, Any]
 _HASH = "?" * 64
 _READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
 _GLOBAL = ("global.safetensors", "global.*.safetensors")
+_STATE = ("state.safetensors", "state.*.safetensors")
 _WILD = ("*", "?", "${")
 
 
@@ -50,16 +53,17 @@ class Bucket:
         self.name = parts.netloc
         self.prefix = f"{parts.path.strip('/')}/".lstrip("/")
 
-    def keys(self, spec: Federation, *paths: str) -> list[str]:
-        """Return keys in the bucket of paths in a federation's directory, under each of its names."""
-        return [f"{self.prefix}federations/{name}/{path}" for name in _names(spec) for path in paths]
+    def keys(self, spec: ClusterSpec, *paths: str) -> list[str]:
+        """Return keys in the bucket of paths in a federation's directory, and in those of its runs by other methods."""
+        names = (spec.name, f"{spec.name}.*")
+        return [f"{self.prefix}federations/{name}/{path}" for name in names for path in paths]
 
-    def arns(self, spec: Federation, *paths: str) -> list[str]:
-        """Return the resource names of paths in a federation's directory, under each of its names."""
+    def arns(self, spec: ClusterSpec, *paths: str) -> list[str]:
+        """Return the resource names of :meth:`keys`."""
         return [f"arn:aws:s3:::{self.name}/{key}" for key in self.keys(spec, *paths)]
 
 
-def server_policy(spec: Federation, store: str) -> Policy:
+def server_policy(spec: ClusterSpec, store: str) -> Policy:
     """Return what planning, aggregation and reports may do: read all but ``clients/``, write what is the server's.
 
     Raises:
@@ -67,16 +71,17 @@ def server_policy(spec: Federation, store: str) -> Policy:
     """
     bucket = Bucket(store)
     written = ["spec.yaml", "head.json"]
-    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, "summary.json", "report.html")]
+    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, *_STATE, "summary.json", "report.html")]
     return _policy(
         _allow([_READ], bucket.arns(spec, "spec.yaml", "head.json", "masks/*", "rounds/*")),
         _allow([_WRITE], bucket.arns(spec, *written)),
         _allow_list(bucket, bucket.keys(spec, "rounds/")),
         _statement("Deny", [_WRITE], bucket.arns(spec, "rounds/*/updates/*")),
+        _statement("Deny", [_READ, _WRITE], bucket.arns(spec, "clients/*")),
     )
 
 
-def client_policy(spec: Federation, client: Client, store: str) -> Policy:
+def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Policy:
     """Return what a client's pods may do: read plans and global adapters, and write what is the client's own.
 
     It may also read the client's own records, if they are in S3.
@@ -92,7 +97,7 @@ def client_policy(spec: Federation, client: Client, store: str) -> Policy:
         _allow([_READ, _WRITE], bucket.arns(spec, *own)),
         _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client)),
         _allow_list(bucket, bucket.keys(spec, f"masks/{name}-", f"clients/{name}/")),
-        _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_matched_by_accident(name))),
+        _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_matched_by_accident(name), *_deeper())),
     )
 
 
@@ -101,10 +106,9 @@ def policy_text(policy: Policy) -> str:
     return json.dumps(policy, separators=(",", ":"))
 
 
-def _names(spec: Federation) -> list[str]:
-    """The federation's name, and those of its runs by other methods."""
-    methods = get_args(Method.model_fields["name"].annotation)
-    return [spec.name, *(f"{spec.name}-{method}" for method in methods if method != spec.method.name)]
+def _deeper() -> list[str]:
+    """The layout of a federation below one of its directories, where nothing of it is."""
+    return [f"*/{path}" for path in ("spec.yaml", "head.json", "masks/*", "rounds/*", "clients/*")]
 
 
 def _matched_by_accident(client: str) -> list[str]:
@@ -114,7 +118,7 @@ def _matched_by_accident(client: str) -> list[str]:
     return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *others]
 
 
-def _record_arns(client: Client) -> list[str]:
+def _record_arns(client: ClusterClient) -> list[str]:
     uris = [uri for uri in (client.data, client.held_out) if uri and uri.startswith("s3://")]
     for uri in filter(_is_wild, uris):
         raise PerfitError(
@@ -138,7 +142,7 @@ def _allow(actions: list[str], resources: list[str]) -> Policy:
 
 def _allow_list(bucket: Bucket, prefixes: list[str]) -> Policy:
     statement = _allow([_LIST], [f"arn:aws:s3:::{bucket.name}"])
-    return statement | {"Condition": {"StringEquals": {"s3:prefix": prefixes}}}
+    return statement | {"Condition": {"StringLike": {"s3:prefix": prefixes}}}
 
 
 def _statement(effect: str, actions: list[str], resources: list[str]) -> Policy:

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET
+from perfit.cluster_spec import ClusterSpec
+from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS
 from perfit_pipelines.deploy.kubectl import encode
 from perfit_pipelines.deploy.overlay import Overlay
@@ -43,7 +43,7 @@ class Deployment:
         root: MinIO's root user; None for an existing store.
     """
 
-    spec: Federation
+    spec: ClusterSpec
     overlay: Overlay
     namespace: str
     endpoint: str

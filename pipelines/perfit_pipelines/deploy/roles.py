@@ -7,10 +7,9 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET
-from perfit_components.steps.plan import client_secret
+from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.policies import Policy, client_policy, server_policy
 
 SERVER, ALL = "server", "all"
@@ -46,7 +45,7 @@ class Role:
     policy: Policy
 
 
-def roles_of(spec: Federation, store: str) -> list[Role]:
+def roles_of(spec: ClusterSpec, store: str) -> list[Role]:
     """Return the server and all clients.
 
     Raises:
@@ -56,7 +55,7 @@ def roles_of(spec: Federation, store: str) -> list[Role]:
     for client in spec.clients:
         access_key = f"{spec.name}.{client.id}"
         policy = client_policy(spec, client, store)
-        roles.append(Role(client.id, client.id, client_secret(spec, client), access_key, policy))
+        roles.append(Role(client.id, client.id, spec.secret_of(client), access_key, policy))
     owners: dict[str, str] = {}
     for role in roles:
         if role.secret in owners:

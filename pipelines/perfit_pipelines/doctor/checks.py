@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kubernetes.client import V1Node
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.spec import Federation
 from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, unknown
@@ -36,7 +36,7 @@ class Setup:
         images: Of clients and server.
     """
 
-    spec: Federation
+    spec: ClusterSpec
     endpoint: Endpoint
     namespace: str
     context: str | None

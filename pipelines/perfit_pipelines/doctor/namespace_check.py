@@ -8,7 +8,7 @@ from decimal import Decimal
 from kubernetes.client import V1LimitRange, V1PersistentVolumeClaim, V1ResourceQuota
 from kubernetes.utils.quantity import parse_quantity
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 from perfit_pipelines.doctor.nodes_check import at_once, tier_amounts
@@ -39,7 +39,7 @@ def check_account(cluster: Cluster, namespace: str, name: str) -> list[Finding]:
     return [fail("service account", finding, fix)]
 
 
-def check_volumes(cluster: Cluster, spec: Federation, namespace: str, nodes: int) -> list[Finding]:
+def check_volumes(cluster: Cluster, spec: ClusterSpec, namespace: str, nodes: int) -> list[Finding]:
     """Check every volume claim that the federation's pods mount.
 
     Args:
@@ -70,7 +70,7 @@ def check_volumes(cluster: Cluster, spec: Federation, namespace: str, nodes: int
     ]
 
 
-def check_quotas(cluster: Cluster, spec: Federation, namespace: str) -> list[Finding]:
+def check_quotas(cluster: Cluster, spec: ClusterSpec, namespace: str) -> list[Finding]:
     """Compare the tiers' pods with the quotas of their namespace."""
     quotas = [quota for quota in cluster.quotas(namespace) if _counts(quota)]
     problems = [check for quota in quotas for check in _check_quota(spec, quota)]
@@ -110,7 +110,7 @@ def _counts(quota: V1ResourceQuota) -> bool:
     return quota.spec.scope_selector is None and set(quota.spec.scopes or []) <= _COUNTED_SCOPES
 
 
-def _check_quota(spec: Federation, quota: V1ResourceQuota) -> list[Finding]:
+def _check_quota(spec: ClusterSpec, quota: V1ResourceQuota) -> list[Finding]:
     name = quota.metadata.name
     fix = f"raise the quota {name}, or lower tiers.<name>.parallelism or what the tiers ask for"
     checks = []
@@ -140,7 +140,7 @@ def _limits(quota: V1ResourceQuota) -> list[tuple[str, Decimal, Decimal]]:
     ]
 
 
-def _asked(spec: Federation, tier: str, resource: str) -> Decimal:
+def _asked(spec: ClusterSpec, tier: str, resource: str) -> Decimal:
     """What a pod of the tier uses of a quota's resource. KFP sets limits, which Kubernetes takes as requests too."""
     if resource in ("pods", "count/pods"):
         return Decimal(1)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from kubernetes.client import V1Node, V1Taint
 from kubernetes.utils.quantity import parse_quantity
 
-from perfit.spec import Federation, Tier, Toleration
+from perfit.cluster_spec import ClusterSpec, Tier, Toleration
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 
 Amounts = dict[str, Decimal]
@@ -20,7 +20,7 @@ _DEFAULT_REGISTRY = "docker.io"
 _HARD_TAINTS = ("NoSchedule", "NoExecute")
 
 
-def check_tiers(spec: Federation, nodes: Sequence[V1Node]) -> list[Finding]:
+def check_tiers(spec: ClusterSpec, nodes: Sequence[V1Node]) -> list[Finding]:
     """Compare every tier that has clients with the nodes. What other pods use of them now is ignored."""
     return [_check_tier(spec, name, nodes) for name in spec.tiers_in_use()]
 
@@ -51,13 +51,13 @@ def tier_amounts(tier: Tier) -> Amounts:
     return amounts
 
 
-def at_once(spec: Federation, name: str) -> int:
+def at_once(spec: ClusterSpec, name: str) -> int:
     """Return how many clients of a tier train at the same time, if there is room."""
     clients = sum(client.tier == name for client in spec.clients)
     return min(spec.tiers[name].parallelism or clients, clients)
 
 
-def _check_tier(spec: Federation, name: str, nodes: Sequence[V1Node]) -> Finding:
+def _check_tier(spec: ClusterSpec, name: str, nodes: Sequence[V1Node]) -> Finding:
     tier, title = spec.tiers[name], f"tier {name}"
     obstacles = [_obstacle(tier, node) for node in nodes]
     open_nodes = [node for node, obstacle in zip(nodes, obstacles, strict=True) if obstacle is None]

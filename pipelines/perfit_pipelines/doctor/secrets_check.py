@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perfit.spec import Federation
-from perfit_components.keys import SERVER_SECRET, STORE_KEYS
-from perfit_components.steps.plan import client_secret
+from perfit.cluster_spec import ClusterSpec
+from perfit_components.secret_names import SERVER_SECRET, STORE_KEYS
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 
@@ -27,13 +26,13 @@ class RoleKeys:
     environment: Mapping[str, str]
 
 
-def check_secrets(cluster: Cluster, spec: Federation, namespace: str) -> tuple[list[Finding], list[RoleKeys]]:
+def check_secrets(cluster: Cluster, spec: ClusterSpec, namespace: str) -> tuple[list[Finding], list[RoleKeys]]:
     """Read the Secrets of the server and of all clients.
 
     Returns:
         The findings, and the roles whose Secrets are complete.
     """
-    names = {None: SERVER_SECRET} | {client.id: client_secret(spec, client) for client in spec.clients}
+    names = {None: SERVER_SECRET} | {client.id: spec.secret_of(client) for client in spec.clients}
     problems, roles = [], []
     for client, name in names.items():
         environment, problem = _read(cluster, namespace, name)

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
-from perfit.spec import Federation
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 from perfit_pipelines.doctor.secrets_check import RoleKeys
 from perfit_storage import AccessDenied, ObjectNotFound, ObjectStore, StoreError, StoreUnreachable, open_store
@@ -42,7 +42,7 @@ class _Rights:
     no_writes: tuple[str, ...]
 
 
-def check_store(spec: Federation, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Finding]:
+def check_store(spec: ClusterSpec, uri: str | None, roles: Sequence[RoleKeys], endpoint: str | None) -> list[Finding]:
     """Test every role's key on the store.
 
     Args:
@@ -86,7 +86,7 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
     return fail(NAME, error.problem, error.fix)
 
 
-def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Finding | None:
+def _check_role(spec: ClusterSpec, objects: ObjectStore, role: RoleKeys) -> Finding | None:
     who = f"the key of {role.client or 'the server'} (Secret {role.secret})"
     try:
         data = objects.get(f"federations/{spec.name}/spec.yaml").data
@@ -106,14 +106,14 @@ def _check_role(spec: Federation, objects: ObjectStore, role: RoleKeys) -> Findi
     return fail(NAME, f"{who} {wrong}", _POLICY_FIX) if wrong else None
 
 
-def _difference(spec: Federation, data: bytes) -> str | None:
+def _difference(spec: ClusterSpec, data: bytes) -> str | None:
     try:
         return spec.difference(parse_federation(data.decode(errors="replace"), "its spec.yaml"))
     except PerfitError as error:
         return error.problem
 
 
-def _client_rights(spec: Federation, client: str) -> _Rights:
+def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
     other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
     theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}-{_NO_HASH}")
     mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}-{_NO_HASH}")
@@ -128,7 +128,7 @@ def _client_rights(spec: Federation, client: str) -> _Rights:
     )
 
 
-def _server_rights(spec: Federation) -> _Rights:
+def _server_rights(spec: ClusterSpec) -> _Rights:
     private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
     return _Rights(
         reads=("head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),

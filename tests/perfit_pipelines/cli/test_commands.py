@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
-from perfit.spec import Federation
 from perfit_storage import StoreError
 from perfit_storage.local_server import find_weed
 
@@ -49,13 +49,13 @@ def test_the_template_says_what_the_defaults_are(tmp_path):
     tree = yaml.safe_load((tmp_path / "f.yaml").read_text())
     spec = load_federation(tmp_path / "f.yaml")
     needed = {key: tree[key] for key in ("name", "model", "clients")}
-    defaults = Federation.model_validate(needed)
+    defaults = ClusterSpec.model_validate(needed)
     for section in ("method", "lora", "training", "data", "participation"):
         assert getattr(spec, section) == getattr(defaults, section), section
         assert set(tree[section]) == set(type(getattr(spec, section)).model_fields), section
     assert (spec.rounds, spec.wire_dtype) == (defaults.rounds, defaults.wire_dtype)
     written = (tmp_path / "f.yaml").read_text()
-    assert [key for key in Federation.model_fields if f"{key}:" not in written] == []
+    assert [key for key in ClusterSpec.model_fields if f"{key}:" not in written] == []
 
 
 def test_init_overwrites_nothing_unasked(tmp_path):

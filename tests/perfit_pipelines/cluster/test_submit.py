@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 
 from .argo import details
 from .conftest import QUICK, Perfit, write_federation
@@ -43,7 +43,7 @@ def test_the_pipeline_carries_the_federation_file_and_the_store(api, perfit, fil
     perfit.succeed("submit", file, "--store", "s3://other/place", *QUICK)
 
     parameters = only(api.versions).pipeline_spec["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
-    kept = Federation.model_validate(yaml.safe_load(parameters["federation_file"]["defaultValue"]))
+    kept = ClusterSpec.model_validate(yaml.safe_load(parameters["federation_file"]["defaultValue"]))
     assert (kept.name, [client.id for client in kept.clients]) == ("demo", ["bank", "kitchen"])
     assert parameters["store"]["defaultValue"] == "s3://other/place"
     assert not only(api.runs).runtime_config.parameters

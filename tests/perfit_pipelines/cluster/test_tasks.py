@@ -5,7 +5,7 @@ from __future__ import annotations
 import kfp_server_api
 import pytest
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.cluster.tasks import Task, TaskReader, TaskState, list_tasks
 from perfit_pipelines.cluster.upload import read_ir
 from perfit_pipelines.compile import compile_pipeline
@@ -28,7 +28,7 @@ def tasks_of(tmp_path):
     """A function that compiles a federation and lists its tasks."""
 
     def compiled(pipeline="federated_tuning", **sections) -> list[Task]:
-        spec = Federation.model_validate({**FEDERATION, **sections})
+        spec = ClusterSpec.model_validate({**FEDERATION, **sections})
         file = tmp_path / "pipeline.yaml"
         compile_pipeline(spec, pipeline, "s3://bucket/prefix", file)
         return list_tasks(read_ir(file.read_text()), spec)

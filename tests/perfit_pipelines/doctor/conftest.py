@@ -17,8 +17,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from perfit.spec import Federation
-from perfit_components.steps.plan import client_secret
+from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.doctor import register
 
 from ..kubernetes_api import KubernetesApi, Object, kubernetes_api
@@ -55,7 +54,7 @@ def store_server(tmp_path_factory) -> Iterator[RoleServer]:
 @pytest.fixture(scope="session")
 def store(store_server) -> KeyedStore:
     """The store that the federation file names, with the policies that ``perfit deploy`` makes."""
-    return KeyedStore(store_server, "s3://perfit", Federation.model_validate(FEDERATION))
+    return KeyedStore(store_server, "s3://perfit", ClusterSpec.model_validate(FEDERATION))
 
 
 @dataclass
@@ -127,7 +126,7 @@ def site(tmp_path, monkeypatch, store) -> Iterator[Site]:
 
 def sound_cluster(store: KeyedStore) -> list[Object]:
     """The objects of a cluster without problems."""
-    secrets = {"perfit-server": SERVER} | {client_secret(store.spec, c): c.id for c in store.spec.clients}
+    secrets = {"perfit-server": SERVER} | {store.spec.secret_of(c): c.id for c in store.spec.clients}
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}, "status": {"phase": "Active"}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "perfit-runner", "namespace": NAMESPACE}},

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from perfit.spec import Federation
+from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.doctor.nodes_check import check_images, check_tiers
 
 from ..kubernetes_api import read_object
@@ -16,7 +16,7 @@ def gpu_tier(nodes: list[dict], clients: int = 1, **tier):
     """The finding on the tier ``gpu`` (4 cores, 16Gi, 2 GPUs; pool gpus; tolerates the GPUs' taint)."""
     settings = {**FEDERATION["tiers"]["gpu"], **tier}
     entries = [{"id": f"c{n}", "data": "o/d:train", "tier": "gpu"} for n in range(clients)]
-    spec = Federation.model_validate({**FEDERATION, "tiers": {"gpu": settings}, "clients": entries})
+    spec = ClusterSpec.model_validate({**FEDERATION, "tiers": {"gpu": settings}, "clients": entries})
     (check,) = check_tiers(spec, [read_object(item) for item in nodes])
     assert check.name == "tier gpu"
     return check

@@ -92,9 +92,10 @@ def _key(path: tuple) -> str:
 
 
 def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> str:
-    path = problem.get("ctx", {}).get("path", problem["loc"])
+    path = written = problem.get("ctx", {}).get("path", problem["loc"])
     # pydantic adds the names of union members to the path; only what is in the file can be pointed at.
-    written = (path[0], *path[2:]) if path[:1] == ("method",) else path
+    if path[:1] == ("method",) and problem["type"] != "federation":
+        written = (path[0], *path[2:])
     known = next((written[:n] for n in range(len(written), 0, -1) if written[:n] in lines), ())
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":

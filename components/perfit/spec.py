@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from perfit.methods import METHODS, Method, Search
+from perfit.methods import METHODS, Method, MethodOptions, Search
 from perfit.methods.perfit import Options as PerFITOptions
 from perfit.sections import Name, Section, key_error
 
@@ -107,9 +107,11 @@ class FederationSpec(Section):
     def _method_is_known(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise ValueError(f"{value!r} is one word; write the section as {{name: {value}}}")
+        if not isinstance(value, dict | MethodOptions):
+            raise ValueError(f"{value!r} is not a section; write the method's name as {{name: {DEFAULT_METHOD}}}")
         name = _method_name(value)
-        if name not in METHODS:
-            raise ValueError(f"there is no method {name!r}; use one of {', '.join(METHODS)}")
+        if not isinstance(name, str) or name not in METHODS:
+            raise key_error(("method", "name"), f"there is no method {name!r}; use one of {', '.join(METHODS)}")
         return value
 
     @model_validator(mode="after")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import is_local, load_federation, parse_federation
-from perfit.spec import Federation
+from perfit.methods import METHODS
 
 MINIMAL = """\
 name: notes
@@ -50,7 +51,7 @@ def test_a_minimal_file():
         (
             "store: file:///tmp",
             "zebra: 1",
-            f"f.yaml:8: zebra: unknown key; known keys: {', '.join(Federation.model_fields)}",
+            f"f.yaml:8: zebra: unknown key; known keys: {', '.join(ClusterSpec.model_fields)}",
         ),
         (
             "tiers: {default: {accelerator: {count: 1}}}",
@@ -72,7 +73,42 @@ def test_a_minimal_file():
         (
             "method: {name: fedit}",
             "method:\n  name: fedavg",
-            "f.yaml:9: method.name: Input should be 'perfit', 'fedit' or 'local', but it is 'fedavg'",
+            f"f.yaml:9: method.name: there is no method 'fedavg'; use one of {', '.join(METHODS)}",
+        ),
+        (
+            "method: {name: fedit}",
+            "method:\n  name: [fedit]",
+            f"f.yaml:9: method.name: there is no method ['fedit']; use one of {', '.join(METHODS)}",
+        ),
+        (
+            "method: {name: fedit}",
+            "method: fedit",
+            "f.yaml:8: method: 'fedit' is one word; write the section as {name: fedit}",
+        ),
+        (
+            "method: {name: fedit}",
+            "method: 5",
+            "f.yaml:8: method: 5 is not a section; write the method's name as {name: perfit}",
+        ),
+        (
+            "method: {name: perfit, metric: taylor}",
+            "method:\n  name: fedit\n  metric: taylor",
+            "f.yaml:10: method.metric: method fedit has no option 'metric'; known keys: name",
+        ),
+        (
+            "method: {search_steps: 10}",
+            "method:\n  search_step: 10",
+            "f.yaml:9: method.search_step: method perfit has no option 'search_step'; did you mean 'search_steps'?",
+        ),
+        (
+            "method: {name: fedprox, mu: 0}",
+            "method:\n  name: fedprox\n  mu: -1",
+            "f.yaml:10: method.mu: Input should be greater than or equal to 0, but it is -1",
+        ),
+        (
+            "lora: {expansion: 3}",
+            "method: {name: fedit}\nlora:\n  expansion: 3",
+            "f.yaml:10: lora.expansion: 3 has no effect on method fedit, whose clients do not search; leave it out",
         ),
         (
             "training: {learning_rate: 1e-3}",
@@ -113,18 +149,18 @@ def test_a_minimal_file():
         (
             "rounds: 2",
             "rounds: 2\nrounds: 3",
-            "f.yaml:9: rounds stands twice (first in line 8)",
+            "f.yaml:9: rounds is duplicated (first in line 8)",
         ),
         (
             "lora: {rank: 2}",
             "lora:\n  rank: 2\n  alpha: 4\n  rank: 3",
-            "f.yaml:11: lora.rank stands twice (first in line 9)",
+            "f.yaml:11: lora.rank is duplicated (first in line 9)",
         ),
     ],
 )
 def test_settings_right_and_wrong(right, wrong, problem):
     parse_federation(MINIMAL + right)
-    fix = "remove one of the two" if "twice" in problem else "correct this key"
+    fix = "remove one of the two" if "is duplicated" in problem else "correct this key"
     assert message_of(MINIMAL + wrong) == f"{problem}\n  fix: {fix}"
 
 
@@ -157,13 +193,13 @@ def test_settings_right_and_wrong(right, wrong, problem):
             "of rank 16 all share; raise lora.rank or lower this",
         ),
         ("id: eve", "tier: default", "f.yaml:8: clients.2: the key 'id' is missing"),
-        ("id: eve", "id: eve\n    id: eva", "f.yaml:9: clients.2.id stands twice (first in line 8)"),
+        ("id: eve", "id: eve\n    id: eva", "f.yaml:9: clients.2.id is duplicated (first in line 8)"),
     ],
 )
 def test_clients_right_and_wrong(right, wrong, problem):
     rest = "\n    data: eve.jsonl\n"
     parse_federation(f"{MINIMAL}  - {right}{rest}")
-    fix = "remove one of the two" if "twice (" in problem else "correct this key"
+    fix = "remove one of the two" if "is duplicated" in problem else "correct this key"
     assert message_of(f"{MINIMAL}  - {wrong}{rest}") == f"{problem}\n  fix: {fix}"
 
 

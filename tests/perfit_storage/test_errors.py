@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pickle
 
-import pytest
-
-from perfit_storage import ObjectNotFound, StoreError, open_store
+from perfit.errors import PerfitError
+from perfit_storage import AccessDenied, CorruptObject, ObjectNotFound, StoreError, StoreUnreachable
 
 
 def test_message_and_pickle():
@@ -14,34 +13,7 @@ def test_message_and_pickle():
     assert str(error) == "no such thing\n  fix: make one"
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "",
-        "/tmp/x",
-        "tmp",
-        "file://host/x",
-        "file:x",
-        "s3://",
-        "s3:///x",
-        "gs://b",
-        "s3://bucket/a?b",
-        "s3://B",
-    ],
-)
-def test_refused_uris(uri: str):
-    with pytest.raises(StoreError):
-        open_store(uri, {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"})
-
-
-def test_credentials_in_a_uri_are_not_repeated():
-    with pytest.raises(StoreError) as caught:
-        open_store("s3://id:pa55word@bucket/x")
-    assert "pa55word" not in str(caught.value)
-
-
-def test_uris_are_shown_without_a_slash_at_the_end():
-    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
-    assert open_store("file:///tmp/a%20b/").uri == "file:///tmp/a%20b"
-    assert open_store("s3://bucket", keys).uri == "s3://bucket"
-    assert open_store("s3://bucket/some/prefix/", keys).uri == "s3://bucket/some/prefix"
+def test_every_error_of_a_store_is_one_that_a_user_can_act_on():
+    for kind in (AccessDenied, CorruptObject, ObjectNotFound, StoreUnreachable):
+        assert issubclass(kind, StoreError)
+    assert issubclass(StoreError, PerfitError)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import pytest
 
 from perfit_storage import (
+    Blob,
     CorruptObject,
     FederationStore,
     Head,
@@ -21,6 +22,19 @@ from perfit_storage import (
 MASK = "ab" * 32
 
 
+def always(record: bytes) -> bool:
+    return True
+
+
+def never(record: bytes) -> bool:
+    return False
+
+
+def head(federation: FederationStore, round: int, content: bytes) -> Head:
+    """The head of a round whose global adapter has this content."""
+    return Head(round, federation.put_global(round, content))
+
+
 @pytest.fixture
 def federation(store: ObjectStore) -> FederationStore:
     return FederationStore(store, "demo")
@@ -28,21 +42,24 @@ def federation(store: ObjectStore) -> FederationStore:
 
 def test_layout(store: ObjectStore, federation: FederationStore):
     federation.write_spec(b"name: demo\n", expected=None)
-    federation.create_head(federation.put_global(0, b"zero"))
+    federation.create_head(Head(0, federation.put_global(0, b"zero"), federation.put_state(0, b"moments")))
     federation.put_mask("anna", MASK, b"mask")
-    federation.create_plan(1, {"participants": ["anna"]})
-    federation.put_update(1, "anna", {"status": "trained"}, b"update")
-    federation.put_update(1, "ben", {"status": "trained"}, b"private", private=True)
-    federation.put_summary(1, {"clients": 2})
+    federation.create_plan(1, b"the plan")
+    federation.put_update(1, "anna", b"update")
+    federation.put_record(1, "anna", b"of anna", always)
+    federation.put_record(1, "ben", b"of ben", always)
+    federation.put_summary(1, b"the summary")
     federation.put_report(1, b"<html>")
     federation.put_client_file("anna", "adapter/adapter_config.json", b"{}")
+    federation.put_client_file("ben", "state/1.safetensors", b"private")
     assert federation.uri == f"{store.uri}/federations/demo"
     assert list(store.list("")) == [
         "federations/demo/clients/anna/adapter/adapter_config.json",
-        "federations/demo/clients/ben/rounds/1.safetensors",
+        "federations/demo/clients/ben/state/1.safetensors",
         "federations/demo/head.json",
         f"federations/demo/masks/anna-{MASK}",
         "federations/demo/rounds/0/global.safetensors",
+        "federations/demo/rounds/0/state.safetensors",
         "federations/demo/rounds/1/plan.json",
         "federations/demo/rounds/1/report.html",
         "federations/demo/rounds/1/summary.json",
@@ -51,7 +68,7 @@ def test_layout(store: ObjectStore, federation: FederationStore):
         "federations/demo/rounds/1/updates/ben.json",
         "federations/demo/spec.yaml",
     ]
-    assert store.get("federations/demo/rounds/1/plan.json").data == (b'{\n "participants": [\n  "anna"\n ]\n}\n')
+    assert store.get("federations/demo/rounds/1/plan.json").data == b"the plan"
 
 
 def test_spec_is_created_once_and_then_compared(federation: FederationStore):
@@ -77,15 +94,16 @@ def test_spec_of_an_unknown_federation(store: ObjectStore, federation: Federatio
 
 
 def test_head_moves_one_round_at_a_time(federation: FederationStore):
-    heads = [federation.put_global(round, f"global {round}".encode()) for round in range(3)]
+    heads = [head(federation, round, f"global {round}".encode()) for round in range(3)]
     with pytest.raises(ObjectNotFound, match=r"head\.json"):
         federation.read_head()
     assert federation.create_head(heads[0])
     assert not federation.create_head(heads[1])
     assert federation.advance_head(heads[0], heads[1])
     assert federation.advance_head(heads[0], heads[1]), "a retry after success"
-    assert federation.read_head() == heads[1] == Head(1, "rounds/1/global.safetensors", heads[1].sha256)
-    assert federation.read_global(heads[1]) == b"global 1"
+    assert federation.read_head() == heads[1]
+    assert heads[1] == Head(1, Blob("rounds/1/global.safetensors", sha256(b"global 1").hexdigest()))
+    assert federation.read_blob(heads[1].adapter) == b"global 1"
     assert federation.advance_head(heads[1], heads[2])
     assert not federation.advance_head(heads[0], heads[1])
     for old, new in ((heads[0], heads[2]), (heads[1], heads[1]), (heads[2], heads[1])):
@@ -94,23 +112,26 @@ def test_head_moves_one_round_at_a_time(federation: FederationStore):
 
 
 def test_racing_committers_move_the_head_once_and_lose_no_bytes(federation: FederationStore):
-    start = federation.put_global(0, b"zero")
+    start = head(federation, 0, b"zero")
     federation.create_head(start)
 
     def commit(data: bytes) -> bool:
-        return federation.advance_head(start, federation.put_global(1, data))
+        end = Head(1, federation.put_global(1, data), federation.put_state(1, b"state " + data))
+        return federation.advance_head(start, end)
 
     contents = [b"from run A", b"from run B", b"from run C"]
     with ThreadPoolExecutor(3) as pool:
         moved = list(pool.map(commit, contents))
     assert moved.count(True) == 1
-    assert federation.read_global(federation.read_head()) == contents[moved.index(True)]
+    winner, now = contents[moved.index(True)], federation.read_head()
+    assert federation.read_blob(now.adapter) == winner
+    assert federation.read_blob(now.state) == b"state " + winner
 
 
 def test_plan_is_the_first_one(federation: FederationStore):
-    assert federation.create_plan(1, {"seeds": (1, 2)}) == {"seeds": [1, 2]}
-    assert federation.create_plan(1, {"seeds": [3]}) == {"seeds": [1, 2]}
-    assert federation.read_plan(1) == {"seeds": [1, 2]}
+    assert federation.create_plan(1, b"first") == b"first"
+    assert federation.create_plan(1, b"second") == b"first"
+    assert federation.read_plan(1) == b"first"
     with pytest.raises(ObjectNotFound, match="plan round 2 first"):
         federation.read_plan(2)
 
@@ -133,89 +154,101 @@ def test_masks_belong_to_one_client(federation: FederationStore):
         federation.get_mask("b", "../../spec.yaml")
 
 
-def test_record_says_what_the_update_is(federation: FederationStore):
+def test_an_update_is_found_by_what_its_record_names(federation: FederationStore):
     assert federation.read_record(1, "anna") is None
-    record = federation.put_update(1, "anna", {"status": "trained", "samples": 3}, b"update")
-    assert record == {
-        "status": "trained",
-        "samples": 3,
-        "key": "rounds/1/updates/anna.safetensors",
-        "bytes": 6,
-        "sha256": sha256(b"update").hexdigest(),
-    }
-    assert federation.read_record(1, "anna") == record
-    assert federation.read_update(record) == b"update"
+    blob = federation.put_update(1, "anna", b"update")
+    assert blob == Blob("rounds/1/updates/anna.safetensors", sha256(b"update").hexdigest())
+    assert federation.read_record(1, "anna") is None, "an update alone counts for nothing"
+    assert federation.put_record(1, "anna", b"trained on 3", always) == b"trained on 3"
+    assert federation.read_record(1, "anna") == b"trained on 3"
+    assert federation.read_blob(blob) == b"update"
 
 
-def test_a_trained_record_is_final(federation: FederationStore):
-    failed = federation.put_update(1, "anna", {"status": "failed", "reason": "out of memory"}, None)
-    assert (failed["key"], failed["bytes"], failed["sha256"]) == (None, None, None)
-    with pytest.raises(ObjectNotFound, match="no update"):
-        federation.read_update(failed)
-    trained = federation.put_update(1, "anna", {"status": "trained", "samples": 3}, b"update")
-    for late in (("failed", None), ("trained", b"other")):
-        assert federation.put_update(1, "anna", {"status": late[0]}, late[1]) == trained
-    assert federation.read_record(1, "anna") == trained
-    assert federation.read_update(trained) == b"update"
+def is_trained(record: bytes) -> bool:
+    return record.startswith(b"trained")
+
+
+def test_a_record_gives_way_until_one_is_final(federation: FederationStore):
+    for record in (b"failed: out of memory", b"failed: no such file", b"trained on 3"):
+        assert federation.put_record(1, "anna", record, is_trained) == record
+        assert federation.read_record(1, "anna") == record
+    for late in (b"failed: too late", b"trained on 4"):
+        assert federation.put_record(1, "anna", late, is_trained) == b"trained on 3"
+    assert federation.read_record(1, "anna") == b"trained on 3"
 
 
 def test_an_update_without_record_is_not_overwritten(store: ObjectStore, federation: FederationStore):
     """Another attempt may be about to record it; each record names its own bytes."""
     store.put("federations/demo/rounds/1/updates/anna.safetensors", b"of an attempt that ended there")
-    record = federation.put_update(1, "anna", {"status": "trained"}, b"update")
-    assert record["key"] == f"rounds/1/updates/anna.{sha256(b'update').hexdigest()}.safetensors"
-    assert federation.read_update(record) == b"update"
+    blob = federation.put_update(1, "anna", b"update")
+    assert blob.key == f"rounds/1/updates/anna.{sha256(b'update').hexdigest()}.safetensors"
+    assert federation.read_blob(blob) == b"update"
+    assert store.get("federations/demo/rounds/1/updates/anna.safetensors").data == b"of an attempt that ended there"
+
+
+@pytest.mark.parametrize("put", [FederationStore.put_global, FederationStore.put_state])
+def test_an_earlier_attempts_vectors_are_not_overwritten(federation: FederationStore, put: Callable[..., Blob]):
+    first, again, second = put(federation, 1, b"first"), put(federation, 1, b"first"), put(federation, 1, b"second")
+    assert first == again
+    assert second.key == first.key.replace(".safetensors", f".{sha256(b'second').hexdigest()}.safetensors")
+    assert [federation.read_blob(blob) for blob in (first, second)] == [b"first", b"second"]
 
 
 def test_racing_attempts_of_a_client_leave_one_whole_update(federation: FederationStore):
-    def attempt(number: int) -> dict:
-        data = None if number == 0 else f"attempt {number}".encode()
-        status = "failed" if data is None else "trained"
-        return federation.put_update(1, "anna", {"status": status, "attempt": number}, data)
+    def attempt(number: int) -> tuple[bytes, Blob | None]:
+        if number == 0:
+            return federation.put_record(1, "anna", b"failed", is_trained), None
+        blob = federation.put_update(1, "anna", f"attempt {number}".encode())
+        return federation.put_record(1, "anna", f"trained in attempt {number}".encode(), is_trained), blob
 
     with ThreadPoolExecutor(4) as pool:
         returned = list(pool.map(attempt, range(4)))
     record = federation.read_record(1, "anna")
-    assert record["status"] == "trained"
-    assert all(answer == record for answer in returned[1:])
-    assert federation.read_update(record) == f"attempt {record['attempt']}".encode()
+    assert is_trained(record)
+    assert all(answer == record for answer, _ in returned[1:])
+    winner = int(record.split()[-1])
+    assert federation.read_blob(returned[winner][1]) == f"attempt {winner}".encode()
 
 
 def test_corrupt_objects_are_found(store: ObjectStore, federation: FederationStore):
-    head = federation.put_global(1, b"global")
-    record = federation.put_update(1, "anna", {"status": "trained"}, b"update")
-    store.put(f"federations/demo/{head.key}", b"Global")
-    store.put(f"federations/demo/{record['key']}", b"Update")
-    with pytest.raises(CorruptObject, match=r"global\.safetensors has sha256"):
-        federation.read_global(head)
-    with pytest.raises(CorruptObject, match=r"anna\.safetensors has sha256"):
-        federation.read_update(record)
+    for blob in (federation.put_global(1, b"global"), federation.put_update(1, "anna", b"update")):
+        store.put(f"federations/demo/{blob.key}", b"Another")
+        with pytest.raises(CorruptObject, match=rf"{blob.key} has sha256 [0-9a-f]+, but its record says {blob.sha256}"):
+            federation.read_blob(blob)
     for text in (b"{", b"[]", b'{"round": 1}'):
         store.put("federations/demo/head.json", text)
-        with pytest.raises(CorruptObject, match=r"head\.json"):
+        with pytest.raises(CorruptObject, match=r"federations/demo/head\.json is not a head"):
             federation.read_head()
+
+
+def test_a_federation_of_perfit_0_1_is_refused_with_what_to_do(store: ObjectStore, federation: FederationStore):
+    store.put("federations/demo/head.json", b'{"key": "rounds/0/global.safetensors", "round": 0, "sha256": "00"}')
+    for act in (
+        federation.read_head,
+        lambda: federation.advance_head(Head(0, Blob("k", "00")), Head(1, Blob("l", "11"))),
+    ):
+        with pytest.raises(
+            StoreError, match=r"demo/head\.json is of a federation that was founded by perfit 0\.1"
+        ) as caught:
+            act()
+        assert caught.value.fix.startswith("give the federation another name")
 
 
 def test_a_record_cannot_lead_out_of_the_federation(store: ObjectStore, federation: FederationStore):
     store.put("secret", b"of another")
     with pytest.raises(StoreError, match="cannot be the key"):
-        federation.read_update({"key": "../../secret", "sha256": sha256(b"of another").hexdigest()})
+        federation.read_blob(Blob("../../secret", sha256(b"of another").hexdigest()))
 
 
 def test_summaries_are_in_the_order_of_rounds(federation: FederationStore):
-    assert federation.summaries() == []
+    assert federation.summarised_rounds() == []
     assert federation.read_summary(1) is None
     for round in (10, 9, 1):
-        federation.put_summary(round, {"round": round})
-    assert [summary["round"] for summary in federation.summaries()] == [1, 9, 10]
-    federation.put_summary(9, {"round": 9, "again": True})
-    assert federation.read_summary(9) == {"round": 9, "again": True}
-
-
-def test_json_has_no_nan(federation: FederationStore):
-    with pytest.raises(ValueError, match="JSON"):
-        federation.put_summary(1, {"loss": float("nan")})
-    assert federation.read_summary(1) is None
+        federation.put_summary(round, f"round {round}".encode())
+    assert federation.summarised_rounds() == [1, 9, 10]
+    federation.put_summary(9, b"round 9 again")
+    assert federation.read_summary(9) == b"round 9 again"
+    assert federation.summarised_rounds() == [1, 9, 10]
 
 
 def test_reports_and_client_files(federation: FederationStore):
@@ -241,7 +274,8 @@ def test_unsafe_names_are_refused(store: ObjectStore, name: str):
     for act in (
         lambda: federation.put_mask(name, MASK, b""),
         lambda: federation.find_masks(name),
-        lambda: federation.put_update(1, name, {}, None),
+        lambda: federation.put_update(1, name, b""),
+        lambda: federation.put_record(1, name, b"", never),
         lambda: federation.read_record(1, name),
         lambda: federation.put_client_file(name, "file", b""),
     ):
@@ -252,8 +286,8 @@ def test_unsafe_names_are_refused(store: ObjectStore, name: str):
 
 def test_safe_names(federation: FederationStore):
     for name in ("a", "7", "a-1", "a--b", "x" * 63):
-        federation.put_update(1, name, {"status": "failed"}, None)
-        assert json.dumps(federation.read_record(1, name)["status"]) == '"failed"'
+        federation.put_record(1, name, b"failed", never)
+        assert federation.read_record(1, name) == b"failed"
 
 
 def test_open_by_uri(s3_server):

@@ -1,0 +1,81 @@
+"""The head's text: one for each head, and an error that says what to do for each that is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from perfit_storage import Blob, CorruptObject, Head, StoreError
+from perfit_storage.head import dump_head, parse_head
+
+ADAPTER, STATE = Blob("rounds/3/global.safetensors", "ab" * 32), Blob("rounds/3/state.safetensors", "cd" * 32)
+WHERE = "file:///store/federations/demo/head.json"
+
+
+@pytest.mark.parametrize("head", [Head(3, ADAPTER), Head(3, ADAPTER, STATE)], ids=["adapter", "adapter and state"])
+def test_a_head_comes_back(head: Head):
+    assert parse_head(WHERE, dump_head(head)) == head
+
+
+def test_its_text():
+    assert json.loads(dump_head(Head(3, ADAPTER))) == {
+        "format": 2,
+        "round": 3,
+        "adapter": {"key": "rounds/3/global.safetensors", "sha256": "ab" * 32},
+        "state": None,
+    }
+    assert dump_head(Head(3, ADAPTER, STATE)).startswith(b'{\n "adapter": {\n  "key": "rounds/3/global.safetensors",')
+
+
+def test_a_head_of_perfit_0_1():
+    with pytest.raises(StoreError) as caught:
+        parse_head(WHERE, b'{\n "key": "rounds/2/global.safetensors",\n "round": 2,\n "sha256": "ab"\n}\n')
+    assert type(caught.value) is StoreError, "nothing is corrupt"
+    assert caught.value.problem == (
+        f"{WHERE} is of a federation that was founded by perfit 0.1, whose files this version does not read"
+    )
+    assert caught.value.fix == (
+        "give the federation another name to found it anew, or go on with perfit 0.1; its adapters are PEFT "
+        "directories under clients/<id>/adapter and load without perfit"
+    )
+
+
+def test_a_head_of_a_later_version():
+    text = json.dumps({**json.loads(dump_head(Head(3, ADAPTER))), "format": 3, "shards": 2})
+    with pytest.raises(StoreError, match="is of a later version of perfit") as caught:
+        parse_head(WHERE, text.encode())
+    assert caught.value.fix == "upgrade perfit"
+
+
+def changed(**fields: object) -> bytes:
+    return json.dumps({**json.loads(dump_head(Head(3, ADAPTER, STATE))), **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b"3",
+        b"null",
+        b'"format"',
+        b"{}",
+        b'{"round": 1}',
+        b'{"format": 2}',
+        b'{"format": 2, "round": 1}',
+        changed(adapter=None),
+        changed(adapter="rounds/3/global.safetensors"),
+        changed(adapter={"key": "rounds/3/global.safetensors"}),
+        changed(adapter={"key": "k", "sha256": "00", "size": 3}),
+        changed(state=3),
+        changed(colour="blue"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_head(text: bytes):
+    with pytest.raises(CorruptObject, match=f"{WHERE} is not a head") as caught:
+        parse_head(WHERE, text)
+    assert caught.value.fix == "restore it from a backup"

@@ -1,0 +1,40 @@
+"""Which URIs are stores, and how they are shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from perfit_storage import StoreError, open_store
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "/tmp/x",
+        "tmp",
+        "file://host/x",
+        "file:x",
+        "s3://",
+        "s3:///x",
+        "gs://b",
+        "s3://bucket/a?b",
+        "s3://B",
+    ],
+)
+def test_refused_uris(uri: str):
+    with pytest.raises(StoreError):
+        open_store(uri, {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"})
+
+
+def test_credentials_in_a_uri_are_not_repeated():
+    with pytest.raises(StoreError) as caught:
+        open_store("s3://id:pa55word@bucket/x")
+    assert "pa55word" not in str(caught.value)
+
+
+def test_uris_are_shown_without_a_slash_at_the_end():
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+    assert open_store("file:///tmp/a%20b/").uri == "file:///tmp/a%20b"
+    assert open_store("s3://bucket", keys).uri == "s3://bucket"
+    assert open_store("s3://bucket/some/prefix/", keys).uri == "s3://bucket/some/prefix"

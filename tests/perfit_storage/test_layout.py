@@ -266,7 +266,10 @@ def test_reports_and_client_files(federation: FederationStore):
             federation.get_client_file("a", name)
 
 
-@pytest.mark.parametrize("name", ["", "A", "a b", "a/b", "..", "-a", "a-", "a.b", "a_b", "ä", "a\n", "x" * 64])
+UNSAFE = ["", "A", "a b", "a/b", "..", "-a", "a-", "a.", ".b", "a.b.c", "a..b", "a_b", "ä", "a\n", "x" * 64]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
 def test_unsafe_names_are_refused(store: ObjectStore, name: str):
     with pytest.raises(StoreError, match="cannot be a federation name"):
         FederationStore(store, name)
@@ -282,6 +285,12 @@ def test_unsafe_names_are_refused(store: ObjectStore, name: str):
         with pytest.raises(StoreError, match="cannot be a client id"):
             act()
     assert list(store.list("")) == []
+
+
+def test_a_dot_is_for_runs_by_another_method_alone(store: ObjectStore):
+    assert FederationStore(store, "demo.fedit").uri == f"{store.uri}/federations/demo.fedit"
+    with pytest.raises(StoreError, match="cannot be a client id"):
+        FederationStore(store, "demo").read_record(1, "a.b")
 
 
 def test_safe_names(federation: FederationStore):

@@ -26,6 +26,9 @@ _LONGEST_ID = 63
 def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
     """Deal n shuffled records out to the clients, in numbers that differ by at most one.
 
+    >>> [len(part) for part in iid(7, clients=3, seed=0)]
+    [3, 2, 2]
+
     Raises:
         PerfitError: Fewer records than clients.
     """
@@ -41,6 +44,11 @@ def by_category(labels: Sequence[str], clients: int, seed: int, categories_per_c
     from position floor(i*C/N) on. With m = C/N each category has one holder, who gets it whole. With a
     larger m neighbouring clients overlap (N = C, m = 2: every category is shared by two clients), and the
     holders of a shared category get disjoint random parts of it, in numbers that differ by at most one.
+
+    >>> labels = ["tea", "rice", "tea", "rye"]
+    >>> rice, rye, tea = by_category(labels, clients=3, seed=0)
+    >>> tea.tolist()
+    [0, 2]
 
     Args:
         labels: The category of each record.
@@ -86,6 +94,11 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int, mini
 
     A client left with fewer than `minimum` records takes, one at a time, the last record of the client that
     then has most of them (the first such client on a tie): proportions alone may leave a client empty.
+
+    >>> labels = ["tea"] * 6 + ["rice"] * 4
+    >>> even = dirichlet(labels, clients=2, alpha=1e6, seed=0)
+    >>> [[labels[i] for i in part] for part in even]
+    [['tea', 'tea', 'tea', 'rice', 'rice'], ['tea', 'tea', 'tea', 'rice', 'rice']]
 
     Args:
         labels: The category of each record.

@@ -145,7 +145,7 @@ class UpdateRecord(Message):
     status: Literal["trained"] = "trained"
     budget: PositiveInt
     shared: NonNegativeInt
-    samples: PositiveInt = Field(le=10**9)
+    samples: Annotated[int, Field(ge=1, le=10**9)]
     held_out_records: PositiveInt
     skipped_records: NonNegativeInt
     truncated_records: NonNegativeInt

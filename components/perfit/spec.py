@@ -189,7 +189,7 @@ class FederationSpec(Section):
     def to_json(self) -> str:
         """Return what differs from the defaults on one line, which a text field of the UI takes."""
         tree = self.model_dump(mode="json", exclude_defaults=True)
-        if self.method.name != DEFAULT_METHOD:
+        if "method" in tree:
             tree["method"] = {"name": self.method.name, **tree["method"]}
         return json.dumps(tree, separators=(",", ":"), ensure_ascii=False)
 

@@ -1,0 +1,204 @@
+"""A client in its pod, for one round: its federation, model and data, and what it reads of the store."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perfit.adapter import mask_hash
+from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader, dump_mask
+from perfit.cluster_spec import ClusterClient, ClusterSpec
+from perfit.errors import PerfitError
+from perfit.methods import Roles, Vectors
+from perfit.protocol import Participant, Plan
+from perfit.round import received_by
+from perfit_components.log_lines import format_step
+from perfit_components.steps.context import FederationContext, model_cache
+from perfit_storage import FederationStore, open_store
+
+if TYPE_CHECKING:
+    from perfit.client import ClientData, ExpandedModel
+
+SEARCH = 0
+"""The round under which a search reports its progress."""
+_STATE = re.compile(r"state/([0-9]+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A client's mask (bool, shape (N,)), its hash, and the bytes that it cost this round: it travels once."""
+
+    mask: np.ndarray
+    sha256: str
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """A client of a federation, in one round. Model and data are loaded once, and only if needed."""
+
+    federation: FederationContext
+    client: ClusterClient
+    round: int
+
+    @classmethod
+    def open(cls, uri: str, round: int, name: str) -> ClientContext:
+        """Open a client's federation; ``name`` is that of its Secret.
+
+        Raises:
+            PerfitError: The store cannot be reached, or the federation has no such client.
+        """
+        federation = FederationContext.open(uri)
+        return cls(federation, federation.client_named(name), round)
+
+    @property
+    def spec(self) -> ClusterSpec:
+        """The federation file."""
+        return self.federation.spec
+
+    @property
+    def store(self) -> FederationStore:
+        """The federation's files."""
+        return self.federation.store
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of the round."""
+        return self.federation.plan(self.round)
+
+    @property
+    def participant(self) -> Participant:
+        """The client as the plan has it.
+
+        Raises:
+            PerfitError: It does not take part.
+        """
+        for participant in self.plan.participants:
+            if participant.client == self.client.id:
+                return participant
+        raise PerfitError(
+            f"client {self.client.id!r} does not take part in round {self.round}",
+            "it was planned without it; it may be sampled for a later one",
+        )
+
+    @cached_property
+    def loaded(self) -> tuple[ExpandedModel, ClientData]:
+        """The model with the expanded LoRA, and the client's records."""
+        from perfit.client import load_client_data, load_expanded
+
+        model = load_expanded(self.spec, model_cache())
+        with tempfile.TemporaryDirectory() as downloads:
+            return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
+
+    def header(self, budget: int, mask_sha256: str) -> AdapterHeader:
+        """Return the header of a file that the client writes in this round."""
+        return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_sha256)
+
+    def on_step(self, round: int) -> Callable[[int, int, float], None]:
+        """Return what reports the progress of a training: a line a step."""
+
+        def report(step: int, steps: int, loss: float) -> None:
+            print(format_step(round, self.client.id, step, steps, loss), flush=True)
+
+        return report
+
+
+def find_architecture(context: ClientContext) -> Architecture:
+    """Read the client's architecture; without one, search and upload it.
+
+    Raises:
+        PerfitError: What the store has is damaged, or of another model.
+    """
+    from perfit.client import find_architecture as search
+
+    store, client = context.store, context.client
+    model, data = context.loaded
+    hashes = store.find_masks(client.id)
+    if hashes:
+        return _read_architecture(context, hashes[0])
+    mask = search(model, context.spec, client, data, context.on_step(SEARCH))
+    sha256 = mask_hash(model.space, mask)
+    file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
+    store.put_mask(client.id, sha256, file)
+    return Architecture(mask, sha256, len(file))
+
+
+def _read_architecture(context: ClientContext, sha256: str) -> Architecture:
+    data = context.store.get_mask(context.client.id, sha256)
+    try:
+        file = AdapterFile.parse(data)
+        _check_space(context, file)
+        if file.header.mask_sha256 != sha256:
+            raise AdapterFileError(f"it is mask {file.header.mask_sha256}")
+        cost = len(data) if file.header.round == context.round else 0
+        return Architecture(file.mask, sha256, cost)
+    except AdapterFileError as error:
+        problem = f"the mask {sha256} of client {context.client.id!r}: {error}"
+        raise PerfitError(problem, "restore it from a backup of the store") from error
+
+
+def read_downloads(context: ClientContext, roles: Roles) -> tuple[dict[str, np.ndarray], int]:
+    """Return what the server sends to the client, at its shared positions, and how many bytes were read.
+
+    Where nothing is shared nothing is read.
+
+    Raises:
+        PerfitError: It is not there, damaged, or of another model.
+    """
+    if not roles.shared.any():
+        return {}, 0
+    stored = context.federation.downloads(context.plan.base)
+    _check_space(context, stored)
+    return received_by(roles, stored.vectors), stored.size
+
+
+def read_kept(context: ClientContext, roles: Roles) -> Vectors:
+    """Return what the client kept of its last round before this one, at its trained positions; empty if nothing.
+
+    Raises:
+        PerfitError: It is damaged.
+    """
+    store, client = context.store, context.client
+    numbers = [int(match[1]) for name in store.list_client_files(client.id) if (match := _STATE.fullmatch(name))]
+    last = max((number for number in numbers if number < context.round), default=None)
+    if last is None:
+        return {}
+    name = state_file(last)
+    try:
+        return AdapterFile.parse(store.get_client_file(client.id, name)).named_vectors(roles.trained)
+    except AdapterFileError as error:
+        raise PerfitError(f"clients/{client.id}/{name}: {error}", "restore it from a backup of the store") from error
+
+
+def state_file(round: int) -> str:
+    """Return the name of the file, in the client's own part of the store, of what it kept of a round."""
+    return f"state/{round}.safetensors"
+
+
+def _check_space(context: ClientContext, stored) -> None:
+    if stored.space != context.loaded[0].space:
+        raise PerfitError(
+            f"model: {context.spec.model} gives other LoRA matrices here than the federation has",
+            "use the same model files everywhere",
+        )
+
+
+def _fetcher(directory: str) -> Callable[[str], str]:
+    """Return a function that downloads s3:// data into a directory and leaves every other URI as it is."""
+
+    def fetch(uri: str) -> str:
+        if not uri.startswith("s3://"):
+            return uri
+        folder, _, name = uri.rpartition("/")
+        target = Path(directory, name)
+        target.write_bytes(open_store(folder).get(name).data)
+        return str(target)
+
+    return fetch

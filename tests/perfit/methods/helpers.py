@@ -1,0 +1,115 @@
+"""A space of six positions, clients with quadratic losses on it, and plain gradient descent, all in numpy.
+
+The space has one adapted module: A is 2 x 2, positions 0 to 3 row by row, B is 1 x 2, positions 4 and 5. Client ``big``
+has rank 2 and thus all six; client ``small`` has rank 1: A's first row and B's first column, positions 0, 1 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perfit.aggregation import Update
+from perfit.errors import PerfitError
+from perfit.federation_file import parse_federation
+from perfit.methods import Tuned, Vectors
+from perfit.round import ClientRound, merge, new_cohort, received_by, split_state
+from perfit.space import LoraSpace
+from perfit.spec import FederationSpec
+
+SPACE = LoraSpace.from_shapes({"base_model.model.q.lora_A.weight": (2, 2), "base_model.model.q.lora_B.weight": (1, 2)})
+A, B = [0, 1, 2, 3], [4, 5]
+SMALL = [0, 1, 4]
+
+
+def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None = None, **more: Any) -> FederationSpec:
+    """A federation of rank 2 with the clients ``big`` (rank 2) and ``small`` (rank 1), or those of ``ranks``."""
+    ranks = ranks or {"big": 2, "small": 1}
+    clients = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in ranks.items()]
+    tree = {"name": "toy", "model": "none", "lora": {"rank": 2}, "method": dict(method), "clients": clients, **more}
+    return FederationSpec.model_validate(tree)
+
+
+def side_of(spec: FederationSpec, client: str) -> ClientRound:
+    """A client's side of a round, with a plain LoRA of its rank."""
+    return ClientRound(spec, SPACE, SPACE.plain_mask(spec.rank_of(spec.client(client))))
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A client with the loss (w - target)^2 / 2 at each position, whose gradient is w - target; all (N,)."""
+
+    target: Sequence[float]
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Between two rounds: the server's vectors, what each client keeps, and its last update and values."""
+
+    vectors: Vectors
+    kept: Mapping[str, Vectors] = field(default_factory=dict)
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def found(spec: FederationSpec, values: Sequence[float]) -> Federation:
+    """A federation whose global values are given, not drawn."""
+    return Federation(spec.algorithm.init(np.array(values, dtype=np.float32)))
+
+
+def descend(
+    side: ClientRound, pull: Pull, received: Vectors, kept: Vectors, *, steps: int, rate: float
+) -> tuple[Update, Vectors, np.ndarray]:
+    """Do a client's round with plain gradient descent in float64; return its update, what it keeps, its values (N,)."""
+    start = side.begin(received, kept)
+    method, options, target = side.spec.algorithm, side.spec.method, np.array(pull.target)[side.roles.trained]
+    values, gradients = start.values.astype(np.float64), []
+    for _ in range(steps):
+        gradients.append(values - target)
+        correction = method.correction(options, values, start) if method.correction else 0
+        values = values - rate * (gradients[-1] + correction)
+    tuned = Tuned(values.astype(np.float32), np.mean(gradients, axis=0).astype(np.float32))
+    update, kept = side.finish(start, tuned, pull.samples)
+    return update, kept, side.dense(tuned.values)
+
+
+def play(
+    spec: FederationSpec, before: Federation, pulls: Mapping[str, Pull], *, steps: int = 1, rate: float = 0.5
+) -> Federation:
+    """Play a round in which the clients of ``pulls`` take part."""
+    downloads, _ = split_state(spec, before.vectors)
+    cohort, kept, updates, values = new_cohort(spec, SPACE), dict(before.kept), dict(before.updates), {}
+    for name, pull in pulls.items():
+        side = side_of(spec, name)
+        received = received_by(side.roles, downloads)
+        updates[name], kept[name], values[name] = descend(
+            side, pull, received, before.kept.get(name, {}), steps=steps, rate=rate
+        )
+        cohort.add(updates[name])
+    return Federation(merge(spec, before.vectors, cohort), kept, updates, {**before.values, **values})
+
+
+def masks(roles) -> tuple[list[int], list[int], list[int]]:
+    """The positions that roles hold, train and share."""
+    return tuple(np.flatnonzero(mask).tolist() for mask in (roles.held, roles.trained, roles.shared))
+
+
+BIG = Pull([2, 4, 6, 8, 10, 12], samples=1)
+"""One step of rate 0.5 from zero gives 1, 2, 3, 4, 5, 6."""
+LITTLE = Pull([10, 12, 0, 0, 2, 0], samples=3)
+"""Of client ``small``: one step of rate 0.5 from zero gives 5, 6 and 1 at positions 0, 1 and 4."""
+MEAN = [4, 5, 3, 4, 2, 6]
+"""Of the two, by samples: (1 + 3*5)/4, (2 + 3*6)/4, 3 and 4 of big alone, (5 + 3*1)/4, 6 of big alone."""
+
+
+def refusal(section: str) -> str:
+    """Return what is said of a federation file with this section ``method``."""
+    text = f"name: toy\nmodel: none\nclients: [{{id: ann, data: ann.jsonl}}]\nmethod: {{{section}}}\n"
+    with pytest.raises(PerfitError) as caught:
+        parse_federation(text, "f.yaml")
+    return caught.value.problem

@@ -1,0 +1,36 @@
+"""The examples in the docstrings of what a researcher calls."""
+
+from __future__ import annotations
+
+import sys
+from doctest import DocTestFinder, DocTestRunner
+
+import pytest
+
+from perfit.aggregation import aggregate
+from perfit.export import peft_files
+from perfit.partition import by_category, dirichlet, iid
+from perfit.simulation import simulate
+
+
+@pytest.fixture(scope="session")
+def names(tiny_llama, tmp_path_factory) -> dict[str, str]:
+    """What the examples take as given: a model's directory and two files of records."""
+    from .tiny import write_records
+
+    directory = tmp_path_factory.mktemp("examples")
+    for client in ("north", "south"):
+        write_records(directory / f"{client}.jsonl", client, 6)
+    return {"model": tiny_llama, **{client: str(directory / f"{client}.jsonl") for client in ("north", "south")}}
+
+
+@pytest.mark.parametrize(
+    "function", [simulate, aggregate, iid, by_category, dirichlet, peft_files], ids=lambda function: function.__name__
+)
+def test_the_examples_are_true(function, names):
+    module = vars(sys.modules[function.__module__])
+    (examples,) = DocTestFinder(recurse=False).find(function, function.__name__, globs={**module, **names})
+    assert examples.examples
+    said: list[str] = []
+    failed = DocTestRunner().run(examples, out=said.append).failed
+    assert not failed, "".join(said)

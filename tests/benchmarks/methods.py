@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 import torch
 
 from perfit.client import evaluate

@@ -270,7 +270,7 @@ UNSAFE = ["", "A", "a b", "a/b", "..", "-a", "a-", "a.", ".b", "a.b.c", "a..b", 
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_unsafe_names_are_refused(store: ObjectStore, name: str):
+def test_unsafe_names_of_federations_are_refused(store: ObjectStore, name: str):
     with pytest.raises(StoreError, match="cannot be a federation name"):
         FederationStore(store, name)
 
@@ -298,12 +298,6 @@ def test_unsafe_ids_of_clients_are_refused(store: ObjectStore, name: str):
         with pytest.raises(StoreError, match="cannot be a client id"):
             act()
     assert list(store.list("")) == []
-
-
-def test_a_dot_is_for_runs_by_another_method_alone(store: ObjectStore):
-    assert FederationStore(store, "demo.fedit").uri == f"{store.uri}/federations/demo.fedit"
-    with pytest.raises(StoreError, match="cannot be a client id"):
-        FederationStore(store, "demo").read_record(1, "a.b")
 
 
 def test_safe_names(federation: FederationStore):

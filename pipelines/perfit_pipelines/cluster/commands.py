@@ -243,7 +243,7 @@ def _print_outcome(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> None:
     from perfit_pipelines.cluster.submit import advice
 
     if outcome.state == "SUCCEEDED":
-        out.print("the run succeeded; the report is on the task Report of its last round", markup=False)
+        out.print("the run succeeded; the report is on the task Aggregate of its last round", markup=False)
     elif outcome.state == "FAILED":
         errors.print("the run failed", style="bold red")
         for line in advice(kubeflow, run_id, outcome):

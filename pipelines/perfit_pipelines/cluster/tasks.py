@@ -19,6 +19,7 @@ from perfit.sampling import sample_clients
 
 DRIVER = "-driver"
 _POD = "executor"
+_ALSO_AFTER_FAILURE = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class _Dag:
 def _walk(dag: _Dag) -> Iterator[Task]:
     for key, task in _in_order(dag.tasks):
         name = task["taskInfo"]["name"]
-        stage, node = dag.stage or name, f"{dag.node}.{key}"
+        stage, node = dag.stage or name, f"{dag.node}.{_place(key, task)}"
         component = dag.ir["components"][task["componentRef"]["name"]]
         if "dag" not in component:
             yield Task(key, stage, dag.client or name, f"{node}.{_POD}", name)
@@ -158,6 +159,13 @@ def _walk(dag: _Dag) -> Iterator[Task]:
         for index, client in enumerate(_iterations(dag.spec, name, inputs.get("pipelinechannel--round"))):
             place = f"{node}.iteration-iterations({index}:{index}).iteration-item"
             yield from _walk(_Dag(dag.ir, dag.spec, inner.tasks, place, inputs, stage, client))
+
+
+def _place(key: str, task: dict[str, Any]) -> str:
+    """A task's place in its DAG: KFP makes one that also runs after failures an exit hook of the task before it."""
+    if task.get("triggerPolicy", {}).get("strategy") == _ALSO_AFTER_FAILURE:
+        return f"{task['dependentTasks'][0]}.onExit.{key}"
+    return key
 
 
 def _in_order(tasks: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -1,7 +1,8 @@
 """What KFP's server tells of the Argo workflow of a run: written from Argo's and KFP's own naming, apart from perfit's.
 
 A container task ``t`` in the DAG ``d`` has the nodes ``d.t-driver``, ``d.t`` and ``d.t.executor``; a loop ``l`` has
-``l.iteration-iterations(0:0).iteration-item`` and so on, which hold the tasks of one iteration.
+``l.iteration-iterations(0:0).iteration-item`` and so on, which hold the tasks of one iteration. A task that also runs
+after the failure of another, ``b``, is a hook of that one: ``d.b.onExit.t``.
 """
 
 from __future__ import annotations

@@ -120,14 +120,12 @@ def test_a_time_limit_ends_following(api, run_id):
 def test_a_run_is_found_again_by_its_id(api, perfit, file):
     perfit.succeed("submit", file, "--no-follow")
     (run_id,) = api.runs
-    node = (
-        "root.round-2.clients-default.for-loop-1.iteration-iterations(0:0).iteration-item.client-default.train-client"
-    )
+    node = "root.round-2.clients.for-loop-1.iteration-iterations(0:0).iteration-item.client-default"
     # The first look is for the run's pipeline.
     api.play(*[("RUNNING", details({node: "RUNNING"}))] * 2, ("FAILED", details({node: "FAILED"})))
     result = perfit("follow", run_id, *QUICK)
     assert result.exit_code == 3
-    assert "Round 2 of 2: bank: train-client: running" in result.stdout
+    assert "Round 2 of 2: bank: running" in result.stdout
 
 
 def test_a_run_that_does_not_exist(perfit):

@@ -13,7 +13,8 @@ from .argo import details
 from .conftest import QUICK, Perfit, write_federation
 from .kfp_api import upload_version
 
-LOOP = "root.round.clients-default.for-loop-1.iteration-iterations"
+LOOP = "root.round.clients.for-loop-1.iteration-iterations"
+AGGREGATE = "root.round.clients.onExit.aggregate"
 
 
 def only(items: dict):
@@ -36,7 +37,7 @@ def test_uploads_the_pipeline_and_starts_a_run(api, perfit, file):
     assert (run.experiment_id, run.display_name[:12]) == (experiment.experiment_id, "demo-tuning ")
     assert f"{api.url}/#/runs/details/{run.run_id}" in out
     assert f"{api.url}/#/pipelines/details/{pipeline.pipeline_id}/version/{version.pipeline_version_id}" in out
-    assert "the run succeeded" in out
+    assert "the run succeeded; the report is on the task Aggregate of its last round" in out
 
 
 def test_the_pipeline_carries_the_federation_file_and_the_store(api, perfit, file):
@@ -96,17 +97,17 @@ def test_names_images_and_service_account_can_be_given(api, perfit, file):
     assert only(api.pipelines).display_name == "demo-round"
     assert (only(api.experiments).display_name, run.display_name, run.service_account) == ("trials", "first", "tuner")
     used = {key: executor["container"]["image"] for key, executor in executors(only(api.versions)).items()}
-    assert (used["exec-train-client"], used["exec-aggregate-round"]) == ("registry/client:1", "registry/server:1")
+    assert (used["exec-client-default"], used["exec-aggregate"]) == ("registry/client:1", "registry/server:1")
 
 
 def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
-    start = {"root.prepare-federation": "SUCCEEDED", "root.round.plan-round": "SUCCEEDED"}
-    training = {f"{LOOP}({n}:{n}).iteration-item.client-default.train-client": "RUNNING" for n in range(2)}
+    start = {"root.prepare": "SUCCEEDED"}
+    training = {f"{LOOP}({n}:{n}).iteration-item.client-default": "RUNNING" for n in range(2)}
     trained = dict.fromkeys(training, "SUCCEEDED")
-    end = {"root.round.aggregate-round": "SUCCEEDED", "root.round.report-round": "SUCCEEDED"}
+    end = {AGGREGATE: "SUCCEEDED"}
     api.play(
         ("PENDING", []),
-        ("RUNNING", details({"root.prepare-federation": "RUNNING"}, pending=1)),
+        ("RUNNING", details({"root.prepare": "RUNNING"}, pending=1)),
         ("RUNNING", details({**start, **training})),
         ("RUNNING", details({**start, **training})),
         ("SUCCEEDED", details({**start, **trained, **end})),
@@ -120,33 +121,31 @@ def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
         "1 pod waiting for a node or an image",
         "run: running",
         "Prepare: succeeded",
-        "Round 1 of 2: Plan default: succeeded",
-        "Round 1 of 2: bank: train-client: running",
-        "Round 1 of 2: kitchen: train-client: running",
-        "Round 1 of 2: bank: train-client: succeeded",
-        "Round 1 of 2: kitchen: train-client: succeeded",
+        "Round 1 of 2: bank: running",
+        "Round 1 of 2: kitchen: running",
+        "Round 1 of 2: bank: succeeded",
+        "Round 1 of 2: kitchen: succeeded",
         "Round 1 of 2: Aggregate: succeeded",
-        "Round 1 of 2: Report: succeeded",
         "run: succeeded",
     ]
 
 
 def test_a_failed_run_ends_with_3_and_says_what_to_look_at(api, perfit, file):
-    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.client-default.train-client": "FAILED"})))
+    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.client-default": "FAILED"})))
     result = perfit("submit", file, *QUICK)
 
     assert result.exit_code == 3
-    assert "failed: Round 1 of 2: kitchen: train-client" in result.stderr
+    assert "failed: Round 1 of 2: kitchen" in result.stderr
     assert "OOMKilled" in result.stderr
     assert f"kubectl -n kubeflow logs -l pipeline/runid={only(api.runs).run_id} -c main" in result.stderr
 
 
 def test_a_task_that_could_not_be_prepared_points_to_the_doctor(api, perfit, file):
-    api.play(("FAILED", details({"root.prepare-federation-driver": "FAILED"})))
+    api.play(("FAILED", details({"root.prepare-driver": "FAILED"})))
     result = perfit("submit", file, *QUICK)
 
     assert result.exit_code == 3
-    assert "failed: preparation of prepare-federation" in result.stderr
+    assert "failed: preparation of prepare" in result.stderr
     assert "perfit doctor" in result.stderr
 
 
@@ -182,12 +181,12 @@ def test_a_terminal_shows_a_table_by_stage(api, perfit, file, monkeypatch):
     api.play(
         (
             "SUCCEEDED",
-            details({f"{LOOP}({n}:{n}).iteration-item.client-default.train-client": "SUCCEEDED" for n in range(2)}),
+            details({f"{LOOP}({n}:{n}).iteration-item.client-default": "SUCCEEDED" for n in range(2)}),
         )
     )
     out = perfit.succeed("submit", file, *QUICK)
-    # Of the seven tasks of a round: plan, two clients, aggregate, report.
-    assert re.search(r"Round 1 of 2\s+2/5", out)
+    # Of the three tasks of a round: two clients, aggregate.
+    assert re.search(r"Round 1 of 2\s+2/3", out)
 
 
 def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):

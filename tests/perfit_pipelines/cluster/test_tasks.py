@@ -36,10 +36,9 @@ def tasks_of(tmp_path):
     return compiled
 
 
-def clients(tasks: list[Task], stage: str, key: str) -> list[tuple[str, str]]:
-    """Return the labels and places of a stage's client tasks."""
-    found = [task for task in tasks if (task.stage, task.key) == (stage, key)]
-    return [(task.label.partition(":")[0], task.node.split(".")[3]) for task in found]
+def clients(tasks: list[Task], stage: str) -> list[tuple[str, str]]:
+    """Return the labels and keys of a stage's client tasks."""
+    return [(task.label, task.key) for task in tasks if task.stage == stage and task.key.startswith("client-")]
 
 
 def test_ids_are_those_of_a_workflow_that_has_run():
@@ -55,64 +54,92 @@ def test_tasks_are_listed_in_the_order_of_the_pipeline(tasks_of):
     tasks = tasks_of(clients=FEDERATION["clients"][:1])
     assert [f"{task.stage}: {task.label}" for task in tasks] == [
         "Prepare: Prepare",
-        "search: Plan default",
-        "search: bank: search-client",
-        "search: Count architectures",
-        "Round 1 of 2: Plan default",
-        "Round 1 of 2: bank: train-client",
+        "Round 1 of 2: bank",
         "Round 1 of 2: Aggregate",
-        "Round 1 of 2: Report",
-        "Round 2 of 2: Plan default",
-        "Round 2 of 2: bank: train-client",
+        "Round 2 of 2: bank",
         "Round 2 of 2: Aggregate",
-        "Round 2 of 2: Report",
+    ]
+    assert [task.key for task in tasks] == ["prepare", *["client-default", "aggregate"] * 2]
+    assert [task.display for task in tasks] == ["Prepare", *["Client (default)", "Aggregate"] * 2]
+
+
+# Of a probe of this shape that ran on KFP 2.17.0 with Argo 4.0.5 (wf for the workflow's name): the containers' nodes of
+# a round "one" with the groups "client" and "client-2", whose "aggregate" also runs when a client has failed.
+RECORDED = """\
+wf(0).root(0).one(0).clients(0).for-loop-1(0).iteration-iterations(0:0)(0).iteration-item(0).client(0).executor(0)
+wf(0).root(0).one(0).clients(0).for-loop-1(0).iteration-iterations(1:1)(0).iteration-item(0).client(0).executor(0)
+wf(0).root(0).one(0).clients(0).for-loop-2(0).iteration-iterations(0:0)(0).iteration-item(0).client-2(0).executor(0)
+wf(0).root(0).one(0).clients(0).for-loop-2(0).iteration-iterations(1:1)(0).iteration-item(0).client-2(0).executor(0)
+wf(0).root(0).one(0).clients.onExit(0).aggregate(0).executor(0)
+"""
+
+
+def test_nodes_are_called_as_those_of_a_run_on_a_real_backend(tasks_of):
+    """Without the ``(0)`` that Argo's retries add to each of them."""
+    nodes = [task.node for task in tasks_of("federated_round", **TWO_TIERS) if task.stage == "Round"]
+    names = {"(0)": "", "wf": "", ".one": ".round", ".client-2": ".client-weak", ".client.": ".client-strong."}
+    recorded = RECORDED
+    for theirs, ours in names.items():
+        recorded = recorded.replace(theirs, ours)
+    assert nodes == recorded.splitlines()
+
+
+def test_nodes_of_later_rounds_and_of_claims_with_names_of_their_own(tasks_of):
+    clients = [client | {"volume": "records"} for client in TWO_TIERS["clients"] if client["tier"] == "weak"]
+    tasks = tasks_of(**{**TWO_TIERS, "clients": clients, "tiers": {"weak": {}}})
+    item = "iteration-iterations({n}:{n}).iteration-item.claim-weak.client-weak.executor"
+    assert [task.node for task in tasks] == [
+        ".root.prepare.executor",
+        *(f".root.round.clients.for-loop-1.{item.format(n=n)}" for n in (0, 1)),
+        ".root.round.clients.onExit.aggregate.executor",
+        *(f".root.round-2.clients.for-loop-1.{item.format(n=n)}" for n in (0, 1)),
+        ".root.round-2.clients.onExit.aggregate.executor",
     ]
 
 
 def test_each_tier_loops_over_its_own_clients(tasks_of):
     tasks = tasks_of(**TWO_TIERS)
-    assert clients(tasks, "Round 2 of 2", "train-client") == [
-        ("bank", "clients-strong"),
-        ("dock", "clients-strong"),
-        ("cafe", "clients-weak"),
-        ("farm", "clients-weak"),
+    assert clients(tasks, "Round 2 of 2") == [
+        ("bank", "client-strong"),
+        ("dock", "client-strong"),
+        ("cafe", "client-weak"),
+        ("farm", "client-weak"),
     ]
 
 
 def test_only_a_rounds_participants_are_expected(tasks_of):
     tasks = tasks_of(**TWO_TIERS, participation={"fraction": 0.5})
-    drawn = [[name for name, _ in clients(tasks, f"Round {n} of 2", "train-client")] for n in (1, 2)]
-    assert [len(names) for names in drawn] == [2, 2]
-    assert all({names[0]} < {"bank", "dock"} and {names[1]} < {"cafe", "farm"} for names in drawn)
-    assert len(clients(tasks, "search", "search-client")) == 4
+    sampled = [[name for name, _ in clients(tasks, f"Round {n} of 2")] for n in (1, 2)]
+    assert [len(names) for names in sampled] == [2, 2]
+    assert all({names[0]} < {"bank", "dock"} and {names[1]} < {"cafe", "farm"} for names in sampled)
 
 
 def test_clients_are_numbered_where_the_round_is_not_known_before(tasks_of):
     tasks = tasks_of("federated_round", **TWO_TIERS, participation={"fraction": 0.5})
-    assert [name for name, _ in clients(tasks, "round", "train-client")][:2] == [
+    assert [name for name, _ in clients(tasks, "Round")] == [
         "client 1 of strong",
         "client 2 of strong",
+        "client 1 of weak",
+        "client 2 of weak",
     ]
 
 
 def test_a_node_that_has_not_begun_its_pod_is_left_out(tasks_of):
     reader = TaskReader(tasks_of())
-    listed = details({"root.prepare-federation": "RUNNING"})
-    begun = [task for task in listed if task.display_name == "prepare-federation"]
+    listed = details({"root.prepare": "RUNNING"})
+    begun = [task for task in listed if task.display_name == "prepare"]
     begun[0].child_tasks = []
     assert reader.read(listed) == []
 
 
 def test_without_links_tasks_are_numbered(tasks_of):
     reader = TaskReader(tasks_of())
-    loop = "root.round.clients-default.for-loop-1.iteration-iterations"
-    listed = details(
-        {f"{loop}({n}:{n}).iteration-item.client-default.train-client": "RUNNING" for n in (0, 1)}, linked=False
-    )
-    assert [state.name for state in reader.read(listed)] == ["train-client #1", "train-client #2"]
+    loop = "root.round.clients.for-loop-1.iteration-iterations"
+    listed = details({f"{loop}({n}:{n}).iteration-item.client-default": "RUNNING" for n in (0, 1)}, linked=False)
+    assert [state.name for state in reader.read(listed)] == ["Client (default) #1", "Client (default) #2"]
 
 
 def test_nodes_named_otherwise_are_numbered(tasks_of):
     reader = TaskReader(tasks_of())
-    listed = details({"somewhere.else.train-client": "FAILED"})
-    assert [(state.name, state.state) for state in reader.read(listed)] == [("train-client #1", "FAILED")]
+    listed = details({"somewhere.else.client-default": "FAILED"})
+    assert [(state.name, state.state) for state in reader.read(listed)] == [("Client (default) #1", "FAILED")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from perfit_storage import (
     AccessDenied,
+    Blob,
     FederationStore,
     Head,
     ObjectNotFound,
@@ -24,7 +24,7 @@ from .iam import PolicedStore, evaluate
 from .rendering import MANIFESTS, WITH_STORE, only
 
 HASH = "0123456789abcdef" * 4
-TRAPS = ("ann", "plan", "summary", "report", "global", "rounds", "masks", "clients", "head", "spec")
+TRAPS = ("ann", "plan", "summary", "report", "global", "state", "rounds", "masks", "clients", "head", "spec")
 """Clients that are called as the server's own files and directories are."""
 
 
@@ -49,9 +49,9 @@ def objects(tmp_path: Path) -> ObjectStore:
     return open_store(tmp_path.as_uri())
 
 
-@pytest.fixture(params=["tiny", "clients", "rounds", "masks"])
+@pytest.fixture(params=["tiny", "tiny.fedadam", "clients", "rounds", "masks"])
 def federation(request, objects) -> tuple[FederationStore, FederationStore]:
-    """One federation, as the server may see it and as it is; some are called as directories of the layout are."""
+    """One federation, as the server may see it and as it is: also by another method, or called as the layout's own."""
     policed = PolicedStore(objects, POLICIES, "perfit")
     return FederationStore(policed, request.param), FederationStore(objects, request.param)
 
@@ -68,32 +68,38 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
         server.read_spec()
     assert server.write_spec(b"spec", None)
     assert server.write_spec(b"spec 2", b"spec")
-    base = server.put_global(0, b"initial")
+    base = Head(0, server.put_global(0, b"initial"), server.put_state(0, b"moments"))
     assert server.create_head(base)
     assert server.read_head() == base
-    server.create_plan(1, {"base": "0"})
+    assert server.create_plan(1, b"the plan") == b"the plan"
     assert server.read_record(1, "ann") is None
     assert server.read_summary(1) is None
-    mask, values = put_update(everybody, 1, "ann")
+    mask, values, update = put_update(everybody, 1, "ann")
     assert server.get_mask("ann", HASH) == mask
-    assert server.read_update(server.read_record(1, "ann")) == values
-    assert server.read_global(base) == b"initial"
-    assert server.advance_head(base, server.put_global(1, b"one"))
+    assert server.read_record(1, "ann") == b"trained"
+    assert server.read_blob(update) == values
+    assert server.read_blob(base.adapter) == b"initial"
+    assert server.read_blob(base.state) == b"moments"
+    assert server.advance_head(base, Head(1, server.put_global(1, b"one"), server.put_state(1, b"moments 1")))
     assert server.put_global(1, b"of another attempt").key.startswith("rounds/1/global.")
-    server.put_summary(1, {"round": 1})
+    assert server.put_state(1, b"of another attempt").key.startswith("rounds/1/state.")
+    server.put_summary(1, b"the summary")
     server.put_report(1, b"<html>")
     server.put_report(1, b"<html> again")
-    assert [summary["round"] for summary in server.summaries()] == [1]
+    assert server.summarised_rounds() == [1]
+    assert server.read_summary(1) == b"the summary"
     assert server.read_report(1) == b"<html> again"
 
 
-def put_update(store: FederationStore, round: int, client: str) -> tuple[bytes, bytes]:
-    """What a client leaves: its mask, an update, its record, and a file that is its own."""
+def put_update(store: FederationStore, round: int, client: str) -> tuple[bytes, bytes, Blob]:
+    """What a client leaves: its mask, an update, its record, and files that are its own."""
     mask, values = f"mask of {client}".encode(), f"values of {client}".encode()
     store.put_mask(client, HASH, mask)
     store.put_client_file(client, "adapter/adapter_model.safetensors", b"personal")
-    store.put_update(round, client, {"client": client, "status": "trained"}, values)
-    return mask, values
+    store.put_client_file(client, f"state/{round}.safetensors", b"kept")
+    update = store.put_update(round, client, values)
+    store.put_record(round, client, b"trained", lambda record: True)
+    return mask, values, update
 
 
 @pytest.mark.parametrize("client", TRAPS)
@@ -103,32 +109,29 @@ def test_the_server_cannot_read_or_write_what_is_a_clients_own(federation, clien
     for attempt in forbidden(server, client):
         with pytest.raises(AccessDenied):
             attempt()
-    assert server.read_record(1, client)["status"] == "trained"
+    assert server.read_record(1, client) == b"trained"
+    assert everybody.read_record(2, client) is None
 
 
 def forbidden(server: FederationStore, client: str) -> list[Callable[[], object]]:
     """What the server must not do with a client's things."""
     return [
         lambda: server.get_client_file(client, "adapter/adapter_model.safetensors"),
+        lambda: server.get_client_file(client, "state/1.safetensors"),
+        lambda: server.put_client_file(client, "state/1.safetensors", b"forged"),
+        lambda: server.put_client_file(client, "rounds/1/state.safetensors", b"forged"),
         lambda: server.put_client_file(client, "adapter/adapter_model.safetensors", b"forged"),
         lambda: server.put_client_file(client, "head.json", b"forged"),
         lambda: server.put_mask(client, HASH, b"forged"),
-        lambda: server.put_update(2, client, {"client": client, "status": "trained"}, b"forged"),
-        lambda: server.put_update(2, client, {"client": client, "status": "failed"}, None),
+        lambda: server.put_update(2, client, b"forged"),
+        lambda: server.put_record(2, client, b"failed", lambda record: False),
+        lambda: server.put_record(1, client, b"forged", lambda record: False),
     ]
-
-
-@pytest.mark.parametrize("client", TRAPS)
-def test_updates_that_methods_keep_private_stay_so(federation, client):
-    server, everybody = federation
-    record = everybody.put_update(1, client, {"client": client, "status": "trained"}, b"values", private=True)
-    with pytest.raises(AccessDenied):
-        server.read_update(record)
 
 
 def test_the_server_deletes_nothing(federation, objects):
     server, _ = federation
-    server.create_head(Head(0, "rounds/0/global.safetensors", hashlib.sha256(b"").hexdigest()))
+    server.create_head(Head(0, server.put_global(0, b"")))
     policed = PolicedStore(objects, POLICIES, "perfit")
     with pytest.raises(AccessDenied):
         policed.delete(f"federations/{server.name}/head.json")
@@ -144,6 +147,9 @@ def test_the_server_deletes_nothing(federation, objects):
         "federations/tiny/rounds/1/updates/plan.json",
         f"federations/tiny/rounds/1/updates/global.{HASH}.safetensors",
         f"federations/tiny/rounds/1/global.{HASH[1:]}.safetensors",
+        f"federations/tiny/rounds/1/updates/state.{HASH}.safetensors",
+        f"federations/tiny/rounds/1/state.{HASH[1:]}.safetensors",
+        "federations/tiny/clients/ann/rounds/1/state.safetensors",
         f"federations/tiny/masks/ann-{HASH}",
         "federations/tiny/clients/ann/spec.yaml",
         "other/tiny/spec.yaml",

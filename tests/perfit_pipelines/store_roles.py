@@ -101,8 +101,9 @@ class KeyedStore:
     def environment(self, role: str) -> dict[str, str]:
         return self.server.environment(self.access_key(role), f"secret-{role}")
 
-    def open(self, role: str) -> FederationStore:
-        return FederationStore.open(self.uri, self.spec.name, self.environment(role))
+    def open(self, role: str, directory: str | None = None) -> FederationStore:
+        """The federation's files, or those of its run by another method, under a role's key."""
+        return FederationStore.open(self.uri, directory or self.spec.name, self.environment(role))
 
     @contextmanager
     def acting(self, role: str) -> Iterator[None]:

@@ -11,7 +11,6 @@ from perfit_pipelines import deploy, doctor
 from perfit_pipelines.cli import data, read, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
-from perfit_storage import StoreError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +26,7 @@ def main() -> None:
     """Run the command; a user's mistake is reported as problem and fix, without a traceback."""
     try:
         app()
-    except (PerfitError, StoreError) as error:
+    except PerfitError as error:
         errors.print("[bold red]error:[/]", end=" ")
         errors.print(error.problem, markup=False)
         errors.print("  [bold]fix:[/]", end=" ")

@@ -23,6 +23,7 @@ NAME = "store"
 _NO_VERSION = '"perfit-doctor"'
 _PROBE = "perfit-doctor"
 _NO_HASH = "0" * 64
+_OF_THE_SERVER = ("rounds/1/summary.json", "rounds/0/state.safetensors")
 _AT_ONCE = 8
 _CONDITIONS_FIX = "use a store with conditional writes: MinIO, SeaweedFS 4 or newer, AWS S3"
 _POLICY_FIX = (
@@ -122,9 +123,9 @@ def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
         reads=(*mine, *shared),
         lists=(f"masks/{client}-", f"clients/{client}/"),
         writes=mine,
-        no_reads=(*theirs, "rounds/1/summary.json"),
+        no_reads=(*theirs, *_OF_THE_SERVER),
         no_lists=("", "clients/", f"clients/{other}/"),
-        no_writes=(*theirs, *shared, "spec.yaml"),
+        no_writes=(*theirs, *shared, "spec.yaml", *_OF_THE_SERVER),
     )
 
 
@@ -133,7 +134,7 @@ def _server_rights(spec: ClusterSpec) -> _Rights:
     return _Rights(
         reads=("head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
         lists=("rounds/",),
-        writes=("rounds/0/report.html",),
+        writes=("rounds/0/report.html", "rounds/0/state.safetensors"),
         no_reads=private,
         no_lists=(),
         no_writes=private,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path, PurePosixPath
 
 import pytest
 from minio.commonconfig import CopySource
@@ -10,11 +11,11 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from perfit.errors import PerfitError
-from perfit_components.steps.aggregate import aggregate_updates
-from perfit_components.steps.client import search, train
-from perfit_components.steps.plan import SEARCH_ROUND, plan
-from perfit_components.steps.prepare import prepare
-from perfit_components.steps.report import report
+from perfit.protocol import RoundSummary, UpdateRecord
+from perfit_components.steps.aggregate import close_round
+from perfit_components.steps.client import train
+from perfit_components.steps.context import FederationContext
+from perfit_components.steps.prepare import AS_IN_FILE, prepare
 from perfit_pipelines.deploy.policies import client_policy, policy_text, server_policy
 from perfit_storage import AccessDenied, open_store
 from perfit_storage.s3 import S3Settings
@@ -24,7 +25,7 @@ from ..store_roles import SERVER, KeyedStore, role_policies, role_server
 
 STORE = "s3://tuning/team"
 HASH = "0123456789abcdef" * 4
-NAMES = ("ann", "ann-b", "plan", "global")
+NAMES = ("ann", "ann-b", "plan", "global", "state")
 """Clients with dangerous names: the prefix of another's, and the names of shared files."""
 
 
@@ -44,14 +45,14 @@ def evaluate(policy: dict, action: str, resource: str, prefix: str | None = None
 
 
 def _applies(statement: dict, action: str, resource: str, prefix: str | None) -> bool:
-    conditions = statement.get("Condition", {"StringEquals": {}})
-    assert set(conditions) == {"StringEquals"}
-    assert set(conditions["StringEquals"]) <= {"s3:prefix"}
-    wanted = conditions["StringEquals"].get("s3:prefix")
+    conditions = statement.get("Condition", {"StringLike": {}})
+    assert set(conditions) == {"StringLike"}
+    assert set(conditions["StringLike"]) <= {"s3:prefix"}
+    wanted = conditions["StringLike"].get("s3:prefix")
     return (
         any(_matches(pattern, action) for pattern in statement["Action"])
         and any(_matches(pattern, f"arn:aws:s3:::{resource}") for pattern in statement["Resource"])
-        and (wanted is None or prefix in wanted)
+        and (wanted is None or (prefix is not None and any(_matches(pattern, prefix) for pattern in wanted)))
     )
 
 
@@ -66,14 +67,18 @@ def spec(tmp_path_factory):
     data = write_data(tmp_path_factory.mktemp("policies") / "data")
     clients = {
         name: {"data": str(data / f"{file}.jsonl")}
-        for name, file in zip(NAMES, ["ann", "bob", "eve", "bob"], strict=True)
+        for name, file in zip(NAMES, ["ann", "bob", "eve", "bob", "eve"], strict=True)
     }
     return make_spec("no-model", data, clients=clients)
 
 
-def may(spec, role: str, action: str, path: str) -> bool:
-    """Whether a role may read or write a path of the federation's directory, or list with it as prefix."""
-    policy, key = role_policies(spec, STORE)[role], f"team/federations/tiny/{path}"
+DIRECTORIES = ("tiny", "tiny.fedit", "tiny.fedsa-lora")
+"""Of the federation, and of its runs by other methods."""
+
+
+def may(spec, role: str, action: str, path: str, directory: str = "tiny") -> bool:
+    """Whether a role may read or write a path of a federation's directory, or list with it as prefix."""
+    policy, key = role_policies(spec, STORE)[role], f"team/federations/{directory}/{path}"
     if action == "list":
         return evaluate(policy, "s3:ListBucket", "tuning", key)
     return evaluate(policy, {"read": "s3:GetObject", "write": "s3:PutObject"}[action], f"tuning/{key}")
@@ -90,8 +95,7 @@ def own_paths(client: str) -> list[str]:
         ),
         f"clients/{client}/baseline.json",
         f"clients/{client}/adapter/adapter_config.json",
-        f"clients/{client}/rounds/3.safetensors",
-        f"clients/{client}/rounds/3.{HASH}.safetensors",
+        f"clients/{client}/state/3.safetensors",
     ]
 
 
@@ -100,35 +104,78 @@ READ_BY_ALL = ["spec.yaml", "head.json"] + [
     for n in (0, 1, 12)
     for name in ("plan.json", "global.safetensors", f"global.{HASH}.safetensors")
 ]
-FOR_THE_SERVER = [f"rounds/{n}/{name}" for n in (1, 12) for name in ("summary.json", "report.html")]
+FOR_THE_SERVER = [
+    f"rounds/{n}/{name}"
+    for n in (0, 1, 12)
+    for name in ("summary.json", "report.html", "state.safetensors", f"state.{HASH}.safetensors")
+]
 
 
+@pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
-def test_a_client_reads_and_writes_its_own(spec, client):
+def test_a_client_reads_and_writes_its_own(spec, client, directory):
     for path in own_paths(client):
-        assert may(spec, client, "read", path), path
-        assert may(spec, client, "write", path), path
-    assert may(spec, client, "list", f"masks/{client}-")
-    assert may(spec, client, "list", f"clients/{client}/")
+        assert may(spec, client, "read", path, directory), path
+        assert may(spec, client, "write", path, directory), path
+    assert may(spec, client, "list", f"masks/{client}-", directory)
+    assert may(spec, client, "list", f"clients/{client}/", directory)
 
 
+@pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
 @pytest.mark.parametrize("other", NAMES)
-def test_a_client_touches_nothing_of_another(spec, client, other):
+def test_a_client_touches_nothing_of_another(spec, client, other, directory):
     for path in own_paths(other):
-        assert may(spec, client, "read", path) == (client == other), path
-        assert may(spec, client, "write", path) == (client == other), path
-    assert may(spec, client, "list", f"clients/{other}/") == (client == other)
+        assert may(spec, client, "read", path, directory) == (client == other), path
+        assert may(spec, client, "write", path, directory) == (client == other), path
+    assert may(spec, client, "list", f"clients/{other}/", directory) == (client == other)
 
 
+@pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
-def test_a_client_reads_what_is_shared_and_writes_none_of_it(spec, client):
+def test_a_client_reads_what_is_shared_and_writes_none_of_it(spec, client, directory):
     for path in READ_BY_ALL:
-        assert may(spec, client, "read", path), path
-        assert not may(spec, client, "write", path), path
+        assert may(spec, client, "read", path, directory), path
+        assert not may(spec, client, "write", path, directory), path
     for path in FOR_THE_SERVER:
-        assert not may(spec, client, "read", path), path
-        assert not may(spec, client, "write", path), path
+        assert not may(spec, client, "read", path, directory), path
+        assert not may(spec, client, "write", path, directory), path
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+@pytest.mark.parametrize("client", NAMES)
+def test_no_layout_below_the_layout_is_a_clients(spec, client, directory):
+    """The ``*`` of ``tiny.*`` matches slashes too: such a key must not pass for one in a directory of another name."""
+    theirs = [*READ_BY_ALL, *FOR_THE_SERVER, *(path for other in NAMES if other != client for path in own_paths(other))]
+    places = {str(place) for path in theirs for place in (PurePosixPath(path), *PurePosixPath(path).parents)} - {"."}
+    assert {"clients", "clients/plan" if client != "plan" else "clients/ann", "rounds/1/updates"} < places
+    for place in places:
+        for path in [*own_paths(client), *READ_BY_ALL, *FOR_THE_SERVER]:
+            assert not may(spec, client, "read", f"{place}/{path}", directory), (place, path)
+            assert not may(spec, client, "write", f"{place}/{path}", directory), (place, path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tiny.fedit/clients/bob/clients/ann/x",
+        "tiny.fedit/clients/bob/rounds/1/updates/ann.json",
+        "tiny.fedit/clients/ann-b/state/1.safetensors",
+        "tiny./clients/ann-b/clients/ann/x",
+        "tiny.fedit/rounds/1/updates/ann-b.json/clients/ann/x",
+        f"tiny.fedit/clients/ann-b/masks/ann-{HASH}",
+        "tiny.fedit/clients/ann-b/spec.yaml",
+        "tiny.fedit/clients/ann-b/head.json",
+        "tiny.fedit/clients/ann-b/rounds/1/global.safetensors",
+        "tiny-fedit/clients/ann/x",
+        "tiny-2.fedit/clients/ann/x",
+        "tiny.fedit",
+    ],
+)
+def test_a_star_that_matches_slashes_opens_nothing(spec, path):
+    policy = role_policies(spec, STORE)["ann"]
+    for action in ("s3:GetObject", "s3:PutObject"):
+        assert not evaluate(policy, action, f"tuning/team/federations/{path}")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +201,8 @@ def test_a_client_writes_nowhere_else(spec, path):
 
 @pytest.mark.parametrize("prefix", ["", "masks/", "masks/ann", "clients/", "clients/ann", "clients/ann-", "rounds/"])
 def test_a_client_lists_by_its_own_prefixes_alone(spec, prefix):
-    assert not may(spec, "ann", "list", prefix)
+    for directory in DIRECTORIES:
+        assert not may(spec, "ann", "list", prefix, directory)
     policy = role_policies(spec, STORE)["ann"]
     assert not evaluate(policy, "s3:ListBucket", "tuning", None)
     assert not evaluate(policy, "s3:ListBucket", "tuning", "")
@@ -174,37 +222,34 @@ def test_nobody_deletes_or_configures(spec):
             assert not evaluate(policy, action, "tuning")
 
 
-def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(spec):
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(spec, directory):
     for path in [*READ_BY_ALL, *FOR_THE_SERVER]:
-        assert may(spec, SERVER, "read", path), path
-        assert may(spec, SERVER, "write", path), path
+        assert may(spec, SERVER, "read", path, directory), path
+        assert may(spec, SERVER, "write", path, directory), path
     for client in NAMES:
         for path in own_paths(client):
-            assert may(spec, SERVER, "read", path) == (not path.startswith("clients/")), path
-            assert not may(spec, SERVER, "write", path), path
-    assert may(spec, SERVER, "list", "rounds/")
-    assert not may(spec, SERVER, "list", "clients/ann/")
-    assert not may(spec, SERVER, "list", "")
+            assert may(spec, SERVER, "read", path, directory) == (not path.startswith("clients/")), path
+            assert not may(spec, SERVER, "write", path, directory), path
+        for path in [*READ_BY_ALL, *FOR_THE_SERVER]:
+            for action in ("read", "write"):
+                assert not may(spec, SERVER, action, f"clients/{client}/{path}", directory), path
+    assert may(spec, SERVER, "list", "rounds/", directory)
+    assert not may(spec, SERVER, "list", "clients/ann/", directory)
+    assert not may(spec, SERVER, "list", "", directory)
 
 
 def test_no_key_reaches_another_federation_or_store(spec):
     for policy in role_policies(spec, STORE).values():
         for key in (
             "team/federations/tiny-2/spec.yaml",
+            "team/federations/tiny-2.fedit/spec.yaml",
+            "team/federations/tiny-fedit/spec.yaml",
             "federations/tiny/spec.yaml",
             "teams/federations/tiny/spec.yaml",
         ):
             assert not evaluate(policy, "s3:GetObject", f"tuning/{key}")
         assert not evaluate(policy, "s3:GetObject", "tunings/team/federations/tiny/spec.yaml")
-
-
-def test_a_run_by_another_method_has_the_same_roles(spec):
-    for client in NAMES:
-        policy = role_policies(spec, STORE)[client]
-        for key in own_paths(client):
-            assert evaluate(policy, "s3:PutObject", f"tuning/team/federations/tiny-fedit/{key}")
-            assert evaluate(policy, "s3:PutObject", f"tuning/team/federations/tiny-local/{key}")
-            assert not evaluate(policy, "s3:PutObject", f"tuning/team/federations/tiny-perfit/{key}")
 
 
 def test_records_in_the_store_are_read_by_their_owner(spec):
@@ -249,34 +294,32 @@ def model(tmp_path_factory) -> str:
     return save_llama(tmp_path_factory.mktemp("llama"))
 
 
-def play(store: KeyedStore, rounds: int = 1) -> dict:
+def play(store: KeyedStore, rounds: int = 1, method: str = AS_IN_FILE) -> RoundSummary:
     """Run the steps of a federation, each with its own role's keys; return the last summary."""
-    spec, uri = store.spec, f"{store.uri}/federations/{store.spec.name}"
+    ids = {store.spec.secret_of(client): client.id for client in store.spec.clients}
     with store.acting(SERVER):
-        prepare(spec.to_yaml(), store.uri)
-        planned = [item["id"] for item in plan(uri, SEARCH_ROUND, "default")]
-    for client in planned:
-        with store.acting(client):
-            assert search(uri, client)["status"] == "searched"
+        prepared = prepare(store.spec.to_yaml(), store.uri, method)
+    uri, (names,) = prepared.uri, prepared.participants
     for round in range(1, rounds + 1):
+        for name in names:
+            with store.acting(ids[name]):
+                output = train(uri, round, name, threads=1)
+                assert output == {"client": ids[name], "status": "trained", "reason": ""}
+                assert train(uri, round, name, threads=1) == output, "a task that runs twice"
         with store.acting(SERVER):
-            planned = [item["id"] for item in plan(uri, round, "default")]
-        statuses = []
-        for client in planned:
-            with store.acting(client):
-                statuses.append(train(uri, round, client))
-                assert train(uri, round, client) == statuses[-1], "a task that runs twice"
-        with store.acting(SERVER):
-            summary = aggregate_updates(uri, round, statuses)
-            assert "ann-b" in report(uri, round).html
-    return summary
+            closed = close_round(uri, round, ["default"])
+            assert "ann-b" in closed.report.html
+            (names,) = closed.participants
+    with store.acting(SERVER):
+        return FederationContext.open(uri).summaries()[-1]
 
 
 @pytest.fixture(scope="module")
 def played(real_server, model, spec) -> KeyedStore:
-    """A federation of the clients with trap names, one round old."""
+    """A federation of the clients with trap names, one round old, and two of its run by a method with a state."""
     store = KeyedStore(real_server, "s3://perfit/team", spec.model_copy(update={"model": model}))
-    assert [outcome["status"] for outcome in play(store)["clients"]] == ["trained"] * len(NAMES)
+    assert [record.status for record in play(store).clients] == ["trained"] * len(NAMES)
+    assert play(store, rounds=2, method="fedadam").round == 2
     return store
 
 
@@ -286,29 +329,42 @@ def test_a_round_succeeds_with_each_roles_own_keys(played):
         assert "adapter/adapter_model.safetensors" in played.open(client).list_client_files(client)
 
 
-def test_methods_that_exchange_nothing_keep_their_updates_private(real_server, model, spec):
-    local = spec.model_copy(update={"model": model, "name": "local", "method": replace_method(spec, "local")})
+def test_a_run_by_another_method_succeeds_with_the_same_keys(played):
+    head = played.open(SERVER, "tiny.fedadam").read_head()
+    assert (head.round, head.state.key) == (2, "rounds/2/state.safetensors")
+    for client in NAMES:
+        store = played.open(client, "tiny.fedadam")
+        assert "adapter/adapter_model.safetensors" in store.list_client_files(client)
+        with pytest.raises(AccessDenied):
+            store.read_blob(head.state)
+
+
+def test_methods_that_exchange_nothing_upload_nothing(real_server, model, spec):
+    local = make_spec(
+        model,
+        Path(spec.client("ann").data).parent,
+        name="local",
+        method={"name": "local"},
+        clients={"ann": {}, "ann-b": {"data": spec.client("ann-b").data}},
+    )
     store = KeyedStore(real_server, "s3://perfit", local)
-    play(store, rounds=2)
-    record = store.open("ann").read_record(2, "ann")
-    assert store.open("ann").read_update(record)
+    records = play(store, rounds=2).clients
+    assert [(type(record), record.update, record.bytes_up) for record in records] == [(UpdateRecord, None, 0)] * 2
+    names = list(open_store("s3://perfit/federations/local", real_server.administrator).list("rounds/2/updates/"))
+    assert names == ["rounds/2/updates/ann-b.json", "rounds/2/updates/ann.json"]
+    assert store.open("ann").get_client_file("ann", "state/2.safetensors")
     with pytest.raises(AccessDenied):
-        store.open(SERVER).read_update(record)
-
-
-def replace_method(spec, name: str):
-    return spec.method.model_copy(update={"name": name})
+        store.open(SERVER).get_client_file("ann", "state/2.safetensors")
 
 
 @pytest.mark.parametrize("client", NAMES)
 def test_the_server_refuses_what_is_another_clients(played, client):
     objects = open_store(played.uri, played.environment(client))
-    contents = [
-        key.removeprefix("federations/tiny/") for key in open_store(played.uri, played.server.administrator).list("")
-    ]
-    for path in contents:
-        allowed = may(played.spec, client, "read", path)
-        assert readable(objects, f"federations/tiny/{path}") == allowed, path
+    keys = list(open_store(played.uri, played.server.administrator).list(""))
+    assert {key.split("/")[1] for key in keys} == {"tiny", "tiny.fedadam"}
+    for key in keys:
+        _, directory, path = key.split("/", 2)
+        assert readable(objects, key) == may(played.spec, client, "read", path, directory), key
 
 
 def readable(objects, key: str) -> bool:
@@ -319,6 +375,7 @@ def readable(objects, key: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("directory", ["tiny", "tiny.fedadam"])
 @pytest.mark.parametrize(
     "path",
     [
@@ -327,19 +384,40 @@ def readable(objects, key: str) -> bool:
         "rounds/2/plan.json",
         "rounds/2/plan.json/updates/ann.json",
         "rounds/1/global.safetensors",
+        "rounds/1/state.safetensors",
         "rounds/1/summary.json",
         "rounds/2/updates/ann-b.json",
         "rounds/2/updates/ann-b.json/updates/ann.json",
         f"masks/ann-b-{HASH}",
         "clients/ann-b/baseline.json",
+        "clients/ann-b/state/1.safetensors",
+        "clients/ann-b/clients/ann/x",
+        "clients/ann-b/rounds/1/updates/ann.json",
+        f"clients/ann-b/masks/ann-{HASH}",
         "clients/new/x",
     ],
 )
-def test_a_real_write_is_refused(played, path):
+def test_a_real_write_is_refused(played, path, directory):
     objects = open_store(played.uri, played.environment("ann"))
     for write in (objects.put, objects.create, lambda key, data: objects.replace(key, data, '"etag"')):
         with pytest.raises(AccessDenied):
-            write(f"federations/tiny/{path}", b"forged")
+            write(f"federations/{directory}/{path}", b"forged")
+
+
+@pytest.mark.parametrize("directory", ["tiny", "tiny.fedadam"])
+def test_a_layout_below_the_layout_is_really_out_of_reach(played, directory):
+    """Also where the store's administrator has put something there, as nobody else can."""
+    administrator = open_store(played.uri, played.server.administrator)
+    hidden = ["clients/ann-b/clients/ann/x", "clients/ann-b/rounds/1/updates/ann.json", "clients/ann-b/head.json"]
+    keys = [f"federations/{directory}/{path}" for path in hidden]
+    objects = open_store(played.uri, played.environment("ann"))
+    for key in keys:
+        administrator.put(key, b"of ann-b")
+    try:
+        assert [key for key in keys if readable(objects, key)] == []
+    finally:
+        for key in keys:
+            administrator.delete(key)
 
 
 def test_other_requests_are_refused(played):
@@ -355,6 +433,9 @@ def test_other_requests_are_refused(played):
         lambda: list(client.list_objects(**bucket, use_api_v1=True, recursive=True)),
         lambda: list(client.list_objects(**bucket, prefix="team/federations/tiny/masks/")),
         lambda: list(client.list_objects(**bucket, prefix="team/federations/tiny/clients/ann-b/")),
+        lambda: list(client.list_objects(**bucket, prefix="team/federations/tiny.fedadam/masks/")),
+        lambda: list(client.list_objects(**bucket, prefix="team/federations/tiny.fedadam/clients/ann-b/")),
+        lambda: list(client.list_objects(**bucket, prefix="team/federations/tiny.")),
         lambda: client.set_bucket_policy(**bucket, policy=policy_text(server_policy(played.spec, played.uri))),
     ]
     for attempt in attempts:

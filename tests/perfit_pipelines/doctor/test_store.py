@@ -32,6 +32,7 @@ def key_for(site, name: str, role: str, policy: dict) -> None:
     [
         ("reads", allow("s3:GetObject", f"{ROOT}/clients/*"), "may read clients/bob/perfit-doctor"),
         ("updates", allow("s3:GetObject", f"{ROOT}/rounds/*"), "may read rounds/1/updates/bob.json"),
+        ("states", allow("s3:GetObject", f"{ROOT}/rounds/*/state.safetensors"), "may read rounds/0/state.safetensors"),
         ("masks", allow("s3:GetObject", f"{ROOT}/masks/*"), "may read masks/bob-0"),
         ("lists", allow("s3:ListBucket", BUCKET), "may list everything"),
         (
@@ -42,6 +43,7 @@ def key_for(site, name: str, role: str, policy: dict) -> None:
         ("writes", allow("s3:PutObject", f"{ROOT}/clients/*"), "may write clients/bob/perfit-doctor"),
         ("heads", allow("s3:PutObject", f"{ROOT}/head.json"), "may write head.json"),
         ("plans", allow("s3:PutObject", f"{ROOT}/rounds/1/plan.json"), "may write rounds/1/plan.json"),
+        ("moments", allow("s3:PutObject", f"{ROOT}/rounds/0/state.*"), "may write rounds/0/state.safetensors"),
     ],
 )
 def test_a_client_that_may_too_much(site, name, statement, finding):
@@ -78,10 +80,20 @@ def test_a_client_that_may_not_write(site):
 
 def test_a_server_that_reads_clients_files(site):
     policy = server_policy(site.store.spec, "s3://perfit")
+    denied = policy["Statement"].pop()
+    assert (denied["Effect"], denied["Resource"][0]) == ("Deny", f"{ROOT}/clients/*")
     policy["Statement"].append(allow("s3:GetObject", f"{ROOT}/*"))
     key_for(site, "curious", SERVER, policy)
     found = site.only("fail", "store")["finding"]
     assert "the key of the server (Secret perfit-server) may read clients/ann/perfit-doctor" in found
+
+
+def test_a_server_whose_policy_is_older_than_the_methods_with_a_state(site):
+    policy = server_policy(site.store.spec, "s3://perfit")
+    written = policy["Statement"][1]
+    written["Resource"] = [resource for resource in written["Resource"] if "/state." not in resource]
+    key_for(site, "old", SERVER, policy)
+    assert "may not write rounds/0/state.safetensors" in site.only("fail", "store")["finding"]
 
 
 def test_policies_of_another_store(site):

@@ -54,9 +54,7 @@ class Cohort:
             only by methods whose rule depends on it.
     """
 
-    def __init__(
-        self, names: Iterable[str], size: int, population: Callable[[], np.ndarray], *, weighted: bool = True
-    ):
+    def __init__(self, names: Iterable[str], size: int, population: Callable[[], np.ndarray], *, weighted: bool = True):
         self._totals = {name: np.full(size, -0.0) for name in names}  # to which even -0.0 adds without losing its sign
         self._weight = np.zeros(size)
         self.holders = np.zeros(size, dtype=np.uint32)

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from perfit.federation_file import load_federation
 from perfit.cluster_spec import ClusterSpec
+from perfit.federation_file import load_federation
 from perfit_storage import FederationStore, open_store
 
 T = TypeVar("T")

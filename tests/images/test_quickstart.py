@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from perfit.federation_file import load_federation
 from perfit.cluster_spec import ClusterSpec
+from perfit.federation_file import load_federation
 from perfit_storage import FederationStore
 
 from .containers import run_federation

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
+from perfit.locations import PlainUri, federation_file_problem, is_local, place_of
 from perfit.sections import Name, Section, key_error
 from perfit.spec import Client, FederationSpec
 
 _QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
 """KFP fixes the outputs of a component when it is written; prepare and aggregate have one for each tier."""
+HUB_SECRET = "perfit-hub"
+"""The Secret with the token for the model hub."""
+DATA_MOUNT = "/data"
+"""Where a client's pod mounts the volume with its records."""
+_SERVERS = "perfitserver-"
+"""How the name of a server's Secret begins. A client's default begins with ``perfit-``: it is never one of these."""
+_MAX_NAME = 63
+_STORE_DIRECTORIES = ("clients", "masks", "rounds")
+"""Names that a store's policies could not tell from a client's."""
 
 
 def _quantity(value: Any) -> Any:
@@ -84,12 +96,14 @@ class Cluster(Section):
     Args:
         model_cache: Volume claim that clients' pods keep models in; None for a scratch volume a pod.
         shared_memory: Size of /dev/shm.
+        server_memory: Limit of Prepare and of Aggregate, each.
         deadline_seconds: A run that takes longer is ended; None for never. Kubeflow Pipelines 2.16 knows no other.
         keep_seconds: A finished run's workflow is removed after this; None for never. Likewise.
     """
 
-    model_cache: str | None = "perfit-model-cache"
+    model_cache: Name | None = "perfit-model-cache"
     shared_memory: Quantity = "1Gi"
+    server_memory: Quantity = "4Gi"
     deadline_seconds: int | None = Field(default=86_400, ge=60)
     keep_seconds: int | None = Field(default=604_800, ge=0)
 
@@ -97,8 +111,8 @@ class Cluster(Section):
 class ClusterClient(Client):
     """A client, with the Secret that holds its keys to the store and the volume claim that holds its records."""
 
-    secret: str | None = None
-    volume: str | None = None
+    secret: Name | None = None
+    volume: Name | None = None
 
 
 class ClusterSpec(FederationSpec):
@@ -107,7 +121,7 @@ class ClusterSpec(FederationSpec):
     tiers: dict[Name, Tier] = Field(default={"default": Tier()}, max_length=MAX_TIERS)
     cluster: Cluster = Cluster()
     clients: tuple[ClusterClient, ...]
-    store: str | None = None
+    store: PlainUri | None = None
 
     @model_validator(mode="after")
     def _tiers_exist(self) -> Self:
@@ -119,6 +133,49 @@ class ClusterSpec(FederationSpec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        """A Secret's name is also that of a loop's item and, by default, of a claim and so of a volume."""
+        if len(self.server_secret) > _MAX_NAME:
+            raise key_error(
+                ("name",),
+                f"{self.name!r} makes {self.server_secret!r}, the server's Secret, longer than {_MAX_NAME} characters; "
+                f"shorten it to {_MAX_NAME - len(_SERVERS)}",
+            )
+        for position, client in enumerate(self.clients):
+            where, secret = ("clients", position, "id"), self.secret_of(client)
+            if client.id in _STORE_DIRECTORIES:
+                raise key_error(where, f"{client.id!r} is the name of a directory of the store; choose another id")
+            if len(secret) > _MAX_NAME:
+                raise key_error(
+                    where,
+                    f"{client.id!r} makes {secret!r}, its Secret, longer than {_MAX_NAME} characters; shorten it by "
+                    f"{len(secret) - _MAX_NAME}, or name a Secret with the key `secret`",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _owners_share_nothing(self, info: ValidationInfo) -> Self:
+        """Deploying opens what a client's entry names to that client's pods: it must not be another owner's."""
+        secrets = {self.server_secret: "the server", HUB_SECRET: "the model hub"}
+        volumes = {self.cluster.model_cache: "the model cache"}
+        records: dict[str, str] = {}
+        for position, client in enumerate(self.clients):
+            where, owner = ("clients", position), f"client {client.id!r}"
+            key, secret = "secret" if client.secret else "id", self.secret_of(client)
+            other = "a server" if secret.startswith(_SERVERS) else secrets.setdefault(secret, owner)
+            if other != owner:
+                raise _shared((*where, key), owner, other, f"the Secret {secret!r}", "secret")
+            if client.volume and volumes.setdefault(client.volume, owner) != owner:
+                other = volumes[client.volume]
+                raise _shared((*where, "volume"), owner, other, f"the volume claim {client.volume!r}", "volume")
+            for key, place in _places(client, info.context):
+                if self.store and (problem := federation_file_problem(place, self.store)):
+                    raise key_error((*where, key), problem)
+                if records.setdefault(place, owner) != owner:
+                    raise _shared((*where, key), owner, records[place], f"the records {place!r}", key)
+        return self
+
     def tiers_in_use(self) -> list[str]:
         """Return the tiers that have clients, in the order of the file."""
         used = {client.tier for client in self.clients}
@@ -128,6 +185,11 @@ class ClusterSpec(FederationSpec):
         """Return the name of the Secret with a client's keys: the client's name in the cluster."""
         return client.secret or f"perfit-{self.name}-{client.id}"
 
+    @property
+    def server_secret(self) -> str:
+        """The name of the Secret with the server's keys, for the tasks that read and write the whole federation."""
+        return f"{_SERVERS}{self.name}"
+
     def has_volumes(self, tier: str) -> bool:
         """Whether the pods of a tier mount volumes with their clients' records."""
         return any(client.volume for client in self.clients if client.tier == tier)
@@ -135,3 +197,18 @@ class ClusterSpec(FederationSpec):
     def names_claims(self, tier: str) -> bool:
         """Whether a client of the tier has a volume claim under another name than its Secret's."""
         return any(c.volume not in (None, self.secret_of(c)) for c in self.clients if c.tier == tier)
+
+
+def _places(client: ClusterClient, directory: Path | None) -> list[tuple[str, str]]:
+    """Where a client's records are, by key, but for those on its own volume."""
+    places = []
+    for key in ("data", "held_out"):
+        uri = getattr(client, key)
+        on_volume = uri and client.volume and is_local(uri) and PurePosixPath(uri).is_relative_to(DATA_MOUNT)
+        if uri and not on_volume:
+            places.append((key, place_of(uri, directory)))
+    return places
+
+
+def _shared(path: tuple[str | int, ...], owner: str, other: str, what: str, key: str) -> PydanticCustomError:
+    return key_error(path, f"{owner} would share {what} with {other}; give it {key} of its own")

@@ -11,9 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
+from perfit.locations import hide_credentials, is_local
 from perfit.spec import METHODS
-
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def load_federation(path: str | Path) -> ClusterSpec:
@@ -29,11 +28,17 @@ def load_federation(path: str | Path) -> ClusterSpec:
         raise PerfitError(
             f"{path} cannot be read: {error}", "give a federation file; `perfit init FILE` writes a commented one"
         ) from error
-    return _absolute(parse_federation(text, str(path)), path.resolve().parent)
+    directory = path.resolve().parent
+    return _absolute(parse_federation(text, str(path), directory), directory)
 
 
-def parse_federation(text: str, source: str = "federation") -> ClusterSpec:
+def parse_federation(text: str, source: str = "federation", directory: Path | None = None) -> ClusterSpec:
     """Validate the text of a federation file.
+
+    Args:
+        text: Of the file.
+        source: What errors call it.
+        directory: Where relative paths start, to find two of one file; they stay as they are.
 
     Raises:
         PerfitError: Every problem, each with its line and key in ``source``.
@@ -42,19 +47,15 @@ def parse_federation(text: str, source: str = "federation") -> ClusterSpec:
         tree = yaml.safe_load(text)
         lines = _lines(yaml.compose(text), source)
     except (yaml.YAMLError, RecursionError) as error:
-        raise PerfitError(f"{source} is not YAML: {error}", "repair the syntax at the line named") from error
+        problem = hide_credentials(f"{source} is not YAML: {error}")
+        raise PerfitError(problem, "repair the syntax at the line named") from None
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
     try:
-        return ClusterSpec.model_validate(tree)
+        return ClusterSpec.model_validate(tree, context=directory)
     except ValidationError as error:
         found = [_describe(problem, lines, source) for problem in error.errors()]
-        raise PerfitError("\n".join(found), f"correct {'this key' if len(found) == 1 else 'these keys'}") from error
-
-
-def is_local(uri: str) -> bool:
-    """Whether a client's data URI is a path on this file system, not s3:// and not a hub id."""
-    return "://" not in uri and uri.endswith(DATA_SUFFIXES)
+        raise PerfitError("\n".join(found), f"correct {'this key' if len(found) == 1 else 'these keys'}") from None
 
 
 def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
@@ -103,7 +104,7 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
     elif problem["type"] == "missing":
         message, known = f"the key {path[-1]!r} is missing", written[:-1]
     elif problem["type"] not in ("value_error", "federation"):
-        message = f"{message}, but it is {problem['input']!r}"
+        message = hide_credentials(f"{message}, but it is {problem['input']!r}")
     where = f"{source}:{lines[known]}" if known in lines else source
     named = known or (path if problem["type"] == "federation" else ())
     return f"{where}: {_key(named)}: {message}" if named else f"{where}: {message}"

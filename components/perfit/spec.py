@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from perfit.locations import PlainUri, RecordsUri
 from perfit.methods import METHODS, Method, MethodOptions, Search
 from perfit.methods.perfit import Options as PerFITOptions
 from perfit.sections import Name, Section, key_error
@@ -82,8 +83,8 @@ class Client(Section):
     """An owner of private data; ``tier`` is the kind of its machine, of which participants are sampled evenly."""
 
     id: Name
-    data: str
-    held_out: str | None = None
+    data: RecordsUri
+    held_out: RecordsUri | None = None
     tier: str = "default"
     rank: int | None = Field(default=None, ge=1)
 
@@ -92,7 +93,7 @@ class FederationSpec(Section):
     """What a federation computes."""
 
     name: Name
-    model: str
+    model: PlainUri
     method: AnyMethodOptions = PerFITOptions()
     lora: Lora = Lora()
     training: Training = Training()

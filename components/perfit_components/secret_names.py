@@ -1,7 +1,4 @@
-"""The Secrets that tasks take their keys to the store from."""
-
-SERVER_SECRET = "perfit-server"
-"""Secret of the tasks that read and write the whole federation; a client's is `ClusterSpec.secret_of`."""
+"""The Secrets that tasks take their keys to the store from; their names are those of `ClusterSpec`."""
 
 STORE_KEYS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
-"""What each of these Secrets holds, under the names of the environment variables that they become."""
+"""What each holds, under the names of the environment variables that they become."""

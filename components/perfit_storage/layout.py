@@ -4,7 +4,7 @@ Under ``federations/<name>/`` of the store lie::
 
     spec.yaml                              the federation file
     head.json                              round, and key and sha256 of the current global adapter and server state
-    masks/<client>-<sha256>                a client's personal architecture
+    masks/<client>/<sha256>                a client's personal architecture
     rounds/<n>/plan.json                   written once
     rounds/<n>/updates/<client>.safetensors
     rounds/<n>/updates/<client>.json       written last: without it there is no update
@@ -131,7 +131,7 @@ class FederationStore:
 
     def find_masks(self, client: str) -> list[str]:
         """Returns the hashes, sorted, of the masks that this client has."""
-        prefix = self._key(f"masks/{_checked_segment('client id', client)}-")
+        prefix = self._key(f"masks/{_checked_segment('client id', client)}/")
         rests = (key.removeprefix(prefix) for key in self._objects.list(prefix))
         return [rest for rest in rests if _SHA256.fullmatch(rest)]
 
@@ -284,7 +284,7 @@ def federation_names(objects: ObjectStore) -> list[str]:
 def _mask_path(client: str, sha256: str) -> str:
     if not _SHA256.fullmatch(sha256):
         raise StoreError(f"{sha256!r} is not a SHA-256", "give the mask's hash as 64 hexadecimal digits")
-    return f"masks/{_checked_segment('client id', client)}-{sha256}"
+    return f"masks/{_checked_segment('client id', client)}/{sha256}"
 
 
 def _checked_segment(what: str, value: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,17 +24,15 @@ def open_store(uri: str, environment: Mapping[str, str] | None = None) -> Object
         StoreError: The URI is of another kind, or a setting is missing.
     """
     parts = urlsplit(uri)
-    if "@" in parts.netloc:
+    if re.search("[@:]", parts.netloc):  # A secret key may hold slashes, so the @ may be in the path.
         raise StoreError("the store URI holds credentials", "leave them out of it, and set the AWS_* variables instead")
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and _is_plain(uri):
+    if re.search("[?#]", uri):
+        raise StoreError("the store URI holds a query or fragment (? or #), which may be a secret", "leave it out")
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return FileStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3" and parts.netloc and _is_plain(uri):
+    if parts.scheme == "s3" and parts.netloc:
         from perfit_storage.s3 import S3Settings, S3Store
 
         settings = S3Settings.from_environment(os.environ if environment is None else environment)
         return S3Store(settings, parts.netloc, parts.path.strip("/"))
     raise StoreError(f"{uri!r} is not the URI of a store", "use file:///absolute/directory or s3://bucket/prefix")
-
-
-def _is_plain(uri: str) -> bool:
-    return not any(mark in uri for mark in "?#")

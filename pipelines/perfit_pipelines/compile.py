@@ -9,6 +9,7 @@ from typing import Literal
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
+from perfit.locations import check_store_uri
 from perfit_pipelines.pipelines import Images, federated_round, federated_tuning
 from perfit_storage.files import write_atomically
 
@@ -23,10 +24,12 @@ def compile_pipeline(
     """Write a pipeline's IR, with its platform settings, to a YAML file; an existing file is replaced atomically.
 
     Raises:
-        PerfitError: The target cannot be written, or the pipeline is too large for a cluster.
+        PerfitError: The store's URI holds credentials, the target cannot be written, or the pipeline is too large for
+            a cluster.
     """
     from kfp import compiler
 
+    check_store_uri(store)
     build = {"federated_tuning": federated_tuning, "federated_round": federated_round}[pipeline]
     if target.suffix not in (".yaml", ".yml"):
         raise PerfitError(f"{target} is not a YAML file", "give a name that ends in .yaml")

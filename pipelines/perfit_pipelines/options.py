@@ -16,7 +16,18 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
-PodStore = Annotated[str | None, typer.Option(help="s3://bucket/prefix that the pods use; else the file's.")]
+
+
+def checked_store(uri: str | None) -> str | None:
+    """Return the value of an option that is a store's URI, which must hold no credentials."""
+    from perfit.locations import check_store_uri
+
+    return uri and check_store_uri(uri)
+
+
+PodStore = Annotated[
+    str | None, typer.Option(help="s3://bucket/prefix that the pods use; else the file's.", callback=checked_store)
+]
 ClientImage = Annotated[str | None, typer.Option(help="Image of the clients' tasks.")]
 ServerImage = Annotated[str | None, typer.Option(help="Image of the server's tasks.")]
 

@@ -15,19 +15,17 @@ from typing import Any, NamedTuple
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
-from perfit.cluster_spec import Cluster, ClusterSpec, Tier
+from perfit.cluster_spec import DATA_MOUNT, HUB_SECRET, Cluster, ClusterSpec, Tier
 from perfit.errors import PerfitError
 from perfit.methods import METHODS
 from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
-from perfit_components.secret_names import SERVER_SECRET, STORE_KEYS
+from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
 
-HUB_SECRET = "perfit-hub"
 ROLE_LABEL = "perfit/role"
-DATA_MOUNT = "/data"
 CACHE_MOUNT = "/cache"
 _USER = 10001
 
@@ -119,7 +117,7 @@ def _pipeline(
             tiers=tiers,
             claim_tiers=claim_tiers,
         )
-        _on_server(prepared, images.client, "prepare").set_display_name("Prepare")
+        _on_server(prepared, spec, images.client, "prepare").set_display_name("Prepare")
         _with_model(prepared, spec.cluster)
         run(prepared)
 
@@ -157,7 +155,7 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
         inputs = dict(zip(outputs._fields, participants, strict=True))
         trained = _uncached(clients(federation=federation, round=round, **inputs)).set_display_name("Clients")
         closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next)
-        _on_server(closed, images.server).set_display_name("Aggregate")
+        _on_server(closed, spec, images.server).set_display_name("Aggregate")
         closed.after(trained).ignore_upstream_failure()
         return outputs(*(closed.outputs[name] for name in outputs._fields))
 
@@ -230,9 +228,10 @@ def _typed(function: Callable, types: Mapping[str, Any], outputs: type | None = 
     return function
 
 
-def _on_server(task: dsl.PipelineTask, image: str, role: str = "server") -> dsl.PipelineTask:
+def _on_server(task: dsl.PipelineTask, spec: ClusterSpec, image: str, role: str = "server") -> dsl.PipelineTask:
     """Settings of every task that reads and writes the whole federation."""
-    return _with_store(task, SERVER_SECRET, role).set_container_image(image)
+    _with_store(task, spec.server_secret, role).set_container_image(image)
+    return task.set_memory_limit(spec.cluster.server_memory)
 
 
 def _on_client(

@@ -48,7 +48,7 @@ def tuned(installed: Home) -> Home:
 
 
 def test_every_role_has_a_secret_with_a_key_of_its_own(cluster: Cluster, installed: Home):
-    names = ["perfit-server", *(installed.spec.secret_of(client) for client in installed.spec.clients)]
+    names = [installed.spec.server_secret, *(installed.spec.secret_of(client) for client in installed.spec.clients)]
     held = [json.loads(cluster.kubectl("get", "secret", name, "-o", "json"))["data"] for name in names]
     assert all(set(STORE_KEYS) <= set(data) for data in held)
     assert len({data["AWS_SECRET_ACCESS_KEY"] for data in held}) == len(names)

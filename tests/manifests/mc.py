@@ -38,6 +38,11 @@ match sys.argv[1:]:
         print("The cluster 'store' is ready")
     case ["mb", "--ignore-existing", target]:
         state["buckets"] = sorted({*state["buckets"], target.removeprefix("store/")})
+    case ["version", "enable", "--excluded-prefixes", prefixes, target]:
+        bucket = target.removeprefix("store/")
+        if bucket not in state["buckets"]:
+            sys.exit("mc: <ERROR> Cannot enable versioning. The specified bucket does not exist.")
+        state["versioned"][bucket] = prefixes.split(",")
     case ["admin", "policy", "create", "store", name, file]:
         state["policies"][name] = json.loads(Path(file).read_text())
     case ["admin", "policy", "attach", "store", name, "--user", user]:

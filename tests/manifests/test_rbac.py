@@ -13,7 +13,6 @@ RUNNER = [
     ("", "pods", None, "get list"),
 ]
 DOCTOR = [
-    ("", "secrets", "perfit-server", "get"),
     ("", "persistentvolumeclaims", None, "get"),
     ("", "resourcequotas", None, "list"),
     ("", "limitranges", None, "list"),

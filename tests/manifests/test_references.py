@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfit_components.secret_names import SERVER_SECRET
-from perfit_pipelines.deploy.render import CLIENTS_SECRET, ROOT_SECRET, SHARDS
+from perfit_pipelines.deploy.render import ROOT_SECRET, USER_SECRETS
 
 from .rendering import OVERLAYS, WITH_STORE, Object, identity, of_kind, pod_templates, render, run_namespace, walk
 
@@ -18,9 +17,7 @@ RUN = "the run namespace"
 
 FROM_DEPLOY = {
     ("Secret", "perfit", ROOT_SECRET),
-    ("Secret", "perfit", SERVER_SECRET),
-    *(("Secret", "perfit", f"{CLIENTS_SECRET}-{shard}") for shard in range(SHARDS)),
-    ("Secret", RUN, SERVER_SECRET),
+    *(("Secret", "perfit", name) for name in USER_SECRETS),
 }
 FROM_KUBEFLOW = {("ConfigMap", RUN, "kfp-launcher"), ("Secret", RUN, "mlpipeline-minio-artifact")}
 """What others bring."""

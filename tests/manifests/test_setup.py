@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from perfit_pipelines.deploy.render import CLIENTS_SECRET, SHARDS
+from perfit_pipelines.deploy.render import USER_SECRETS
 
 from .rendering import MANIFESTS, WITH_STORE, only
 
@@ -73,12 +74,10 @@ class Minio:
 
 @pytest.fixture
 def minio(tmp_path: Path) -> Minio:
-    """A fresh MinIO that knows no user, two clients, and a PATH that holds no more than the image does."""
-    for name in ("bin", "clients", "server"):
+    """A fresh MinIO that knows no user, a server and two clients, and a PATH that holds no more than the image does."""
+    for name in ("bin", "clients"):
         (tmp_path / name).mkdir()
     shutil.copytree(STORE / "policies", tmp_path / "policies")
-    (tmp_path / "server/access-key").write_text("perfit-server")
-    (tmp_path / "server/secret-key").write_text("of-the-server")
     mc = tmp_path / "bin/mc"
     mc.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name("mc.py")} "$@"\n')
     mc.chmod(0o755)
@@ -87,11 +86,13 @@ def minio(tmp_path: Path) -> Minio:
         "not_ready_for": 0,
         "host": "http://root-user:root-password@minio:9000",
         "buckets": [],
+        "versioned": {},
         "policies": {},
         "users": {},
     }
     (tmp_path / "state.json").write_text(json.dumps(state))
     minio = Minio(tmp_path)
+    minio.give_client("perfitserver-tiny", "of-the-server")
     minio.give_client("tiny.ann", "of-ann")
     minio.give_client("tiny.ann-b", "of-ann-b")
     return minio
@@ -101,12 +102,29 @@ def test_it_makes_bucket_users_and_policies(minio):
     state = minio.set_up()
     assert state["buckets"] == ["perfit"]
     assert state["users"] == {
-        "perfit-server": {"secret": "of-the-server", "policies": [MARK, "perfit-server"]},
+        "perfitserver-tiny": {"secret": "of-the-server", "policies": [MARK, "perfitserver-tiny"]},
         "tiny.ann": {"secret": "of-ann", "policies": [MARK, "client-tiny.ann"]},
         "tiny.ann-b": {"secret": "of-ann-b", "policies": [MARK, "client-tiny.ann-b"]},
     }
     assert state["policies"]["client-tiny.ann"] == {"Statement": ["tiny.ann"]}
-    assert state["policies"]["perfit-server"] == json.loads((STORE / "policies/server.json").read_text())
+    assert state["policies"]["perfitserver-tiny"] == {"Statement": ["perfitserver-tiny"]}
+
+
+def test_what_is_overwritten_can_be_found_again_but_for_clients_own_files(minio):
+    """MinIO takes such a prefix as a pattern, whose star also matches slashes."""
+    ((bucket, prefixes),) = minio.set_up()["versioned"].items()
+    assert bucket == "perfit"
+    kept, left_out = ["head.json", "rounds/1/updates/ann.json", "masks/ann/0"], ["clients/ann/adapter/x", "clients/b/y"]
+    for name in ("tiny", "tiny.fedit", "clients"):
+        for path in kept + left_out:
+            excluded = any(fnmatch(f"federations/{name}/{path}", f"{prefix}*") for prefix in prefixes)
+            assert excluded == (path in left_out), path
+    assert not any(fnmatch("records/ann.jsonl", f"{prefix}*") for prefix in prefixes)
+
+
+def test_the_user_that_all_federations_shared_is_gone(minio):
+    minio.set_state(users={"perfit-server": {"secret": "shared", "policies": [MARK, "perfit-server"]}})
+    assert "perfit-server" not in minio.set_up()["users"]
 
 
 def test_it_may_run_again(minio):
@@ -115,11 +133,11 @@ def test_it_may_run_again(minio):
 
 
 def test_a_new_user_costs_four_calls_of_mc_and_one_that_is_there_two(minio):
-    """Three users, and four calls for all: is MinIO ready, who is there, the bucket, what nobody may do."""
+    """Three users, and five for all: is MinIO ready, who is there, the bucket, its versions, what nobody may do."""
     minio.set_up()
-    assert len(minio.calls) == 4 + 4 * 3
+    assert len(minio.calls) == 5 + 4 * 3
     minio.set_up()
-    assert len(minio.calls) == 4 + 2 * 3
+    assert len(minio.calls) == 5 + 2 * 3
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -130,7 +148,7 @@ def test_any_posix_shell_does(minio, shell):
     minio.set_up()
     minio.take_client("tiny.new")
     assert minio.set_up()["users"] == first["users"]
-    assert len(minio.calls) == 4 + 2 * 3 + 1
+    assert len(minio.calls) == 5 + 2 * 3 + 1
 
 
 def test_it_gives_new_secrets_and_policies(minio):
@@ -147,16 +165,16 @@ def test_it_removes_users_of_clients_that_are_gone_and_nobody_elses(minio):
     strangers = {"backup": {"secret": "x", "policies": ["readonly"]}, "idle": {"secret": "y", "policies": []}}
     minio.set_state(users=state["users"] | strangers)
     minio.take_client("tiny.ann")
-    assert set(minio.set_up()["users"]) == {"perfit-server", "tiny.ann-b", "backup", "idle"}
+    assert set(minio.set_up()["users"]) == {"perfitserver-tiny", "tiny.ann-b", "backup", "idle"}
 
 
-@pytest.mark.parametrize("broken", ["server/secret-key", "policies/server.json", "clients/tiny.ann-b.policy.json"])
+@pytest.mark.parametrize("broken", ["policies/no-self-service.json", "clients/tiny.ann-b.policy.json"])
 def test_a_removed_clients_user_is_gone_even_if_a_later_step_fails(minio, broken):
     minio.set_up()
     minio.take_client("tiny.ann")
     (minio.root / broken).unlink()
     assert minio.run().returncode != 0
-    assert set(minio.state["users"]) == {"perfit-server", "tiny.ann-b"}
+    assert set(minio.state["users"]) == {"perfitserver-tiny", "tiny.ann-b"}
 
 
 def test_a_name_within_another_is_a_user_of_its_own(minio):
@@ -165,7 +183,8 @@ def test_a_name_within_another_is_a_user_of_its_own(minio):
     new = ("tiny.an", "tiny.ann-", "tiny.ann-b2", "ny.ann", "x-tiny.ann", "tiny-ann")
     for key in new:
         minio.give_client(key, "new")
-    added = {key: {"secret": "new", "policies": [MARK, f"client-{key}"]} for key in new}
+    policies = {key: f"client-{key}" if "." in key else key for key in new}
+    added = {key: {"secret": "new", "policies": [MARK, policies[key]]} for key in new}
     assert minio.set_up()["users"] == before | added
     for key in new:
         minio.take_client(key)
@@ -180,20 +199,20 @@ def test_nobody_has_rights_without_the_mark(minio):
 def test_it_needs_no_clients(minio):
     for key in ("tiny.ann", "tiny.ann-b"):
         minio.take_client(key)
-    assert set(minio.set_up()["users"]) == {"perfit-server"}
+    assert set(minio.set_up()["users"]) == {"perfitserver-tiny"}
 
 
 def test_it_goes_on_from_where_it_was_cut_off(minio):
     """A user that was made, but given none or one of its two policies, or one whose name begins like it."""
     state = minio.set_up()
     made = {"tiny.ann": {"secret": "", "policies": []}, "tiny.ann-b": {"secret": "", "policies": [MARK]}}
-    made["perfit-server"] = {"secret": "", "policies": ["perfit-server-2"]}
+    made["perfitserver-tiny"] = {"secret": "", "policies": ["perfitserver-tiny-2"]}
     minio.set_state(users=state["users"] | made)
     policies = {name: set(user["policies"]) for name, user in minio.set_up()["users"].items()}
     assert policies == {
         "tiny.ann": {"client-tiny.ann", MARK},
         "tiny.ann-b": {"client-tiny.ann-b", MARK},
-        "perfit-server": {"perfit-server", "perfit-server-2", MARK},
+        "perfitserver-tiny": {"perfitserver-tiny", "perfitserver-tiny-2", MARK},
     }
 
 
@@ -205,7 +224,7 @@ def test_it_waits_for_minio_and_shows_what_is_wrong(minio):
     assert minio.state["buckets"] == ["perfit"]
 
 
-@pytest.mark.parametrize("broken", ["server/secret-key", "clients/tiny.ann.policy.json", "policies/server.json"])
+@pytest.mark.parametrize("broken", ["clients/tiny.ann.policy.json", "policies/no-self-service.json"])
 def test_it_fails_where_something_is_missing(minio, broken):
     (minio.root / broken).unlink()
     assert minio.run().returncode != 0
@@ -237,10 +256,6 @@ def test_the_job_mounts_what_the_script_reads(overlay):
     job = only(overlay, "Job", "minio-setup")["spec"]["template"]["spec"]
     (container,) = job["containers"]
     assert container["command"] == ["/bin/sh", "/setup/setup.sh"]
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
-        *("/setup", "/policies", "/server", "/clients", "/tmp")
-    }
-    (server,) = (volume["secret"] for volume in job["volumes"] if volume["name"] == "server")
-    assert {item["path"] for item in server["items"]} == {"access-key", "secret-key"}
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {*("/setup", "/policies", "/clients", "/tmp")}
     (clients,) = (volume["projected"]["sources"] for volume in job["volumes"] if volume["name"] == "clients")
-    assert clients == [{"secret": {"name": f"{CLIENTS_SECRET}-{n}", "optional": True}} for n in range(SHARDS)]
+    assert clients == [{"secret": {"name": name, "optional": True}} for name in USER_SECRETS]

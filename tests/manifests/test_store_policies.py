@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from perfit.cluster_spec import ClusterSpec
+from perfit_pipelines.deploy.policies import server_policy
 from perfit_storage import (
     AccessDenied,
     Blob,
@@ -15,7 +17,6 @@ from perfit_storage import (
     Head,
     ObjectNotFound,
     ObjectStore,
-    federation_names,
     open_store,
 )
 
@@ -24,15 +25,21 @@ from .iam import PolicedStore, evaluate
 from .rendering import MANIFESTS, WITH_STORE, only
 
 HASH = "0123456789abcdef" * 4
-TRAPS = ("ann", "plan", "summary", "report", "global", "state", "rounds", "masks", "clients", "head", "spec")
+TRAPS = ("ann", "plan", "summary", "report", "global", "state", "head", "spec")
 """Clients that are called as the server's own files and directories are."""
 
 
-def load(name: str) -> dict:
-    return json.loads((MANIFESTS / "base/store/policies" / f"{name}.json").read_text())
+NO_SELF_SERVICE = json.loads((MANIFESTS / "base/store/policies/no-self-service.json").read_text())
 
 
-POLICIES = [load("server"), load("no-self-service")]
+def policies_of(name: str) -> list[dict]:
+    """Those of a federation's server, of which a run by another method is one more directory."""
+    clients = [{"id": client, "data": f"owner/{client}"} for client in TRAPS]
+    spec = ClusterSpec.model_validate({"name": name.partition(".")[0], "model": "owner/model", "clients": clients})
+    return [server_policy(spec, "s3://perfit"), NO_SELF_SERVICE]
+
+
+POLICIES = policies_of("tiny")
 
 
 def may(action: str, key: str) -> bool:
@@ -52,14 +59,23 @@ def objects(tmp_path: Path) -> ObjectStore:
 @pytest.fixture(params=["tiny", "tiny.fedadam", "clients", "rounds", "masks"])
 def federation(request, objects) -> tuple[FederationStore, FederationStore]:
     """One federation, as the server may see it and as it is: also by another method, or called as the layout's own."""
-    policed = PolicedStore(objects, POLICIES, "perfit")
+    policed = PolicedStore(objects, policies_of(request.param), "perfit")
     return FederationStore(policed, request.param), FederationStore(objects, request.param)
 
 
 def test_the_server_does_its_part_of_a_round(federation, objects):
     server, everybody = federation
     play_the_servers_part(server, everybody)
-    assert federation_names(PolicedStore(objects, POLICIES, "perfit")) == [server.name]
+
+
+def test_the_server_of_another_federation_has_no_part_in_it(federation, objects):
+    _, everybody = federation
+    assert everybody.write_spec(b"spec", None)
+    for name in ("tin", "tiny-2", "ann", f"{everybody.name.partition('.')[0]}-2"):
+        other = FederationStore(PolicedStore(objects, policies_of(name), "perfit"), everybody.name)
+        for attempt in (other.read_spec, lambda: other.put_report(1, b"forged"), other.summarised_rounds):  # noqa: B023
+            with pytest.raises(AccessDenied):
+                attempt()
 
 
 def play_the_servers_part(server: FederationStore, everybody: FederationStore) -> None:
@@ -146,11 +162,9 @@ def test_the_server_deletes_nothing(federation, objects):
         "federations/tiny/rounds/1/updates/ann.json",
         "federations/tiny/rounds/1/updates/plan.json",
         f"federations/tiny/rounds/1/updates/global.{HASH}.safetensors",
-        f"federations/tiny/rounds/1/global.{HASH[1:]}.safetensors",
         f"federations/tiny/rounds/1/updates/state.{HASH}.safetensors",
-        f"federations/tiny/rounds/1/state.{HASH[1:]}.safetensors",
         "federations/tiny/clients/ann/rounds/1/state.safetensors",
-        f"federations/tiny/masks/ann-{HASH}",
+        f"federations/tiny/masks/ann/{HASH}",
         "federations/tiny/clients/ann/spec.yaml",
         "other/tiny/spec.yaml",
     ],
@@ -165,9 +179,8 @@ def test_reads_elsewhere_are_refused(key):
 
 
 def test_listings_begin_with_the_federations_directory():
-    assert may_list("federations/")
     assert may_list("federations/tiny/rounds/")
-    for prefix in (None, "", "other/", "feder"):
+    for prefix in (None, "", "other/", "feder", "federations/", "federations/tiny-2/rounds/"):
         assert not may_list(prefix)
 
 
@@ -194,27 +207,23 @@ def test_users_may_not_manage_their_own_keys():
     """MinIO lets everybody who is not denied it: a thief's second key would outlive the rotation of the first."""
     allow_all = {"Statement": [{"Effect": "Allow", "Action": ["admin:*"]}]}
     assert evaluate([allow_all], "admin:CreateServiceAccount", "")
-    assert not evaluate([allow_all, load("no-self-service")], "admin:CreateServiceAccount", "")
+    assert not evaluate([allow_all, NO_SELF_SERVICE], "admin:CreateServiceAccount", "")
 
 
 @pytest.mark.parametrize("overlay", WITH_STORE)
 def test_the_setup_gets_these_policies(overlay):
     data = only(overlay, "ConfigMap", "minio-policies")["data"]
-    assert {name: json.loads(text) for name, text in data.items()} == {
-        "server.json": load("server"),
-        "no-self-service.json": load("no-self-service"),
-    }
+    assert {name: json.loads(text) for name, text in data.items()} == {"no-self-service.json": NO_SELF_SERVICE}
 
 
 def test_a_real_server_takes_the_policy_and_enforces_it(tmp_path):
     """SeaweedFS evaluates such documents whole; MinIO itself cannot be had where these tests run."""
     with role_server(tmp_path / "server") as running:
-        running.add_users({"perfit-server": ("secret", load("server"))})
-        environment = running.environment("perfit-server", "secret")
+        running.add_users({"perfitserver-tiny": ("secret", POLICIES[0])})
+        environment = running.environment("perfitserver-tiny", "secret")
         server = FederationStore.open("s3://perfit", "tiny", environment)
         everybody = FederationStore.open("s3://perfit", "tiny", running.administrator)
         play_the_servers_part(server, everybody)
-        assert federation_names(open_store("s3://perfit", environment)) == ["tiny"]
         for attempt in forbidden(server, "plan"):
             with pytest.raises(AccessDenied):
                 attempt()

@@ -121,6 +121,15 @@ def test_a_clients_name_in_the_cluster_is_that_of_its_secret():
     assert [federation.secret_of(client) for client in federation.clients] == ["bob-key", "perfit-notes-2-ann"]
 
 
+@pytest.mark.parametrize("name", ["f", "server", "server-f", "perfit", "perfitserver"])
+@pytest.mark.parametrize("client", ["server", "f", "server-f"])
+def test_a_servers_secret_is_no_clients(name, client):
+    clients = [{"id": client, "data": "a.jsonl"}]
+    federation = spec(name=name, clients=clients)
+    servers = {spec(name=other, clients=clients).server_secret for other in (name, "f", client, f"{name}-{client}")}
+    assert federation.secret_of(federation.clients[0]) not in servers
+
+
 @pytest.mark.parametrize(
     ("volume", "has_volumes", "names_claims"),
     [(None, False, False), ("perfit-f-ann", True, False), ("records", True, True)],

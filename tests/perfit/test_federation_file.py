@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
@@ -174,7 +175,7 @@ def test_settings_right_and_wrong(right, wrong, problem):
         ),
         ("id: eve-2", "id: ../eve", f"f.yaml:8: clients.2.id: '../eve' {SEGMENT}"),
         ("id: e", "id: Eve", f"f.yaml:8: clients.2.id: 'Eve' {SEGMENT}"),
-        (f"id: {'e' * 63}", f"id: {'e' * 64}", f"f.yaml:8: clients.2.id: '{'e' * 64}' {SEGMENT}"),
+        (f"id: {'e' * 50}", f"id: {'e' * 64}", f"f.yaml:8: clients.2.id: '{'e' * 64}' {SEGMENT}"),
         ("id: '7'", "id: 7", "f.yaml:8: clients.2.id: Input should be a valid string, but it is 7"),
         (
             "id: eve\n    tier: default",
@@ -206,6 +207,199 @@ def test_clients_right_and_wrong(right, wrong, problem):
 @pytest.mark.parametrize("id", ["", ".", "..", "a/b", "a_b", "-a", "a-", "a b", "ä", "a\\n", "a.b"])
 def test_ids_that_are_not_safe_path_segments(id):
     assert SEGMENT in message_of(f'name: n\nmodel: m\nclients:\n  - id: "{id}"\n    data: d\n')
+
+
+OWNERS = """\
+name: notes
+model: some/model
+clients:
+  - id: ann
+    data: ann.jsonl
+    secret: keys-of-ann
+    volume: disk-of-ann
+  - id: bob
+    data: bob.jsonl
+"""
+"""Its first free line is 10, of client bob."""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ("secret: bobs", "secret: ../../x", f"f.yaml:10: clients.1.secret: '../../x' {SEGMENT}"),
+        (f"secret: {'b' * 63}", f"secret: {'b' * 64}", f"f.yaml:10: clients.1.secret: '{'b' * 64}' {SEGMENT}"),
+        ("volume: disk-1", "volume: disk.1", f"f.yaml:10: clients.1.volume: 'disk.1' {SEGMENT}"),
+        (
+            "secret: keys-of-bob",
+            "secret: keys-of-ann",
+            "f.yaml:10: clients.1.secret: client 'bob' would share the Secret 'keys-of-ann' with client 'ann'; "
+            "give it secret of its own",
+        ),
+        (
+            "secret: perfit-notes-bobby",
+            "secret: perfitserver-notes",
+            "f.yaml:10: clients.1.secret: client 'bob' would share the Secret 'perfitserver-notes' with a server; "
+            "give it secret of its own",
+        ),
+        (
+            "secret: perfit-server",
+            "secret: perfitserver-of-others",
+            "f.yaml:10: clients.1.secret: client 'bob' would share the Secret 'perfitserver-of-others' with a server; "
+            "give it secret of its own",
+        ),
+        (
+            "secret: perfit-hubs",
+            "secret: perfit-hub",
+            "f.yaml:10: clients.1.secret: client 'bob' would share the Secret 'perfit-hub' with the model hub; "
+            "give it secret of its own",
+        ),
+        (
+            "volume: disk-of-bob",
+            "volume: disk-of-ann",
+            "f.yaml:10: clients.1.volume: client 'bob' would share the volume claim 'disk-of-ann' with client 'ann'; "
+            "give it volume of its own",
+        ),
+        (
+            "volume: perfit-notes-bob",
+            "volume: perfit-model-cache",
+            "f.yaml:10: clients.1.volume: client 'bob' would share the volume claim 'perfit-model-cache' with the "
+            "model cache; give it volume of its own",
+        ),
+        (
+            "held_out: held.jsonl",
+            "held_out: ./x/../ann.jsonl",
+            "f.yaml:10: clients.1.held_out: client 'bob' would share the records 'ann.jsonl' with client 'ann'; "
+            "give it held_out of its own",
+        ),
+    ],
+)
+def test_what_is_another_owners(right, wrong, problem):
+    parse_federation(f"{OWNERS}    {right}\n")
+    assert message_of(f"{OWNERS}    {wrong}\n") == f"{problem}\n  fix: correct this key"
+
+
+def sources(*clients: dict[str, str], **sections: str) -> str:
+    """A federation file of clients a, b, ... with these keys."""
+    ids = (chr(ord("a") + number) for number in range(len(clients)))
+    entries = [{"id": id, **client} for id, client in zip(ids, clients, strict=True)]
+    return yaml.safe_dump({"name": "n", "model": "m", "clients": entries, **sections})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("s3://b/x.jsonl", "s3://b/x.jsonl"),
+        ("owner/set", "owner/set:train"),
+        ("x.jsonl", "./x.jsonl"),
+        ("/d/x.jsonl", "/d/e/../x.jsonl"),
+    ],
+)
+def test_the_same_records_of_two_clients(first, second):
+    assert "client 'b' would share the records" in message_of(sources({"data": first}, {"data": second}))
+    parse_federation(sources({"data": first, "held_out": second}))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"data": "s3://b/x.jsonl"}, {"data": "s3://b/y.jsonl"}),
+        ({"data": "owner/set:train"}, {"data": "owner/set:test"}),
+        ({"data": "/data/x.jsonl", "volume": "one"}, {"data": "/data/x.jsonl", "volume": "two"}),
+    ],
+)
+def test_different_records_of_two_clients(first, second):
+    parse_federation(sources(first, second))
+
+
+def test_one_file_by_a_relative_and_an_absolute_path_and_by_a_link(tmp_path):
+    (tmp_path / "x.jsonl").touch()
+    (tmp_path / "link.jsonl").symlink_to("x.jsonl")
+    for other in (str(tmp_path / "x.jsonl"), "link.jsonl"):
+        (tmp_path / "f.yaml").write_text(sources({"data": "x.jsonl"}, {"data": other}))
+        with pytest.raises(PerfitError, match=r"f\.yaml:\d+: clients\.1\.data: client 'b' would share the records"):
+            load_federation(tmp_path / "f.yaml")
+
+
+def test_names_that_are_too_long_for_kubernetes():
+    """Of ``perfit-<federation>-<client>`` and ``perfitserver-<federation>``."""
+    name, id = "f" * 30, "c" * 25
+    text = f"name: {name}\nmodel: m\nclients:\n  - id: {id}\n    data: d\n"
+    assert len(parse_federation(text).secret_of(parse_federation(text).clients[0])) == 63
+    assert message_of(text.replace(id, f"{id}c")) == (
+        f"f.yaml:4: clients.0.id: '{id}c' makes 'perfit-{name}-{id}c', its Secret, longer than 63 characters; "
+        "shorten it by 1, or name a Secret with the key `secret`\n  fix: correct this key"
+    )
+    parse_federation(text.replace(id, f"{id}c\n    secret: its-own"))
+    text = text.replace(id, "c").replace(name, "f" * 50)
+    assert len(parse_federation(text).server_secret) == 63
+    assert message_of(text.replace("f" * 50, "f" * 51)) == (
+        f"f.yaml:1: name: '{'f' * 51}' makes 'perfitserver-{'f' * 51}', the server's Secret, longer than "
+        "63 characters; shorten it to 50\n  fix: correct this key"
+    )
+
+
+@pytest.mark.parametrize("id", ["clients", "masks", "rounds"])
+def test_a_client_is_not_called_as_a_directory_of_the_store(id):
+    assert f"{id!r} is the name of a directory of the store" in message_of(MINIMAL.replace("id: ann", f"id: {id}"))
+
+
+def test_a_model_cache_is_a_claim():
+    parse_federation(MINIMAL + "cluster: {model_cache: models}")
+    assert f"f.yaml:8: cluster.model_cache: 'a/b' {SEGMENT}" in message_of(MINIMAL + "cluster: {model_cache: a/b}")
+
+
+@pytest.mark.parametrize(
+    ("store", "uri"),
+    [
+        ("s3://perfit", "s3://perfit/federations/tiny/clients/ann/x.jsonl"),
+        ("s3://perfit/team/", "s3://perfit/team/federations/tiny/rounds/1/updates/ann.json"),
+        ("s3://perfit/team", "s3://perfit/other/federations/tiny/clients/ann/x.jsonl"),
+        ("file:///store", "/store/x/../federations/tiny/clients/ann/x.jsonl"),
+    ],
+)
+def test_records_are_no_files_of_a_federation(store, uri):
+    message = message_of(sources({"data": "owner/set", "held_out": uri}, store=store))
+    assert re.match(r"f\.yaml:\d: clients\.0\.held_out: .* is where the store .* keeps federations", message), message
+    parse_federation(sources({"data": uri}))
+    parse_federation(sources({"data": uri}, store=f"{store.partition('://')[0]}:///elsewhere"))
+    parse_federation(sources({"data": "s3://perfit/records/federations.jsonl"}, store=store))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:PASS@bucket/x.jsonl",
+        "s3://KEY:PA/SS@bucket/x.jsonl",
+        "s3://PASS@bucket/x.jsonl",
+        "https://KEY:PASS@host/x.jsonl",
+        "s3://bucket/x.jsonl?X-Amz-Signature=PASS",
+        "s3://bucket/x.jsonl#PASS",
+    ],
+)
+def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri):
+    for text in (
+        sources({"data": uri}),
+        sources({"data": "a.jsonl", "held_out": uri}),
+        sources({"data": "a.jsonl"}, store=uri.removesuffix(".jsonl")),
+        sources({"data": "a.jsonl"}, model=uri),
+    ):
+        message = message_of(text)
+        assert re.search("holds credentials; leave them out|holds a query or fragment", message), message
+        assert not re.search("PA|SS", message)
+
+
+@pytest.mark.parametrize("text", ["rounds: [s3://KEY:PASS@bucket]", "store: s3://KEY:PASS@bucket: x"])
+def test_a_secret_where_it_does_not_belong_is_not_repeated(text):
+    message = message_of(MINIMAL + text)
+    assert "PASS" not in message
+    assert "(hidden)@bucket" in message
+
+
+@pytest.mark.parametrize(
+    "uri", ["gs://b/x.jsonl", "s3://bucket", "s3://bucket/", "s3://b/../x.jsonl", "s3://b//x.jsonl"]
+)
+def test_a_uri_that_names_no_object(uri):
+    assert f"{uri!r} names no object; write s3://bucket/key" in message_of(sources({"data": uri}))
 
 
 def test_all_problems_are_named_at_once():

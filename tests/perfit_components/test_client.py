@@ -25,7 +25,7 @@ def test_a_clients_first_round_leaves_a_mask_of_its_budget(make_site):
     for client, rank in [("ann", 2), ("bob", 1)]:
         site.train_client(client)
         (sha256,) = site.store.find_masks(client)
-        file = AdapterFile.parse(files(site.root)[f"masks/{client}-{sha256}"])
+        file = AdapterFile.parse(files(site.root)[f"masks/{client}/{sha256}"])
         assert (file.header.client, file.header.round, file.header.rank) == (client, 1, rank)
         assert file.header.mask_sha256 == sha256
         assert np.count_nonzero(file.mask) == file.space.budget(rank)
@@ -35,7 +35,7 @@ def test_a_second_search_gives_the_same_mask(make_site):
     site = make_site().prepare()
     site.train_client("bob")
     before = files(site.root)
-    for path in [*(site.root / "masks").iterdir(), site.root / "rounds/1/updates/bob.json"]:
+    for path in [*(site.root / "masks/bob").iterdir(), site.root / "rounds/1/updates/bob.json"]:
         path.unlink()
     site.train_client("bob")
     assert files(site.root) == before
@@ -52,7 +52,7 @@ def test_what_a_round_leaves(trained):
     assert file.vectors(mask, ["values"])["values"].size == record.budget == record.shared == header.budget == budget
     assert (record.samples, record.held_out_records) == (RECORDS["bob"] - 1, 1)
     assert record.update.sha256 == hashlib.sha256(update).hexdigest()
-    assert record.bytes_up == len(update) + len(stored[f"masks/bob-{record.mask_sha256}"])
+    assert record.bytes_up == len(update) + len(stored[f"masks/bob/{record.mask_sha256}"])
     assert record.bytes_down == len(stored["rounds/0/global.safetensors"])
     assert record.perplexity.before == pytest.approx(json.loads(stored["clients/bob/baseline.json"])["perplexity"])
     assert len(record.losses) == trained.spec.training.steps

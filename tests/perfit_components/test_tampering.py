@@ -54,7 +54,7 @@ class Eve:
         """Write another mask, and an update and a record that fit it."""
         self.mask, sha256, count = mask, mask_hash(self.space, mask), int(np.count_nonzero(mask))
         header = replace(self.header, budget=count, mask_sha256=sha256)
-        (self.root / f"masks/eve-{sha256}").write_bytes(dump_mask(header, self.space, mask))
+        (self.root / f"masks/eve/{sha256}").write_bytes(dump_mask(header, self.space, mask))
         self.sends(header, values, mask_sha256=sha256, budget=count, shared=count)
 
 
@@ -100,7 +100,7 @@ def record_of_bob(eve: Eve) -> None:
 def architecture_of_bob(eve: Eve) -> None:
     """Bob's mask, which is of a smaller budget, and an update that fits it."""
     bob = json.loads((eve.root / "rounds/1/updates/bob.json").read_text())
-    mask = AdapterFile.parse((eve.root / f"masks/bob-{bob['mask_sha256']}").read_bytes()).mask
+    mask = AdapterFile.parse((eve.root / f"masks/bob/{bob['mask_sha256']}").read_bytes()).mask
     eve.adopts(mask, eve.values[: np.count_nonzero(mask)])
 
 

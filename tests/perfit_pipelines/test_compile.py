@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):
             # The driver looks such a name up among the inputs of the DAG that the task is in, and nowhere else.
             assert parameter["componentInputParameter"] in leaf.dag_inputs, "/".join(leaf.path)
     names = [secret["secretName"] for leaf in leaves(ir) for secret in leaf.secrets if "secretName" in secret]
-    assert set(names) == {"perfit-server"}
+    assert set(names) == {"perfitserver-hospitals"}
 
 
 def test_the_servers_tasks_have_its_keys_and_no_accelerator(ir):
@@ -149,7 +150,8 @@ def test_the_servers_tasks_have_its_keys_and_no_accelerator(ir):
         assert leaf.container["image"] == expected, leaf.path
         assert "accelerator" not in leaf.container.get("resources", {}), leaf.path
         assert not {"nodeSelector", "tolerations"} & set(leaf.platform), leaf.path
-        assert [secret["secretName"] for secret in leaf.secrets] == ["perfit-server"], leaf.path
+        assert [secret["secretName"] for secret in leaf.secrets] == ["perfitserver-hospitals"], leaf.path
+        assert leaf.container["resources"] == {"memoryLimit": 4.294967296, "resourceMemoryLimit": "4Gi"}, leaf.path
         assert "/data" not in leaf.mounts
 
 
@@ -166,6 +168,14 @@ def test_no_key_is_in_the_file(ir):
     parameters = {name for leaf in leaves(ir) for name in leaf.task["inputs"]["parameters"]}
     known = "federation_file store method federation round tiers claim_tiers plan_next name threads"
     assert parameters <= set(known.split())
+
+
+@pytest.mark.parametrize("store", ["s3://KEY:PASS@bucket", "s3://KEY:PA/SS@bucket", "s3://bucket/x?key=PASS"])
+def test_a_secret_in_the_stores_uri_is_not_written(store, tmp_path):
+    with pytest.raises(PerfitError, match="the store URI holds") as refused:
+        compile_pipeline(parse_federation(FEDERATION), "federated_round", store, tmp_path / "p.yaml")
+    assert not re.search("PA|SS", str(refused.value))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_loop_a_tier_with_its_own_parallelism(ir):

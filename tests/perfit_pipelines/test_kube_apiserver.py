@@ -76,20 +76,20 @@ def test_the_server_takes_every_overlay(perfit, overlay):
 def test_federations_share_a_store_and_leave_each_others_keys(perfit, server):
     perfit("deploy", write("one", "a", "b"), "--overlay", "kind", "--apply")
     perfit("deploy", write("two", "a"), "--overlay", "kind", "--apply", "--namespace", "alice")
-    assert users(server) == {"one.a", "one.b", "two.a"}
+    assert users(server) == {"perfitserver-one", "one.a", "one.b", "perfitserver-two", "two.a"}
     perfit("deploy", write("one", "b"), "--overlay", "kind", "--apply")
-    assert users(server) == {"one.b", "two.a"}
+    assert users(server) == {"perfitserver-one", "one.b", "perfitserver-two", "two.a"}
     policies = server.kubectl("get", "networkpolicies", "-n", "perfit", "-o", "name")
     assert {"minio-runs-kubeflow", "minio-runs-alice"} <= {line.split("/")[1] for line in policies.splitlines()}
-    keys = [server.kubectl("get", "secret", "perfit-server", "-n", n, "-o", "json") for n in ("kubeflow", "alice")]
+    places = {"perfitserver-one": "kubeflow", "perfitserver-two": "alice"}
+    keys = [server.kubectl("get", "secret", name, "-n", place, "-o", "json") for name, place in places.items()]
     secrets = {json.loads(key)["data"]["AWS_SECRET_ACCESS_KEY"] for key in keys}
-    assert len(secrets) == 1
-    assert len(base64.b64decode(secrets.pop())) == 40
+    assert [len(base64.b64decode(secret)) for secret in secrets] == [40, 40]
 
 
 def test_runs_may_not_read_the_keys_in_their_namespace(perfit, server):
     perfit("deploy", write("one", "a"), "--overlay", "kind", "--apply")
-    for what in ("secrets", "secrets/perfit-server", "secrets/perfit-one-a"):
+    for what in ("secrets", "secrets/perfitserver-one", "secrets/perfit-one-a"):
         assert not server.may(RUNNER, "get", what, "kubeflow"), what
     assert server.may(RUNNER, "get", "secrets/mlpipeline-minio-artifact", "kubeflow")
     assert not server.may(RUNNER, "create", "pods", "kubeflow")

@@ -93,7 +93,7 @@ def test_one_round_after_the_other_with_a_client_that_joins(tiny_llama, tmp_path
     run_round(home.site, tmp_path / "kfp")
     assert home.site.store.read_head().round == 1
     first = files(home.site.root)
-    assert [key for key in first if key.startswith("masks/")] == [key for key in first if key.startswith("masks/ann-")]
+    assert [key for key in first if key.startswith("masks/")] == [key for key in first if key.startswith("masks/ann/")]
 
     home.file.write_text(home.file.read_text() + "- {id: bob, data: data/bob.jsonl, tier: weak, rank: 1}\n")
     capfd.readouterr()
@@ -101,7 +101,7 @@ def test_one_round_after_the_other_with_a_client_that_joins(tiny_llama, tmp_path
     assert home.site.store.read_head().round == 2
     second = files(home.site.root)
     assert [outcome["client"] for outcome in home.site.store.read_summary(2)["clients"]] == ["ann", "bob"]
-    assert len([key for key in second if key.startswith("masks/bob-")]) == 1
+    assert len([key for key in second if key.startswith("masks/bob/")]) == 1
     printed = capfd.readouterr().out
     assert "round=0 client=bob" in printed
     assert "round=0 client=ann" not in printed

@@ -57,7 +57,7 @@ def test_layout(store: ObjectStore, federation: FederationStore):
         "federations/demo/clients/anna/adapter/adapter_config.json",
         "federations/demo/clients/ben/state/1.safetensors",
         "federations/demo/head.json",
-        f"federations/demo/masks/anna-{MASK}",
+        f"federations/demo/masks/anna/{MASK}",
         "federations/demo/rounds/0/global.safetensors",
         "federations/demo/rounds/0/state.safetensors",
         "federations/demo/rounds/1/plan.json",

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Bring MinIO's bucket, users and policies to what is mounted here. It may run any number of times.
 #
-#   /server/access-key, secret-key     the server's key
-#   /clients/<access key>.secret-key   each client's secret, with its policy beside it: <access key>.policy.json
-#   /policies/*.json                   the server's policy, and what nobody may do
+#   /clients/<access key>.secret-key   the secret of each federation's server and clients, with its policy beside it:
+#                                      <access key>.policy.json
+#   /policies/*.json                   what nobody may do
 #
 # Of other programs it uses mc and cat alone: the image has no grep, sed or awk.
 set -eu
@@ -52,7 +52,7 @@ USERS
 remove_others() {
     while read -r user policy; do
         [ "$policy" = "$mark" ] || continue
-        if [ "$user" = "$server" ] || [ -e "$root/clients/$user.secret-key" ]; then continue; fi
+        [ ! -e "$root/clients/$user.secret-key" ] || continue
         mc admin user remove store "$user" </dev/null
         echo "removed user $user"
     done <<ATTACHED
@@ -80,16 +80,17 @@ ensure_user() {
 
 # It ends when MinIO is healthy, and until then says every five seconds what is wrong: the Job's deadline bounds it.
 mc ready store
-server=$(cat "$root/server/access-key")
 read_attached
 remove_others  # before all that takes long or may fail
 mc mb --ignore-existing "store/$bucket"
+# What somebody overwrites can be found again. Clients' own files are left out: each round replaces them.
+mc version enable --excluded-prefixes "federations/*/clients/" "store/$bucket"
 mc admin policy create store "$mark" "$root/policies/no-self-service.json"
-ensure_user "$server" "$root/server/secret-key" perfit-server "$root/policies/server.json"
 for file in "$root"/clients/*.secret-key; do
     [ -e "$file" ] || continue
     user=${file##*/}
     user=${user%.secret-key}
-    ensure_user "$user" "$file" "client-$user" "${file%.secret-key}.policy.json"
+    case $user in *.*) policy=client-$user ;; *) policy=$user ;; esac  # a server's name has no dot
+    ensure_user "$user" "$file" "$policy" "${file%.secret-key}.policy.json"
 done
 echo "setup: done"

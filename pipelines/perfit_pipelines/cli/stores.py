@@ -14,12 +14,15 @@ import typer
 
 from perfit.errors import PerfitError
 from perfit_components.steps.context import FederationContext
-from perfit_pipelines.options import STATE
+from perfit_pipelines.options import STATE, checked_store
 from perfit_storage import FederationStore, federation_names, open_store
 
 StoreOption = Annotated[
     str | None,
-    typer.Option(help="s3://bucket/prefix (keys from AWS_* variables) or file:///DIR; else this machine's own."),
+    typer.Option(
+        help="s3://bucket/prefix (keys from AWS_* variables) or file:///DIR; else this machine's own.",
+        callback=checked_store,
+    ),
 ]
 
 

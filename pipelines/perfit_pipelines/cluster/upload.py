@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from kfp_server_api import ApiException, V2beta1Pipeline, V2beta1PipelineVersion
 
-from perfit.cluster_spec import ClusterSpec
+from perfit.cluster_spec import DATA_MOUNT, ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import is_local
 from perfit_pipelines.cluster.connection import Kubeflow, list_all, name_filter
 from perfit_pipelines.compile import PipelineName, compile_pipeline
-from perfit_pipelines.pipelines import DATA_MOUNT, Images
+from perfit_pipelines.pipelines import Images
 
 _SHORT = {"federated_tuning": "tuning", "federated_round": "round"}
 _HASH_DIGITS = 12

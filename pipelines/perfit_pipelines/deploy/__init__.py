@@ -34,6 +34,9 @@ def deploy(
         str | None, typer.Option(help="URL of the store as pods reach it; else that of the overlay's MinIO.")
     ] = None,
     region: Annotated[str | None, typer.Option(help="Region of the store; else us-east-1.")] = None,
+    offline: Annotated[
+        bool, typer.Option(help="Do not ask the cluster for the keys that it has: nothing is deployed there yet.")
+    ] = False,
     rotate: Annotated[
         str | None, typer.Option(metavar="CLIENT|server|all", help="Generate a new key; all others are kept.")
     ] = None,
@@ -41,7 +44,7 @@ def deploy(
     """Add the credentials of a federation's server and clients to an overlay, as Secrets; none is ever shown."""
     from perfit_pipelines.deploy.apply import Request, apply_overlay, write_overlay
 
-    request = Request(file, overlay, namespace, context, store, endpoint, region, rotate)
+    request = Request(file, overlay, namespace, context, store, endpoint, region, rotate, offline)
     lines = apply_overlay(request, dry_run) if apply else write_overlay(request, output)
     for line in lines:
         typer.echo(line)

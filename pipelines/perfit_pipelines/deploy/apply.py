@@ -13,11 +13,10 @@ import yaml
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
-from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
 from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
 from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
-from perfit_pipelines.deploy.render import ROOT_SECRET, Deployment, policy_path, render
+from perfit_pipelines.deploy.render import ROOT_SECRET, USER_SECRETS, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
 from perfit_pipelines.options import STATE
 
@@ -42,6 +41,7 @@ class Request:
     endpoint: str | None = None
     region: str | None = None
     rotate: str | None = None
+    offline: bool = False
 
 
 def write_overlay(request: Request, output: Path | None) -> list[str]:
@@ -51,23 +51,18 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
         What to tell the user.
 
     Raises:
-        PerfitError: The directory is unsuitable for secrets, or the federation or overlay has an error.
+        PerfitError: The directory is unsuitable for secrets, the federation or overlay has an error, or the cluster
+            does not say which keys it has.
     """
     spec, kubectl = load_federation(request.file), Kubectl(request.context)
     overlay = open_overlay(request.overlay, kubectl)
     directory = output or STATE / "deploy" / spec.name / overlay.directory.name
     check_directory(directory)
-    warnings, deployed = [], {}
-    try:
-        deployed = _deployed(request, spec, overlay, kubectl)
-    except PerfitError as error:
-        reason = error.problem.splitlines()[-1]
-        warnings.append(f"warning: the cluster was not asked for keys; applying this replaces any there are ({reason})")
+    deployed = {} if request.offline else _asked(request, spec, overlay, kubectl)
     deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **deployed})
     write_private(directory, render(deployment, directory))
     kubectl.build(directory)
     return [
-        *warnings,
         f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
         *_user_lines(deployment, directory),
         "apply it with:",
@@ -103,11 +98,12 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
 def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing: Contents) -> Deployment:
     store = _store(request, spec, overlay)
     roles = roles_of(spec, store)
+    held = existing.get(spec.server_secret, {})
     keys = {name: key for name, texts in existing.items() if (key := _key(texts))}
     if overlay.store_namespace:
         _check_owners(roles, keys)
     endpoint = f"http://minio.{overlay.store_namespace}.svc:{_MINIO_PORT}" if overlay.store_namespace else None
-    endpoint = request.endpoint or _setting(existing, "AWS_ENDPOINT_URL") or endpoint
+    endpoint = request.endpoint or held.get("AWS_ENDPOINT_URL") or endpoint
     if not endpoint:
         raise PerfitError(f"overlay {overlay.name!r} has no store of its own", "give the URL of yours with --endpoint")
     return Deployment(
@@ -115,7 +111,7 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
         overlay,
         request.namespace or overlay.run_namespace,
         endpoint,
-        request.region or _setting(existing, "AWS_REGION") or _REGION,
+        request.region or held.get("AWS_REGION") or _REGION,
         roles,
         choose_keys(roles, keys, request.rotate),
         _root(existing) if overlay.store_namespace else None,
@@ -153,13 +149,30 @@ def _written(file: Path) -> Contents:
     return {item["metadata"]["name"]: decode(item["data"]) for item in items}
 
 
+def _asked(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubectl) -> Contents:
+    try:
+        return _deployed(request, spec, overlay, kubectl)
+    except PerfitError as error:
+        raise PerfitError(
+            f"{error.problem}\nWithout them new keys would be made, and when applied lock out running federations.",
+            "let kubectl reach the cluster, or give --offline if nothing is deployed there yet",
+        ) from error
+
+
 def _deployed(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubectl) -> Contents:
-    names = [role.secret for role in roles_of(spec, _store(request, spec, overlay))]
-    secrets = kubectl.secrets(request.namespace or overlay.run_namespace, names)
-    if overlay.store_namespace:
-        # The server's key belongs to MinIO: runs of all namespaces use it.
-        secrets |= kubectl.secrets(overlay.store_namespace, [SERVER_SECRET, ROOT_SECRET])
-    return secrets
+    """The Secrets that the cluster has; where MinIO has a role's key, that is the one, in all namespaces."""
+    roles = roles_of(spec, _store(request, spec, overlay))
+    secrets = kubectl.secrets(request.namespace or overlay.run_namespace, [role.secret for role in roles])
+    if not overlay.store_namespace:
+        return secrets
+    stored = kubectl.secrets(overlay.store_namespace, [ROOT_SECRET, *USER_SECRETS])
+    users = {name: text for secret in USER_SECRETS for name, text in stored.get(secret, {}).items()}
+    for role in roles:
+        secret_key = users.get(f"{role.access_key}.secret-key")
+        if secret_key and secrets.get(role.secret, {}).get("AWS_ACCESS_KEY_ID") in (None, role.access_key):
+            key = {"AWS_ACCESS_KEY_ID": role.access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+            secrets[role.secret] = secrets.get(role.secret, {}) | key
+    return secrets | {name: texts for name, texts in stored.items() if name == ROOT_SECRET}
 
 
 def _key(texts: Mapping[str, str]) -> Key | None:
@@ -171,10 +184,6 @@ def _root(existing: Contents) -> Key:
     texts = existing.get(ROOT_SECRET, {})
     user, password = texts.get("MINIO_ROOT_USER"), texts.get("MINIO_ROOT_PASSWORD")
     return Key(user or _ROOT_USER, password or new_secret())
-
-
-def _setting(existing: Contents, name: str) -> str | None:
-    return existing.get(SERVER_SECRET, {}).get(name)
 
 
 def _manager(spec: ClusterSpec) -> str:

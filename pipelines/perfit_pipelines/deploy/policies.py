@@ -6,7 +6,7 @@ Policies are AWS IAM documents as MinIO, SeaweedFS and AWS take them. They follo
 - A ``*`` also matches slashes. ``rounds/*/plan.json`` would let every client read ``rounds/1/updates/plan.json``,
   the record of a client named ``plan``; a statement of denials excludes such keys, and those that would put an object
   below another one's key, where a store on a file system could no longer write that one.
-- ``masks/a-*`` would hold the masks of a client ``a-b``. A hash has 64 digits, each a ``?``.
+- A client called ``masks``, ``rounds`` or ``clients`` would be denied its own: :class:`ClusterSpec` refuses these ids.
 - A run can be given another method than the file's; its directory is then ``<name>.<method>``, for the same roles. No
   federation's name has a dot, so ``<name>.*`` is nobody else's; that its ``*`` matches slashes too is what the denials
   of deeper directories are for.
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from perfit.cluster_spec import ClusterClient, ClusterSpec
 from perfit.errors import PerfitError
+from perfit.locations import check_store_uri, federation_file_problem
 
 Policy = dict[str, Any]
 """An IAM policy document."""
@@ -44,8 +45,8 @@ class Bucket:
     """
 
     def __init__(self, uri: str):
-        parts = urlsplit(uri)
-        if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or _is_wild(uri):
+        parts = urlsplit(check_store_uri(uri))
+        if parts.scheme != "s3" or not parts.netloc or _is_wild(uri):
             raise PerfitError(
                 f"{uri!r} is not a store that has keys of its own for each role",
                 "give s3://bucket/prefix, without wildcards, in the federation file (store) or with --store",
@@ -64,7 +65,7 @@ class Bucket:
 
 
 def server_policy(spec: ClusterSpec, store: str) -> Policy:
-    """Return what planning, aggregation and reports may do: read all but ``clients/``, write what is the server's.
+    """Return what Prepare and Aggregate may do: read all but ``clients/`` of this federation, write the server's own.
 
     Raises:
         PerfitError: The store is not of S3.
@@ -76,7 +77,7 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
         _allow([_READ], bucket.arns(spec, "spec.yaml", "head.json", "masks/*", "rounds/*")),
         _allow([_WRITE], bucket.arns(spec, *written)),
         _allow_list(bucket, bucket.keys(spec, "rounds/")),
-        _statement("Deny", [_WRITE], bucket.arns(spec, "rounds/*/updates/*")),
+        _statement("Deny", [_WRITE], bucket.arns(spec, "masks/*", "rounds/*/updates/*")),
         _statement("Deny", [_READ, _WRITE], bucket.arns(spec, "clients/*")),
     )
 
@@ -87,16 +88,17 @@ def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Polic
     It may also read the client's own records, if they are in S3.
 
     Raises:
-        PerfitError: The store is not of S3, or the URI of the client's records holds wildcards.
+        PerfitError: The store is not of S3, or the client's records are among a federation's files, or their URI holds
+            wildcards.
     """
     bucket, name = Bucket(store), client.id
     updates = [f"rounds/*/updates/{name}.{end}" for end in ("json", "safetensors", "*.safetensors")]
-    own = [f"masks/{name}-{_HASH}", *updates, f"clients/{name}/*"]
+    own = [f"masks/{name}/{_HASH}", *updates, f"clients/{name}/*"]
     shared = ["spec.yaml", "head.json", "rounds/*/plan.json", *(f"rounds/*/{name}" for name in _GLOBAL)]
     return _policy(
         _allow([_READ, _WRITE], bucket.arns(spec, *own)),
-        _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client)),
-        _allow_list(bucket, bucket.keys(spec, f"masks/{name}-", f"clients/{name}/")),
+        _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client, store)),
+        _allow_list(bucket, bucket.keys(spec, f"masks/{name}/", f"clients/{name}/")),
         _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_matched_by_accident(name), *_deeper())),
     )
 
@@ -118,8 +120,11 @@ def _matched_by_accident(client: str) -> list[str]:
     return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *others]
 
 
-def _record_arns(client: ClusterClient) -> list[str]:
+def _record_arns(client: ClusterClient, store: str) -> list[str]:
     uris = [uri for uri in (client.data, client.held_out) if uri and uri.startswith("s3://")]
+    for uri in uris:
+        if problem := federation_file_problem(uri, store):
+            raise PerfitError(f"client {client.id!r}: {problem}", "correct data and held_out in the federation file")
     for uri in filter(_is_wild, uris):
         raise PerfitError(
             f"client {client.id!r}: {uri!r} holds what a policy of the store takes for a wildcard",

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from perfit.cluster_spec import ClusterSpec
-from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.directory import SECRETS
 from perfit_pipelines.deploy.kubectl import encode
 from perfit_pipelines.deploy.overlay import Overlay
@@ -23,7 +22,8 @@ ROOT_SECRET = "perfit-minio"
 CLIENTS_SECRET = "perfit-clients"
 RUNS_POLICY = "minio-runs"
 SHARDS = 8
-"""Secrets that MinIO's setup reads clients from: one holds a mebibyte, and a client's policy takes 4 kB."""
+"""Secrets that MinIO's setup reads users from: one holds a mebibyte, and a client's policy takes 4 kB."""
+USER_SECRETS = tuple(f"{CLIENTS_SECRET}-{shard}" for shard in range(SHARDS))
 
 Object = dict[str, Any]
 
@@ -74,9 +74,7 @@ def render(deployment: Deployment, directory: Path) -> dict[str, str]:
 
 def policy_path(deployment: Deployment, role: Role) -> str:
     """Return where the policy of a role is written, for an existing store."""
-    user = deployment.keys[role.secret].access_key
-    # The server's key is one for all federations of a namespace, with a policy for each.
-    return f"policies/{user}.{deployment.spec.name}.json" if role.client is None else f"policies/{user}.json"
+    return f"policies/{deployment.keys[role.secret].access_key}.json"
 
 
 def _kustomization(deployment: Deployment, directory: Path) -> Object:
@@ -122,13 +120,10 @@ def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
         secrets.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
     store = deployment.overlay.store_namespace
     if store and deployment.root:
-        server = next(role for role in deployment.roles if role.client is None)
         root = {"MINIO_ROOT_USER": deployment.root.access_key, "MINIO_ROOT_PASSWORD": deployment.root.secret_key}
         secrets.append(_secret(deployment, store, ROOT_SECRET, root))
-        secrets.append(_secret(deployment, store, SERVER_SECRET, _environment(deployment, server)))
         # Empty ones too: if one were left out, the key of a removed client would stay.
-        for shard, texts in enumerate(_shards(deployment)):
-            secrets.append(_secret(deployment, store, f"{CLIENTS_SECRET}-{shard}", texts))
+        secrets += [_secret(deployment, store, *item) for item in zip(USER_SECRETS, _shards(deployment), strict=True)]
     return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in secrets}
 
 
@@ -143,13 +138,12 @@ def _environment(deployment: Deployment, role: Role) -> dict[str, str]:
 
 
 def _shards(deployment: Deployment) -> list[dict[str, str]]:
-    """What MinIO's setup reads about clients. A client is always in the same Secret, whichever others there are."""
+    """What MinIO's setup reads about users. One is always in the same Secret, whichever others there are."""
     shards: list[dict[str, str]] = [{} for _ in range(SHARDS)]
     for role in deployment.roles:
-        if role.client is not None:
-            user, secret_key = deployment.keys[role.secret].access_key, deployment.keys[role.secret].secret_key
-            shard = shards[int(hashlib.sha256(user.encode()).hexdigest(), 16) % SHARDS]
-            shard |= {f"{user}.secret-key": secret_key, f"{user}.policy.json": policy_text(role.policy)}
+        user, secret_key = deployment.keys[role.secret].access_key, deployment.keys[role.secret].secret_key
+        shard = shards[int(hashlib.sha256(user.encode()).hexdigest(), 16) % SHARDS]
+        shard |= {f"{user}.secret-key": secret_key, f"{user}.policy.json": policy_text(role.policy)}
     return shards
 
 

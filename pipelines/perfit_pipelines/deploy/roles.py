@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit_components.secret_names import SERVER_SECRET
 from perfit_pipelines.deploy.policies import Policy, client_policy, server_policy
 
 SERVER, ALL = "server", "all"
@@ -34,7 +33,7 @@ class Role:
         name: ``server``, or the client's id.
         client: The client's id; None for the server.
         secret: Name of its Secret in the namespace of the runs.
-        access_key: Of a key generated for it. It is unique among federations, as names contain no dots.
+        access_key: Of a key generated for it: a client's has one dot, as names contain none, the server's none.
         policy: What it may do in the store.
     """
 
@@ -49,21 +48,13 @@ def roles_of(spec: ClusterSpec, store: str) -> list[Role]:
     """Return the server and all clients.
 
     Raises:
-        PerfitError: The store is not of S3, or two roles would share a Secret and so a key.
+        PerfitError: As :func:`client_policy`.
     """
-    roles = [Role(SERVER, None, SERVER_SECRET, SERVER_SECRET, server_policy(spec, store))]
+    roles = [Role(SERVER, None, spec.server_secret, spec.server_secret, server_policy(spec, store))]
     for client in spec.clients:
         access_key = f"{spec.name}.{client.id}"
         policy = client_policy(spec, client, store)
         roles.append(Role(client.id, client.id, spec.secret_of(client), access_key, policy))
-    owners: dict[str, str] = {}
-    for role in roles:
-        if role.secret in owners:
-            raise PerfitError(
-                f"{owners[role.secret]!r} and {role.name!r} would share the Secret {role.secret!r}, and so a key",
-                "give each client a secret of its own (clients.<n>.secret), or none for the default name",
-            )
-        owners[role.secret] = role.name
     return roles
 
 

@@ -13,7 +13,7 @@ from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, unknown
 from perfit_pipelines.doctor.namespace_check import check_account, check_namespace, check_quotas, check_volumes
-from perfit_pipelines.doctor.nodes_check import check_images, check_tiers, fitting_nodes
+from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes
 from perfit_pipelines.doctor.pipelines_check import check_pipelines
 from perfit_pipelines.doctor.secrets_check import RoleKeys, check_secrets
 from perfit_pipelines.doctor.store_check import check_store
@@ -69,7 +69,7 @@ def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
     fitting = [node for node in nodes if any(fitting_nodes(spec.tiers[tier], [node]) for tier in spec.tiers_in_use())]
     findings += _allowed("volumes", lambda: check_volumes(cluster, spec, namespace, len(fitting)))
     if not refused:
-        findings += check_tiers(spec, nodes)
+        findings += check_tiers(spec, nodes) + check_server(spec, nodes)
         findings += check_images(setup.images, fitting)
     return findings + _allowed("quota", lambda: check_quotas(cluster, spec, namespace))
 

@@ -8,10 +8,10 @@ from decimal import Decimal
 from kubernetes.client import V1LimitRange, V1PersistentVolumeClaim, V1ResourceQuota
 from kubernetes.utils.quantity import parse_quantity
 
-from perfit.cluster_spec import ClusterSpec
+from perfit.cluster_spec import ClusterSpec, Tier
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
-from perfit_pipelines.doctor.nodes_check import at_once, tier_amounts
+from perfit_pipelines.doctor.nodes_check import at_once, server_tier, tier_amounts
 
 _QUOTA = "quota"
 _VOLUMES = "volumes"
@@ -113,13 +113,13 @@ def _counts(quota: V1ResourceQuota) -> bool:
 def _check_quota(spec: ClusterSpec, quota: V1ResourceQuota) -> list[Finding]:
     name = quota.metadata.name
     fix = f"raise the quota {name}, or lower tiers.<name>.parallelism or what the tiers ask for"
-    checks = []
+    checks, tiers = [], [spec.tiers[tier] for tier in spec.tiers_in_use()]
     for resource, hard, used in _limits(quota):
-        one = max(_asked(spec, tier, resource) for tier in spec.tiers_in_use())
-        together = sum(_asked(spec, tier, resource) * at_once(spec, tier) for tier in spec.tiers_in_use())
+        one = max(_asked(tier, resource) for tier in (*tiers, server_tier(spec)))
+        together = sum(_asked(spec.tiers[tier], resource) * at_once(spec, tier) for tier in spec.tiers_in_use())
         allowed = f"{name} allows {_format_amount(hard)} of {resource}"
         if one > hard:
-            checks.append(fail(_QUOTA, f"{allowed}, and one client's pod asks for {_format_amount(one)}", fix))
+            checks.append(fail(_QUOTA, f"{allowed}, and one pod asks for {_format_amount(one)}", fix))
         elif one > hard - used:
             checks.append(
                 warn(_QUOTA, f"{allowed}, of which {_format_amount(used)} are in use: clients wait for these", fix)
@@ -140,19 +140,19 @@ def _limits(quota: V1ResourceQuota) -> list[tuple[str, Decimal, Decimal]]:
     ]
 
 
-def _asked(spec: ClusterSpec, tier: str, resource: str) -> Decimal:
+def _asked(tier: Tier, resource: str) -> Decimal:
     """What a pod of the tier uses of a quota's resource. KFP sets limits, which Kubernetes takes as requests too."""
     if resource in ("pods", "count/pods"):
         return Decimal(1)
-    return tier_amounts(spec.tiers[tier]).get(_unprefixed(resource), Decimal(0))
+    return tier_amounts(tier).get(_unprefixed(resource), Decimal(0))
 
 
 def _check_without_requests(cluster: Cluster, namespace: str, quotas: Sequence[V1ResourceQuota]) -> list[Finding]:
-    """Pods of planning and aggregation request no cpu or memory: quotas on these refuse them without defaults."""
+    """Prepare and Aggregate request no cpu, Argo's own containers nothing: quotas refuse them without defaults."""
     names = {_unprefixed(resource) for quota in quotas for resource in quota.spec.hard or {}} & set(_REQUESTED)
     if not names:
         return []
-    finding = f"a quota on {' and '.join(sorted(names))} refuses pods that request none, such as the server's tasks"
+    finding = f"a quota on {' and '.join(sorted(names))} refuses pods that request none, as Argo's part of each does"
     fix = f"give namespace {namespace} a LimitRange with defaults for containers"
     try:
         ranges = cluster.limit_ranges(namespace)

@@ -25,6 +25,14 @@ def check_tiers(spec: ClusterSpec, nodes: Sequence[V1Node]) -> list[Finding]:
     return [_check_tier(spec, name, nodes) for name in spec.tiers_in_use()]
 
 
+def check_server(spec: ClusterSpec, nodes: Sequence[V1Node]) -> list[Finding]:
+    """Check that the server's tasks fit some node; they tolerate no taint."""
+    fitting = len(fitting_nodes(server_tier(spec), nodes))
+    finding = f"{fitting} of {len(nodes)} nodes take Prepare and Aggregate (memory {spec.cluster.server_memory})"
+    fix = "lower cluster.server_memory, or add a node that is large enough and has no taint"
+    return [ok("server", finding) if fitting else fail("server", finding, fix)]
+
+
 def check_images(images: Sequence[str], nodes: Sequence[V1Node]) -> list[Finding]:
     """Look for images among those that the nodes list.
 
@@ -49,6 +57,11 @@ def tier_amounts(tier: Tier) -> Amounts:
     if tier.accelerator:
         amounts[tier.accelerator.type] = Decimal(tier.accelerator.count)
     return amounts
+
+
+def server_tier(spec: ClusterSpec) -> Tier:
+    """Return what Prepare and Aggregate ask for, as if they were a tier's."""
+    return Tier(cpu="0", memory=spec.cluster.server_memory)
 
 
 def at_once(spec: ClusterSpec, name: str) -> int:

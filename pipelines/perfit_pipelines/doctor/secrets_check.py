@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfit.cluster_spec import ClusterSpec
-from perfit_components.secret_names import SERVER_SECRET, STORE_KEYS
+from perfit_components.secret_names import STORE_KEYS
 from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 
 NAME = "Secrets"
 _ALLOW_FIX = (
     "ask an administrator to bind you to a Role like manifests/base/run/doctor.yaml, "
-    "with the names of the clients' Secrets"
+    "with the names of the federation's Secrets"
 )
 
 
@@ -32,7 +32,7 @@ def check_secrets(cluster: Cluster, spec: ClusterSpec, namespace: str) -> tuple[
     Returns:
         The findings, and the roles whose Secrets are complete.
     """
-    names = {None: SERVER_SECRET} | {client.id: spec.secret_of(client) for client in spec.clients}
+    names = {None: spec.server_secret} | {client.id: spec.secret_of(client) for client in spec.clients}
     problems, roles = [], []
     for client, name in names.items():
         environment, problem = _read(cluster, namespace, name)

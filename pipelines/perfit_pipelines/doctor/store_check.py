@@ -102,6 +102,8 @@ def _check_role(spec: ClusterSpec, objects: ObjectStore, role: RoleKeys) -> Find
     rights = _server_rights(spec) if role.client is None else _client_rights(spec, role.client)
     try:
         wrong = _first_wrong(objects, f"federations/{spec.name}/", rights)
+        if not wrong and _may_read(objects, f"federations/{spec.name}-{_PROBE}/head.json"):
+            wrong = "may read other federations"
     except StoreError as error:
         return fail(NAME, f"{who}: {error.problem}", error.fix)
     return fail(NAME, f"{who} {wrong}", _POLICY_FIX) if wrong else None
@@ -116,15 +118,15 @@ def _difference(spec: ClusterSpec, data: bytes) -> str | None:
 
 def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
     other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
-    theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}-{_NO_HASH}")
-    mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}-{_NO_HASH}")
+    theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}/{_NO_HASH}")
+    mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}/{_NO_HASH}")
     shared = ("head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
     return _Rights(
         reads=(*mine, *shared),
-        lists=(f"masks/{client}-", f"clients/{client}/"),
+        lists=(f"masks/{client}/", f"clients/{client}/"),
         writes=mine,
         no_reads=(*theirs, *_OF_THE_SERVER),
-        no_lists=("", "clients/", f"clients/{other}/"),
+        no_lists=("", "clients/", "masks/", f"clients/{other}/", f"masks/{other}/"),
         no_writes=(*theirs, *shared, "spec.yaml", *_OF_THE_SERVER),
     )
 

@@ -167,11 +167,25 @@ def test_a_store_that_cannot_be_reached(home, command, monkeypatch):
     [
         ("s4://bucket", "'s4://bucket' is not the URI of a store"),
         ("s3://key:secret@bucket", "the store URI holds credentials"),
+        ("s3://key:sec/ret@bucket", "the store URI holds credentials"),
+        ("s3://bucket?secret", "the store URI holds a query or fragment (? or #), which may be a secret"),
     ],
 )
 def test_a_store_of_another_kind(home, store, problem):
     result = home.perfit("status", "--store", store)
     assert (result.code, result.err.splitlines()[0]) == (1, f"error: {problem}")
+
+
+@pytest.mark.parametrize(
+    "command", [("run",), ("compile", "-o", "p.yaml"), ("deploy", "--overlay", "kind"), ("submit",), ("doctor",)]
+)
+def test_no_command_takes_a_secret_in_the_stores_uri(home, command):
+    """Nor shows or writes it."""
+    before = files(home.directory)
+    result = home.perfit(command[0], home.file, *command[1:], "--store", "s3://key:pass/word@bucket")
+    assert (result.code, result.err.splitlines()[0]) == (1, "error: the store URI holds credentials")
+    assert "word" not in result.out + result.err
+    assert files(home.directory) == before
 
 
 def test_names_are_printed_as_they_are(home):

@@ -17,7 +17,7 @@ TWO_TIERS = {
     "rounds": 2,
     "tiers": {"strong": {}, "weak": {}},
     "clients": [
-        {"id": name, "data": "s3://data/x.jsonl", "tier": tier}
+        {"id": name, "data": f"s3://data/{name}.jsonl", "tier": tier}
         for name, tier in (("bank", "strong"), ("cafe", "weak"), ("dock", "strong"), ("farm", "weak"))
     ],
 }
@@ -85,7 +85,9 @@ def test_nodes_are_called_as_those_of_a_run_on_a_real_backend(tasks_of):
 
 
 def test_nodes_of_later_rounds_and_of_claims_with_names_of_their_own(tasks_of):
-    clients = [client | {"volume": "records"} for client in TWO_TIERS["clients"] if client["tier"] == "weak"]
+    clients = [
+        client | {"volume": f"records-{client['id']}"} for client in TWO_TIERS["clients"] if client["tier"] == "weak"
+    ]
     tasks = tasks_of(**{**TWO_TIERS, "clients": clients, "tiers": {"weak": {}}})
     item = "iteration-iterations({n}:{n}).iteration-item.claim-weak.client-weak.executor"
     assert [task.node for task in tasks] == [

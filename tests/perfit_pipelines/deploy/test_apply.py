@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perfit.errors import PerfitError
-from perfit_pipelines.deploy.kubectl import find_kubectl
+from perfit_pipelines.deploy.kubectl import Kubectl, find_kubectl
 
 from .conftest import write_federation
 
@@ -45,11 +45,12 @@ def test_the_cluster_gets_all_and_the_disk_nothing(deploy, cluster, place, scrat
     said = deploy("federation.yaml", "--overlay", "kind", "--apply")
     assert "statefulset.apps/minio serverside-applied" in said
     assert "keys of the server and of 2 clients, as Secrets in namespace kubeflow" in said
-    assert contents(cluster, "perfit-server") == contents(cluster, "perfit-server", "perfit")
+    key = contents(cluster, "perfitserver-tiny")["AWS_SECRET_ACCESS_KEY"]
+    assert client_files(cluster)["perfitserver-tiny.secret-key"] == key
     assert client_files(cluster)["tiny.ann.secret-key"] == contents(cluster, "perfit-tiny-ann")["AWS_SECRET_ACCESS_KEY"]
     assert list(scratch.iterdir()) == []
     assert not (place / ".perfit").exists()
-    assert len(all_secrets(cluster)) == 5
+    assert len(all_secrets(cluster)) == 4
     assert not any(secret in said for secret in all_secrets(cluster))
 
 
@@ -65,13 +66,32 @@ def test_keys_that_the_cluster_has_are_kept(deploy, cluster):
     assert [request.split()[0] for request in setups] == ["DELETE", "PATCH"], "the Job runs again"
     deploy("federation.yaml", "--overlay", "kind", "--apply", "--rotate", "server")
     changed = {key[2:] for key, data in first.items() if cluster.objects[key]["data"] != data}
-    assert changed == {("kubeflow", "perfit-server"), ("perfit", "perfit-server")}
+    (shard,) = (name for namespace, name in changed if namespace == "perfit")
+    assert changed == {("kubeflow", "perfitserver-tiny"), ("perfit", shard)}
+    assert "perfitserver-tiny.secret-key" in contents(cluster, shard, "perfit")
 
 
-def test_the_server_has_one_key_in_all_namespaces(deploy, cluster):
+@pytest.mark.parametrize("secret", ["perfitserver-tiny", "perfit-tiny-ann"])
+def test_a_role_has_one_key_in_all_namespaces(deploy, cluster, secret):
+    """MinIO knows one: a second namespace must not lock out the first, nor one be left behind by a rotation."""
     deploy("federation.yaml", "--overlay", "kind", "--apply")
-    deploy("federation.yaml", "--overlay", "kind", "--apply", "--namespace", "alice")
-    assert contents(cluster, "perfit-server", "alice") == contents(cluster, "perfit-server")
+    deploy("federation.yaml", "--overlay", "kind", "--apply", "--namespace", "alice", "--rotate", "all")
+    assert contents(cluster, secret, "alice") != contents(cluster, secret)
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    assert contents(cluster, secret, "alice") == contents(cluster, secret)
+
+
+def test_another_federation_changes_no_key_of_the_first(deploy, cluster, place):
+    """By ``--apply``, or by a directory that is applied."""
+    deploy("federation.yaml", "--overlay", "kind", "--apply")
+    first = client_files(cluster), {name: contents(cluster, name) for name in ("perfitserver-tiny", "perfit-tiny-ann")}
+    other = write_federation(place / "other.yaml", name="other")
+    deploy(other, "--overlay", "kind", "--output", place / "out")
+    Kubectl().apply(place / "out", "perfit-other", [])
+    deploy(other, "--overlay", "kind", "--apply")
+    assert client_files(cluster).items() >= first[0].items()
+    assert {name: contents(cluster, name) for name in first[1]} == first[1]
+    assert contents(cluster, "perfitserver-other") != contents(cluster, "perfitserver-tiny")
 
 
 def test_runs_of_every_namespace_reach_the_store(deploy, cluster):
@@ -90,7 +110,7 @@ def test_federations_do_not_take_each_others_users_away(deploy, cluster, place):
     write_federation(place / "federation.yaml", clients=[{"id": "bob", "data": "owner/bob:train"}])
     deploy("federation.yaml", "--overlay", "kind", "--apply")
     users = {name.removesuffix(".secret-key") for name in client_files(cluster) if name.endswith(".secret-key")}
-    assert users == {"other.ann", "other.bob", "tiny.bob"}
+    assert users == {"perfitserver-other", "other.ann", "other.bob", "perfitserver-tiny", "tiny.bob"}
 
 
 def test_a_secret_of_another_federations_client_is_refused(deploy, cluster, place):

@@ -9,6 +9,7 @@ import pytest
 from minio.commonconfig import CopySource
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
+from minio.versioningconfig import ENABLED, VersioningConfig
 
 from perfit.errors import PerfitError
 from perfit.protocol import RoundSummary, UpdateRecord
@@ -20,7 +21,8 @@ from perfit_pipelines.deploy.policies import client_policy, policy_text, server_
 from perfit_storage import AccessDenied, open_store
 from perfit_storage.s3 import S3Settings
 
-from ...perfit_components.running import make_spec, write_data
+from ...perfit.tiny import write_records
+from ...perfit_components.running import make_spec
 from ..store_roles import SERVER, KeyedStore, role_policies, role_server
 
 STORE = "s3://tuning/team"
@@ -64,12 +66,10 @@ def _matches(pattern: str, text: str) -> bool:
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    data = write_data(tmp_path_factory.mktemp("policies") / "data")
-    clients = {
-        name: {"data": str(data / f"{file}.jsonl")}
-        for name, file in zip(NAMES, ["ann", "bob", "eve", "bob", "eve"], strict=True)
-    }
-    return make_spec("no-model", data, clients=clients)
+    data = tmp_path_factory.mktemp("policies")
+    for name, count in zip(NAMES, [8, 5, 6, 5, 6], strict=True):
+        write_records(data / f"{name}.jsonl", name, count)
+    return make_spec("no-model", data, clients={name: {} for name in NAMES})
 
 
 DIRECTORIES = ("tiny", "tiny.fedit", "tiny.fedsa-lora")
@@ -87,7 +87,7 @@ def may(spec, role: str, action: str, path: str, directory: str = "tiny") -> boo
 def own_paths(client: str) -> list[str]:
     """Every key that the store keeps for one client."""
     return [
-        f"masks/{client}-{HASH}",
+        f"masks/{client}/{HASH}",
         *(
             f"rounds/{n}/updates/{client}{end}"
             for n in (1, 12)
@@ -117,7 +117,7 @@ def test_a_client_reads_and_writes_its_own(spec, client, directory):
     for path in own_paths(client):
         assert may(spec, client, "read", path, directory), path
         assert may(spec, client, "write", path, directory), path
-    assert may(spec, client, "list", f"masks/{client}-", directory)
+    assert may(spec, client, "list", f"masks/{client}/", directory)
     assert may(spec, client, "list", f"clients/{client}/", directory)
 
 
@@ -163,7 +163,7 @@ def test_no_layout_below_the_layout_is_a_clients(spec, client, directory):
         "tiny.fedit/clients/ann-b/state/1.safetensors",
         "tiny./clients/ann-b/clients/ann/x",
         "tiny.fedit/rounds/1/updates/ann-b.json/clients/ann/x",
-        f"tiny.fedit/clients/ann-b/masks/ann-{HASH}",
+        f"tiny.fedit/clients/ann-b/masks/ann/{HASH}",
         "tiny.fedit/clients/ann-b/spec.yaml",
         "tiny.fedit/clients/ann-b/head.json",
         "tiny.fedit/clients/ann-b/rounds/1/global.safetensors",
@@ -185,8 +185,8 @@ def test_a_star_that_matches_slashes_opens_nothing(spec, path):
         "rounds/2/updates/ann-b.json/updates/ann.json",
         "rounds/2/updates/ann-b.json/x",
         "rounds/2/global.safetensors/updates/ann.safetensors",
-        f"masks/ann-{HASH}/x",
-        f"masks/ann-{HASH[1:]}",
+        f"masks/ann/{HASH}/x",
+        f"masks/ann/{HASH[1:]}",
         "clients/ann",
         "clients/ann-b",
         f"rounds/2/updates/ann.x/{HASH}.safetensors",
@@ -199,7 +199,9 @@ def test_a_client_writes_nowhere_else(spec, path):
     assert not may(spec, "ann", "write", path)
 
 
-@pytest.mark.parametrize("prefix", ["", "masks/", "masks/ann", "clients/", "clients/ann", "clients/ann-", "rounds/"])
+@pytest.mark.parametrize(
+    "prefix", ["", "masks/", "masks/ann", "clients/", "clients/ann", "clients/ann-", "rounds/", "masks/ann-b/"]
+)
 def test_a_client_lists_by_its_own_prefixes_alone(spec, prefix):
     for directory in DIRECTORIES:
         assert not may(spec, "ann", "list", prefix, directory)
@@ -214,6 +216,8 @@ def test_nobody_deletes_or_configures(spec):
         for action in (
             "s3:DeleteObject",
             "s3:PutBucketPolicy",
+            "s3:DeleteObjectVersion",
+            "s3:PutBucketVersioning",
             "s3:GetObjectVersion",
             "s3:PutObjectAcl",
             "admin:CreateUser",
@@ -268,8 +272,25 @@ def test_records_in_the_store_are_read_by_their_owner(spec):
 
 @pytest.mark.parametrize("uri", ["file:///store", "s3://", "s3://key:secret@bucket", "s3://bucket/*", "bucket"])
 def test_a_store_without_policies_is_refused(spec, uri):
-    with pytest.raises(PerfitError, match="is not a store"):
+    with pytest.raises(PerfitError, match=r"is not a store|holds credentials") as refused:
         server_policy(spec, uri)
+    assert "key:secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["data", "held_out"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://tuning/team/federations/tiny/clients/ann-b/adapter/adapter_model.safetensors",
+        "s3://tuning/team/federations/other/rounds/1/updates/x.jsonl",
+        "s3://tuning/federations/other/clients/eve/x.jsonl",
+    ],
+)
+def test_no_policy_grants_a_federations_file_as_records(spec, key, uri):
+    ann = spec.clients[0].model_copy(update={key: uri})
+    with pytest.raises(PerfitError, match=r"client 'ann': .* is where the store s3://tuning/team keeps federations"):
+        client_policy(spec, ann, STORE)
+    assert client_policy(spec, ann, "s3://other/team")
 
 
 def test_a_policy_stays_within_minios_limit(spec):
@@ -345,7 +366,7 @@ def test_methods_that_exchange_nothing_upload_nothing(real_server, model, spec):
         Path(spec.client("ann").data).parent,
         name="local",
         method={"name": "local"},
-        clients={"ann": {}, "ann-b": {"data": spec.client("ann-b").data}},
+        clients={"ann": {}, "ann-b": {}},
     )
     store = KeyedStore(real_server, "s3://perfit", local)
     records = play(store, rounds=2).clients
@@ -355,6 +376,36 @@ def test_methods_that_exchange_nothing_upload_nothing(real_server, model, spec):
     assert store.open("ann").get_client_file("ann", "state/2.safetensors")
     with pytest.raises(AccessDenied):
         store.open(SERVER).get_client_file("ann", "state/2.safetensors")
+
+
+def test_preparing_needs_nothing_of_clients(real_server, model, spec):
+    """It runs the clients' image under the server's key: a narrower one does, with nothing that a client wrote."""
+    founding = ("spec.yaml", "head.json", "rounds/0/*.safetensors", "rounds/1/plan.json")
+    keys = [f"arn:aws:s3:::perfit/founding/federations/tiny/{path}" for path in founding]
+    narrow = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": keys}
+    real_server.add_users({"preparing": ("secret", {"Version": "2012-10-17", "Statement": [narrow]})})
+    tree = spec.model_copy(update={"model": model}).to_yaml()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in real_server.environment("preparing", "secret").items():
+            patch.setenv(name, value)
+        prepared = prepare(tree, "s3://perfit/founding")
+        assert prepare(tree, "s3://perfit/founding") == prepared, "a task that runs twice"
+    assert len(prepared.participants[0]) == len(NAMES)
+
+
+def test_what_somebody_overwrites_is_found_again_where_the_bucket_keeps_versions(real_server, model, spec):
+    """A store of one's own: a client writes over its own record, the operator finds the first."""
+    administrator = S3Settings.from_environment(real_server.administrator).connect(retries=False)
+    administrator.make_bucket("versions")
+    administrator.set_bucket_versioning("versions", VersioningConfig(ENABLED))
+    store = KeyedStore(real_server, "s3://versions", spec.model_copy(update={"model": model}))
+    assert play(store).round == 1
+    key = "federations/tiny/rounds/1/updates/ann.json"
+    open_store("s3://versions", store.environment("ann")).put(key, b"forged")
+    versions = [item.version_id for item in administrator.list_objects("versions", key, include_version=True)]
+    contents = [administrator.get_object("versions", key, version_id=version).data for version in versions]
+    assert contents[0] == b"forged"
+    assert b'"status":"trained"' in contents[1].replace(b" ", b"")
 
 
 @pytest.mark.parametrize("client", NAMES)
@@ -388,12 +439,12 @@ def readable(objects, key: str) -> bool:
         "rounds/1/summary.json",
         "rounds/2/updates/ann-b.json",
         "rounds/2/updates/ann-b.json/updates/ann.json",
-        f"masks/ann-b-{HASH}",
+        f"masks/ann-b/{HASH}",
         "clients/ann-b/baseline.json",
         "clients/ann-b/state/1.safetensors",
         "clients/ann-b/clients/ann/x",
         "clients/ann-b/rounds/1/updates/ann.json",
-        f"clients/ann-b/masks/ann-{HASH}",
+        f"clients/ann-b/masks/ann/{HASH}",
         "clients/new/x",
     ],
 )

@@ -21,6 +21,7 @@ from .conftest import write_federation
 
 OVERLAYS = ["kind", "gpu", "kubeflow-multiuser", "existing-minio"]
 RUNS = {"kubeflow-multiuser": "kubeflow-user-example-com"}
+pytestmark = pytest.mark.usefixtures("cluster")
 EXISTING = ("--endpoint", "https://s3.example.com", "--region", "eu-west-1")
 
 
@@ -50,8 +51,9 @@ def test_what_is_written_is_a_kustomization_on_top_of_the_overlay(deploy, overla
     for item in objects.values():
         read_object(item)
     run = RUNS.get(overlay, "kubeflow")
-    for name, access_key in [("server", "perfit-server"), ("tiny-ann", "tiny.ann"), ("tiny-bob", "tiny.bob")]:
-        contents = texts(objects["Secret", run, f"perfit-{name}"])
+    keys = {"perfitserver-tiny": "perfitserver-tiny", "perfit-tiny-ann": "tiny.ann", "perfit-tiny-bob": "tiny.bob"}
+    for name, access_key in keys.items():
+        contents = texts(objects["Secret", run, name])
         assert set(contents) == {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
         assert contents["AWS_ACCESS_KEY_ID"] == access_key
     assert ("ServiceAccount", run, "perfit-runner") in objects
@@ -65,10 +67,7 @@ def test_minios_setup_finds_what_it_reads(deploy, overlay):
     pod = objects["Job", "perfit", "minio-setup"]["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     run = RUNS.get(overlay, "kubeflow")
-    server, ann = (texts(objects["Secret", run, f"perfit-{name}"]) for name in ("server", "tiny-ann"))
-
-    mounted = texts(objects["Secret", "perfit", volumes["server"]["secret"]["secretName"]])
-    assert mounted == server
+    server, ann = (texts(objects["Secret", run, name]) for name in ("perfitserver-tiny", "perfit-tiny-ann"))
     assert server["AWS_ENDPOINT_URL"] == "http://minio.perfit.svc:9000"
 
     clients: dict[str, str] = {}
@@ -76,7 +75,9 @@ def test_minios_setup_finds_what_it_reads(deploy, overlay):
         secret = objects.get(("Secret", "perfit", source["secret"]["name"]))
         assert secret or source["secret"]["optional"]
         clients |= texts(secret) if secret else {}
-    assert sorted(clients) == [f"tiny.{id}.{end}" for id in ("ann", "bob") for end in ("policy.json", "secret-key")]
+    users = ("perfitserver-tiny", "tiny.ann", "tiny.bob")
+    assert sorted(clients) == [f"{user}.{end}" for user in users for end in ("policy.json", "secret-key")]
+    assert clients["perfitserver-tiny.secret-key"] == server["AWS_SECRET_ACCESS_KEY"]
     assert clients["tiny.ann.secret-key"] == ann["AWS_SECRET_ACCESS_KEY"]
     policy = json.loads(clients["tiny.ann.policy.json"])
     assert "arn:aws:s3:::perfit/federations/tiny/clients/ann/*" in policy["Statement"][0]["Resource"]
@@ -102,15 +103,18 @@ def test_what_is_written_holds_the_keys_that_the_cluster_has(deploy, cluster, pl
     deploy("federation.yaml", "--overlay", "kind", "--output", "older")
     deploy("federation.yaml", "--overlay", "kind", "--apply")
     for output in ("older", "new"):
-        said = deploy("federation.yaml", "--overlay", "kind", "--output", output)
-        assert "warning" not in said
+        deploy("federation.yaml", "--overlay", "kind", "--output", output)
         for (namespace, name), contents in written_secrets(Path(output)).items():
             assert contents == texts(cluster.get("Secret", name, namespace)), name
 
 
-def test_without_a_cluster_to_ask_that_is_said(deploy):
-    said = deploy("federation.yaml", "--overlay", "kind", "--output", "out")
-    assert "warning: the cluster was not asked for keys; applying this replaces any there are" in said
+def test_without_a_cluster_to_ask_nothing_is_written(deploy, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", "none")
+    with pytest.raises(PerfitError, match=r"cannot be read(?s:.*)lock out running federations(?s:.*)--offline"):
+        deploy("federation.yaml", "--overlay", "kind", "--output", "out")
+    assert not Path("out").exists()
+    deploy("federation.yaml", "--overlay", "kind", "--output", "out", "--offline")
+    assert Path("out/secrets.yaml").is_file()
 
 
 def test_a_second_call_keeps_the_keys_but_the_rotated_one(deploy, place):
@@ -142,7 +146,7 @@ def test_a_store_that_is_there_already(deploy):
     held = written_secrets(Path("out"))["kubeflow", "perfit-tiny-ann"]
     assert (held["AWS_ENDPOINT_URL"], held["AWS_REGION"]) == ("https://s3.example.com", "eu-west-1")
     policies = {path.name: json.loads(path.read_text()) for path in Path("out/policies").iterdir()}
-    assert set(policies) == {"perfit-server.tiny.json", "tiny.ann.json", "tiny.bob.json"}
+    assert set(policies) == {"perfitserver-tiny.json", "tiny.ann.json", "tiny.bob.json"}
     assert (
         "arn:aws:s3:::tuning/team/federations/tiny/spec.yaml" in policies["tiny.ann.json"]["Statement"][1]["Resource"]
     )

@@ -126,7 +126,7 @@ def site(tmp_path, monkeypatch, store) -> Iterator[Site]:
 
 def sound_cluster(store: KeyedStore) -> list[Object]:
     """The objects of a cluster without problems."""
-    secrets = {"perfit-server": SERVER} | {store.spec.secret_of(c): c.id for c in store.spec.clients}
+    secrets = {store.spec.server_secret: SERVER} | {store.spec.secret_of(c): c.id for c in store.spec.clients}
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}, "status": {"phase": "Active"}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "perfit-runner", "namespace": NAMESPACE}},

@@ -23,9 +23,7 @@ def texts(secret: dict) -> dict[str, str]:
 def set_up_store(site, objects: list[dict]) -> None:
     """Do what MinIO's setup Job does, to the real server of these tests: a user with its policy for every key."""
     held = {(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]): item for item in objects}
-    policies = next(item["data"] for key, item in held.items() if key[0] == "ConfigMap" and "policies" in key[2])
-    server = texts(held["Secret", "perfit", "perfit-server"])
-    users = {server["AWS_ACCESS_KEY_ID"]: (server["AWS_SECRET_ACCESS_KEY"], json.loads(policies["server.json"]))}
+    users = {}
     for key, item in held.items():
         if key[2].startswith("perfit-clients-"):
             files = texts(item)
@@ -37,7 +35,6 @@ def set_up_store(site, objects: list[dict]) -> None:
 def test_what_is_deployed_passes(site, monkeypatch):
     monkeypatch.chdir(site.directory)
     site.write(name="deployed")
-    site.remove("Secret", "perfit-server", NAMESPACE)  # of a store that names its users itself
     app = typer.Typer()
     register(app)
     written = CliRunner().invoke(app, ["federation.yaml", "--overlay", "kind", "--output", "out"])

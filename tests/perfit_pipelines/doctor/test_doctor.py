@@ -24,7 +24,7 @@ def test_a_cluster_in_order(site):
     assert {(check["status"], check["fix"]) for check in checks} == {("ok", "")}
     assert [check["name"] for check in checks] == [
         *("Kubeflow Pipelines", "namespace", "service account", "Secrets", "store", "volumes"),
-        *("tier gpu", "tier small", "images", "images", "quota"),
+        *("tier gpu", "tier small", "server", "images", "images", "quota"),
     ]
 
 
@@ -44,7 +44,7 @@ def test_the_table_names_the_problem_and_its_fix_and_no_secret(site):
     assert result.exit_code == 1
     assert "there is no Secret perfit-tiny-bob in namespace kubeflow" in result.output
     assert "fix: make it with: perfit deploy FILE --overlay NAME --apply --namespace kubeflow" in result.output
-    assert result.output.splitlines()[-1] == "1 fail, 10 ok"
+    assert result.output.splitlines()[-1] == "1 fail, 11 ok"
     assert "secret-ann" not in result.output
 
 
@@ -149,5 +149,5 @@ def test_its_help_comes_at_once():
 def test_a_cluster_without_nodes_fits_no_tier(site):
     site.cluster.objects = {key: item for key, item in site.cluster.objects.items() if item["kind"] != "Node"}
     failed = [check for check in site.findings() if check["status"] == "fail"]
-    assert [check["name"] for check in failed] == ["tier gpu", "tier small"]
+    assert [check["name"] for check in failed] == ["tier gpu", "tier small", "server"]
     assert failed[0]["finding"] == "none of 0 nodes takes its pods: there are none"

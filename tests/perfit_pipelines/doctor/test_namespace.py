@@ -62,11 +62,11 @@ def test_a_cache_that_one_node_can_mount(site):
             {"requests.nvidia.com/gpu": "1"},
             {},
             "fail",
-            "allows 1 of requests.nvidia.com/gpu, and one client's pod asks for 2",
+            "allows 1 of requests.nvidia.com/gpu, and one pod asks for 2",
         ),
         ({"requests.nvidia.com/gpu": "4"}, {"requests.nvidia.com/gpu": "3"}, "warn", "of which 3 are in use"),
         ({"pods": "1"}, {}, "warn", "allows 1 of pods, and clients that train at once ask for 2: some wait"),
-        ({"count/pods": "0"}, {}, "fail", "one client's pod asks for 1"),
+        ({"count/pods": "0"}, {}, "fail", "one pod asks for 1"),
     ],
 )
 def test_a_quota_that_is_too_small(site, hard, used, status, finding):

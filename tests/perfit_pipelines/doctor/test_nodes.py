@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from perfit.cluster_spec import ClusterSpec
-from perfit_pipelines.doctor.nodes_check import check_images, check_tiers
+from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers
 
 from ..kubernetes_api import read_object
 from .conftest import FEDERATION, amounts, gpu_taint, node
@@ -15,7 +15,7 @@ GPU = {"labels": {"pool": "gpus"}, "taints": [gpu_taint()]}
 def gpu_tier(nodes: list[dict], clients: int = 1, **tier):
     """The finding on the tier ``gpu`` (4 cores, 16Gi, 2 GPUs; pool gpus; tolerates the GPUs' taint)."""
     settings = {**FEDERATION["tiers"]["gpu"], **tier}
-    entries = [{"id": f"c{n}", "data": "o/d:train", "tier": "gpu"} for n in range(clients)]
+    entries = [{"id": f"c{n}", "data": f"o/d{n}:train", "tier": "gpu"} for n in range(clients)]
     spec = ClusterSpec.model_validate({**FEDERATION, "tiers": {"gpu": settings}, "clients": entries})
     (check,) = check_tiers(spec, [read_object(item) for item in nodes])
     assert check.name == "tier gpu"
@@ -26,6 +26,22 @@ def test_room_is_counted_by_the_scarcest_resource():
     check = gpu_tier([node("a", BIG, **GPU), node("b", amounts("7", "64Gi", gpus="8"), **GPU)], clients=3)
     assert check.status == "ok"
     assert check.finding == "room for 3 of its pods (cpu 4, memory 16Gi, nvidia.com/gpu 2) on 2 of 2 nodes"
+
+
+@pytest.mark.parametrize(
+    ("memory", "nodes", "status"),
+    [
+        ("4Gi", [node("n", amounts("1", "4Gi"))], "ok"),
+        ("5Gi", [node("n", amounts("1", "4Gi"))], "fail"),
+        ("4Gi", [node("n", amounts("64", "256Gi", gpus="8"), taints=[gpu_taint()])], "fail"),
+        ("4Gi", [], "fail"),
+    ],
+)
+def test_room_for_the_servers_tasks(memory, nodes, status):
+    spec = ClusterSpec.model_validate({**FEDERATION, "cluster": {"server_memory": memory}})
+    (check,) = check_server(spec, [read_object(item) for item in nodes])
+    assert (check.status, check.name) == (status, "server")
+    assert f"of {len(nodes)} nodes take Prepare and Aggregate (memory {memory})" in check.finding
 
 
 def test_too_little_room_for_all_at_once():

@@ -23,7 +23,7 @@ def allow(action: str, resource: str, **more) -> dict:
 def key_for(site, name: str, role: str, policy: dict) -> None:
     """Give a role another key, with another policy, in its Secret."""
     site.store.server.add_users({name: (f"secret-of-{name}", policy)})
-    secret = "perfit-server" if role == SERVER else f"perfit-tiny-{role}"
+    secret = "perfitserver-tiny" if role == SERVER else f"perfit-tiny-{role}"
     site.add_keys(secret, role, AWS_ACCESS_KEY_ID=name, AWS_SECRET_ACCESS_KEY=f"secret-of-{name}")
 
 
@@ -33,7 +33,7 @@ def key_for(site, name: str, role: str, policy: dict) -> None:
         ("reads", allow("s3:GetObject", f"{ROOT}/clients/*"), "may read clients/bob/perfit-doctor"),
         ("updates", allow("s3:GetObject", f"{ROOT}/rounds/*"), "may read rounds/1/updates/bob.json"),
         ("states", allow("s3:GetObject", f"{ROOT}/rounds/*/state.safetensors"), "may read rounds/0/state.safetensors"),
-        ("masks", allow("s3:GetObject", f"{ROOT}/masks/*"), "may read masks/bob-0"),
+        ("masks", allow("s3:GetObject", f"{ROOT}/masks/*"), "may read masks/bob/0"),
         ("lists", allow("s3:ListBucket", BUCKET), "may list everything"),
         (
             "names",
@@ -61,7 +61,7 @@ def test_a_client_that_may_too_much(site, name, statement, finding):
     [
         (0, "may not read clients/ann/perfit-doctor"),
         (1, r"cannot read s3://perfit/federations/tiny/spec.yaml"),
-        (2, "may not list what begins with masks/ann-"),
+        (2, "may not list what begins with masks/ann/"),
     ],
 )
 def test_a_client_that_may_too_little(site, statement, finding):
@@ -85,7 +85,7 @@ def test_a_server_that_reads_clients_files(site):
     policy["Statement"].append(allow("s3:GetObject", f"{ROOT}/*"))
     key_for(site, "curious", SERVER, policy)
     found = site.only("fail", "store")["finding"]
-    assert "the key of the server (Secret perfit-server) may read clients/ann/perfit-doctor" in found
+    assert "the key of the server (Secret perfitserver-tiny) may read clients/ann/perfit-doctor" in found
 
 
 def test_a_server_whose_policy_is_older_than_the_methods_with_a_state(site):
@@ -94,6 +94,21 @@ def test_a_server_whose_policy_is_older_than_the_methods_with_a_state(site):
     written["Resource"] = [resource for resource in written["Resource"] if "/state." not in resource]
     key_for(site, "old", SERVER, policy)
     assert "may not write rounds/0/state.safetensors" in site.only("fail", "store")["finding"]
+
+
+def test_a_server_that_reads_other_federations(site):
+    policy = server_policy(site.store.spec, "s3://perfit")
+    policy["Statement"].append(allow("s3:GetObject", f"{BUCKET}/federations/*/head.json"))
+    key_for(site, "shared", SERVER, policy)
+    assert "may read other federations" in site.only("fail", "store")["finding"]
+
+
+def test_a_client_that_lists_anothers_masks(site):
+    policy = copy.deepcopy(role_policies(site.store.spec, "s3://perfit")["ann"])
+    condition = {"StringLike": {"s3:prefix": ["federations/tiny/masks/*"]}}
+    policy["Statement"].append(allow("s3:ListBucket", BUCKET, Condition=condition))
+    key_for(site, "prefix", "ann", policy)
+    assert "may list masks/, which is not its own" in site.only("fail", "store")["finding"]
 
 
 def test_policies_of_another_store(site):
@@ -134,7 +149,7 @@ def test_a_store_that_is_not_named(site):
 
 def test_a_store_by_its_name_in_the_cluster(site):
     """On a laptop its address does not resolve, which says nothing about the pods."""
-    for secret, role in [("perfit-server", SERVER), ("perfit-tiny-ann", "ann"), ("perfit-tiny-bob", "bob")]:
+    for secret, role in [("perfitserver-tiny", SERVER), ("perfit-tiny-ann", "ann"), ("perfit-tiny-bob", "bob")]:
         site.add_keys(secret, role, AWS_ENDPOINT_URL="http://minio.perfit.svc:9000")
     found = site.only("unknown", "store")
     assert "minio.perfit.svc has a name of the cluster" in found["finding"]

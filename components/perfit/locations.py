@@ -1,0 +1,93 @@
+"""Where records and stores are: what a URI may hold, and when two are of one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from perfit.errors import PerfitError
+
+FEDERATIONS = "federations"
+"""The directory of a store below which all federations are."""
+
+
+def is_local(uri: str) -> bool:
+    """Whether a client's data URI is a path on this file system, not s3:// and not a hub id."""
+    return "://" not in uri and uri.endswith((".jsonl", ".json", ".parquet"))
+
+
+def hide_credentials(text: str) -> str:
+    """Return a text, such as an error of a parser, without what its URIs hold before an ``@``."""
+    return re.sub(r"://[^\s'\"]*@", "://(hidden)@", text)
+
+
+def check_store_uri(uri: str) -> str:
+    """Return the URI of a store that holds no secret.
+
+    Raises:
+        PerfitError: It holds one, or may; the message does not repeat it.
+    """
+    if found := _secret_in(uri):
+        raise PerfitError(f"the store URI {found[0]}", found[1])
+    return uri
+
+
+def _secret_in(uri: str) -> tuple[str, str] | None:
+    """What of a URI may be a secret, and what to do about it. A secret key may hold slashes, so a colon is enough."""
+    _, _, rest = uri.partition("://")
+    if re.match(r"[^/?#]*[@:]", rest):
+        return "holds credentials", "leave them out: keys come from AWS_* variables, in a cluster from Secrets"
+    if re.search(r"[?#]", rest):
+        return "holds a query or fragment (? or #), which may be a secret", "leave it out"
+    return None
+
+
+def _plain(uri: str) -> str:
+    if found := _secret_in(uri):
+        raise ValueError("; ".join(found))
+    return uri
+
+
+def _of_records(uri: str) -> str:
+    scheme, mark, rest = _plain(uri).partition("://")
+    bucket, *key = rest.split("/")
+    if mark and (scheme != "s3" or not key or {bucket, *key} & {"", ".", ".."}):
+        raise ValueError(f"{uri!r} names no object; write s3://bucket/key, without empty, . and .. directories")
+    return uri
+
+
+PlainUri = Annotated[str, AfterValidator(_plain)]
+"""A URI, or a path or hub id, that holds no credentials."""
+
+RecordsUri = Annotated[str, AfterValidator(_of_records)]
+"""Records by path, ``s3://bucket/key`` or hub id."""
+
+
+def place_of(uri: str, directory: Path | None = None) -> str:
+    """Return the same text for all URIs of the same records.
+
+    Args:
+        uri: A `RecordsUri`.
+        directory: Where relative paths start, if it is known; then links are followed as well.
+    """
+    if is_local(uri):
+        return os.path.realpath(directory / uri) if directory else os.path.normpath(uri)
+    return uri if "://" in uri or ":" in uri else f"{uri}:train"
+
+
+def federation_file_problem(place: str, store: str) -> str | None:
+    """Return what is wrong with records that are, or may be, a file of a federation; None if they are not.
+
+    In a store's bucket that is whatever is below a directory ``federations``: the bucket may have several stores.
+    """
+    scheme, _, rest = store.partition("://")
+    if scheme == "s3":
+        bucket, *directories = place.removeprefix("s3://").split("/")[:-1] or [""]
+        found = place.startswith("s3://") and bucket == rest.split("/")[0] and FEDERATIONS in directories
+    else:
+        found = place.startswith(f"{rest.rstrip('/')}/{FEDERATIONS}/")
+    return f"{place!r} is where the store {store} keeps federations; keep records elsewhere" if found else None

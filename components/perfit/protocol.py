@@ -82,11 +82,13 @@ class Base(Message):
         round: The round that made it.
         adapter: The vectors that clients read.
         state: The vectors that are the server's own; None where the method has none.
+        summary: The summary of that round; None before the first.
     """
 
     round: NonNegativeInt
     adapter: Blob
     state: Blob | None = None
+    summary: Blob | None = None
 
 
 class Participant(Message):

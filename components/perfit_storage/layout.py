@@ -34,7 +34,6 @@ _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
-_SUMMARY_PATH = re.compile(r"rounds/([0-9]+)/summary\.json")
 
 
 class FederationStore:
@@ -124,7 +123,7 @@ class FederationStore:
                 "delete that object and run the client's search again",
             )
 
-    def get_mask(self, client: str, sha256: str) -> bytes:
+    def get_mask(self, client: str, sha256: str, limit: int | None = None) -> bytes:
         """Returns the mask's file. Raises ``ObjectNotFound``."""
         fix = f"run the search of client {client!r} again"
         return self._get(_mask_path(client, sha256), fix).data
@@ -174,7 +173,7 @@ class FederationStore:
             if written:
                 return record
 
-    def read_record(self, round: int, client: str) -> bytes | None:
+    def read_record(self, round: int, client: str, limit: int | None = None) -> bytes | None:
         """Returns what the client says of the round, None if it has said nothing (yet)."""
         found = self._find(_record_path(round, client))
         return None if found is None else found.data
@@ -187,7 +186,7 @@ class FederationStore:
         """Stores the server's own vectors after a round; moves nothing."""
         return self._put_blob(f"rounds/{round}/state", data)
 
-    def read_blob(self, blob: Blob) -> bytes:
+    def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:
         """Returns the bytes of a blob. Raises ``CorruptObject`` if they are others than they were."""
         data = self._get(blob.key, "restore it from a backup, or run its round again").data
         actual = hashlib.sha256(data).hexdigest()
@@ -198,20 +197,13 @@ class FederationStore:
             )
         return data
 
-    def put_summary(self, round: int, summary: bytes) -> None:
-        """Stores a round's summary, over an earlier one: write it after the head has moved."""
-        self._objects.put(self._key(f"rounds/{round}/summary.json"), summary)
+    def has_blob(self, key: str) -> bool:
+        """Whether there is an object under a blob's key."""
+        return self._objects.exists(self._key(key))
 
-    def read_summary(self, round: int) -> bytes | None:
-        """Returns a round's summary, None if there is none (yet)."""
-        found = self._find(f"rounds/{round}/summary.json")
-        return None if found is None else found.data
-
-    def summarised_rounds(self) -> list[int]:
-        """Returns the rounds that have a summary, in order."""
-        root = self._key("")
-        paths = (key.removeprefix(root) for key in self._objects.list(f"{root}rounds/"))
-        return sorted(int(match[1]) for path in paths if (match := _SUMMARY_PATH.fullmatch(path)))
+    def put_summary(self, round: int, summary: bytes) -> Blob:
+        """Stores a round's summary; it counts once the head names it."""
+        return self._put_blob(f"rounds/{round}/summary", summary, ".json")
 
     def put_report(self, round: int, html: bytes) -> None:
         """Stores a round's report, over an earlier one."""
@@ -258,12 +250,12 @@ class FederationStore:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
         return found
 
-    def _put_blob(self, stem: str, data: bytes) -> Blob:
+    def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that nobody will overwrite."""
         sha256 = hashlib.sha256(data).hexdigest()
-        path = f"{stem}.safetensors"
+        path = f"{stem}{suffix}"
         if not self._objects.create(self._key(path), data):
-            path = f"{stem}.{sha256}.safetensors"
+            path = f"{stem}.{sha256}{suffix}"
             self._objects.put(self._key(path), data)
         return Blob(path, sha256)
 

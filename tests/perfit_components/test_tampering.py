@@ -22,14 +22,15 @@ from .test_aggregate import committed, update_of, values_of
 
 
 class Eve:
-    """What client eve left in round 1, and how she may change it."""
+    """What a client, eve unless another is named, left in round 1, and how she may change it."""
 
-    def __init__(self, site: Site):
+    def __init__(self, site: Site, name: str = "eve"):
         self.root, self.spec = site.root, site.spec
-        self.record_path = self.root / "rounds/1/updates/eve.json"
-        self.update_path = self.root / "rounds/1/updates/eve.safetensors"
+        self.key = f"rounds/1/updates/{name}.safetensors"
+        self.record_path = self.root / f"rounds/1/updates/{name}.json"
+        self.update_path = self.root / self.key
         self.record: dict[str, Any] = json.loads(self.record_path.read_text())
-        self.space, self.mask = site.mask_file("eve").space, site.mask_file("eve").mask
+        self.space, self.mask = site.mask_file(name).space, site.mask_file(name).mask
         file = AdapterFile.parse(self.update_path.read_bytes())
         self.header, self.values = file.header, file.vectors(self.mask, ["values"])["values"]
 
@@ -43,7 +44,7 @@ class Eve:
 
     def sends_bytes(self, data: bytes, **fields: Any) -> None:
         self.update_path.write_bytes(data)
-        blob = {"key": "rounds/1/updates/eve.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
+        blob = {"key": self.key, "sha256": hashlib.sha256(data).hexdigest()}
         self.says(update=blob, **fields)
 
     def names(self, key: str | None) -> None:
@@ -201,7 +202,7 @@ def test_a_tampered_update_is_refused_named_and_left_out(trained, case):
     tamper, reason = CASES[case]
     tamper(Eve(trained))
     others = [record.client for record in trained.aggregate(1).trained]
-    outcome = trained.context.summary(1).clients[2]
+    outcome = trained.summary(1).clients[2]
     assert (outcome.client, outcome.rank, outcome.tier) == ("eve", 2, "default")
     assert outcome.status == "refused"
     assert reason in outcome.reason
@@ -213,11 +214,23 @@ def test_a_tampered_update_is_refused_named_and_left_out(trained, case):
 
 @pytest.mark.parametrize("method", ["fedit", "local"])
 def test_a_record_of_another_round_or_client_is_refused_where_all_masks_are_alike(make_site, method):
-    site = make_site(method={"name": method}, clients={"ann": {}, "bob": {}}, rounds=2).run()
+    site = make_site(method={"name": method}, clients={"ann": {}, "bob": {}}, rounds=2).prepare()
+    site.run_round(1)
+    site.train(2)
     updates = site.root / "rounds/2/updates"
-    (site.root / "rounds/2/summary.json").unlink()
-    for source in (site.root / "rounds/1/updates/bob.json", updates / "ann.json"):
-        shutil.copy(source, updates / "bob.json")
-        outcome = site.aggregate(2).clients[1]
+    for number, source in enumerate([site.root / "rounds/1/updates/bob.json", updates / "ann.json"]):
+        copy = Site(site.spec, (site.root.parents[2] / f"copy-{number}").as_uri())
+        shutil.copytree(site.root, copy.root)
+        shutil.copy(source, copy.root / "rounds/2/updates/bob.json")
+        outcome = copy.aggregate(2).clients[1]
         assert (outcome.client, outcome.status) == ("bob", "refused")
-        (site.root / "rounds/2/summary.json").unlink(missing_ok=True)
+
+
+def test_an_update_tuned_from_another_base_is_refused(make_site):
+    site = make_site(clients={"ann": {}, "bob": {}}).prepare()
+    site.train(1)
+    eve = Eve(site, "bob")
+    eve.sends(replace(eve.header, base_sha256="0" * 64), eve.values)
+    outcome = site.aggregate(1).clients[1]
+    assert (outcome.client, outcome.status) == ("bob", "refused")
+    assert "its update says base_sha256" in outcome.reason

@@ -182,6 +182,22 @@ class ClientStatus(Message):
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
 
 
+class Limited(Message):
+    """An update that counted for less than it said.
+
+    Args:
+        client: Whose.
+        samples: That its record says.
+        weight: That it had in the mean.
+        factors: What its change in a vector was multiplied by, by the vector's name.
+    """
+
+    client: Text
+    samples: PositiveInt
+    weight: PositiveInt
+    factors: dict[Text, Annotated[float, Field(ge=0, le=1)]]
+
+
 class RoundSummary(Message):
     """How a round ended.
 
@@ -194,6 +210,7 @@ class RoundSummary(Message):
         positions: Size N of the expanded space.
         positions_held: How many of them some client that delivered holds.
         clients: What became of each participant, in the order of the plan.
+        limited: Updates whose weight was capped or whose change was clipped.
     """
 
     max_bytes: ClassVar[int] = 2**28
@@ -205,6 +222,7 @@ class RoundSummary(Message):
     positions: PositiveInt
     positions_held: NonNegativeInt
     clients: tuple[Outcome, ...]
+    limited: tuple[Limited, ...] = ()
 
     @property
     def trained(self) -> tuple[UpdateRecord, ...]:

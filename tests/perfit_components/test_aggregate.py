@@ -72,6 +72,7 @@ def test_a_round_is_the_mean_of_its_updates(trained):
         "positions": masks[0].size,
         "positions_held": np.count_nonzero(np.logical_or.reduce(masks)),
         "clients": [json.loads(stored[f"rounds/1/updates/{client}.json"]) for client in ("ann", "bob", "eve")],
+        "limited": [],
     }
 
 
@@ -242,7 +243,7 @@ def test_summaries_are_a_chain_from_the_head(make_site):
     assert [summary.round for summary in site.context.summaries(last=2)] == [1, 2]
     path = site.root / "rounds/2/summary.json"
     path.write_bytes(path.read_bytes().replace(b'"round": 2', b'"round": 3'))
-    with pytest.raises(CorruptObject, match="rounds/2/summary.json has sha256"):
+    with pytest.raises(CorruptObject, match=r"rounds/2/summary\.json has sha256"):
         site.context.summaries()
 
 

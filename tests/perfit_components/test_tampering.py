@@ -16,6 +16,10 @@ from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_vectors
 from perfit.aggregation import aggregate
 from perfit.space import LoraSpace
+from perfit_components.steps.aggregate import close_round
+from perfit_components.steps.commit import commit_round
+from perfit_components.steps.context import FederationContext
+from perfit_storage import FederationStore
 
 from .running import Site, files
 from .test_aggregate import committed, update_of, values_of
@@ -234,3 +238,61 @@ def test_an_update_tuned_from_another_base_is_refused(make_site):
     outcome = site.aggregate(1).clients[1]
     assert (outcome.client, outcome.status) == ("bob", "refused")
     assert "its update says base_sha256" in outcome.reason
+
+
+# Values that are well formed and harmful
+
+
+def committed_by(site: Site, *clients: str) -> np.ndarray:
+    """The global values if these clients alone had counted."""
+    start = values_of(files(site.root)["rounds/0/global.safetensors"])
+    return aggregate(start, [update_of(site, client) for client in clients])
+
+
+def test_values_out_of_all_proportion_are_cut_and_named(trained, capsys):
+    eve = Eve(trained)
+    eve.sends(eve.header, np.full_like(eve.values, 1e30))
+    close_round(trained.uri, 1)
+    (limited,) = trained.summary(1).limited
+    assert (limited.client, limited.weight, limited.samples) == ("eve", eve.record["samples"], eve.record["samples"])
+    assert 0 < limited.factors["values"] < 1e-28
+    assert "eve counts as" in capsys.readouterr().out
+    start, honest = values_of(files(trained.root)["rounds/0/global.safetensors"]), committed_by(trained, "ann", "bob")
+    assert np.abs(committed(trained) - start).max() < 10 * np.abs(honest - start).max()
+
+
+def test_a_client_that_claims_all_samples_has_half_the_weight(trained):
+    Eve(trained).says(samples=10**9)
+    summary = trained.aggregate(1)
+    samples = {record.client: record.samples for record in summary.trained}
+    (limited,) = summary.limited
+    assert (limited.client, limited.weight, limited.factors) == ("eve", samples["ann"] + samples["bob"], {})
+    honest = update_of(trained, "eve")
+    updates = [*(update_of(trained, client) for client in ("ann", "bob")), replace(honest, samples=limited.weight)]
+    start = values_of(files(trained.root)["rounds/0/global.safetensors"])
+    assert (committed(trained) == aggregate(start, updates)).all()
+
+
+def test_honest_updates_are_averaged_in_one_pass_as_they_are(trained):
+    assert trained.aggregate(1).limited == ()
+    assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
+
+
+def test_an_update_exchanged_between_two_passes_is_refused(trained):
+    eve = Eve(trained)
+    eve.sends(eve.header, np.full_like(eve.values, 1e30))
+
+    class Exchanging(FederationStore):
+        """A store in which eve writes another update once her first was read."""
+
+        def read_blob(self, blob, limit=None):
+            data = super().read_blob(blob, limit=limit)
+            if blob.key.endswith("eve.safetensors"):
+                eve.sends(eve.header, eve.values + np.float32(np.random.default_rng().random()))
+            return data
+
+    store = Exchanging.open(trained.store_uri, trained.spec.name)
+    summary = commit_round(FederationContext(store, trained.spec), 1)
+    assert (summary.clients[2].client, summary.clients[2].status) == ("eve", "refused")
+    assert "exchanged while the round was averaged" in summary.clients[2].reason
+    assert (committed(trained) == committed_by(trained, "ann", "bob")).all()

@@ -9,21 +9,28 @@ import numpy as np
 from perfit.adapter_file import dump_server_vectors
 from perfit.aggregation import Cohort
 from perfit.errors import PerfitError
-from perfit.protocol import Base, ClientStatus, Outcome, Plan, RoundSummary
-from perfit.round import merge, new_cohort, split_state
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
+from perfit.robustness import Measure, Scale
+from perfit.round import limit, limits, measure_update, merge, new_cohort, split_state
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, StoredVectors, base_of, head_of
-from perfit_components.steps.contribution import read_contribution
+from perfit_components.steps.contribution import read_contribution, refusal
 from perfit_storage import Head, ObjectNotFound
 
 
 @dataclass
 class _Tally:
-    """What became of a round's participants so far, the positions that they hold, and the mean of their updates."""
+    """What became of a round's participants so far, the positions that they hold, and the mean of their updates.
+
+    ``hashes`` are those of the updates; ``limited`` is how those of them count that count for less than they say.
+    """
 
     cohort: Cohort
     held: np.ndarray
+    limited: dict[str, Scale]
     outcomes: list[Outcome] = field(default_factory=list)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def commit_round(context: FederationContext, round: int) -> RoundSummary:
@@ -92,21 +99,48 @@ def _make_again(context: FederationContext, after: Base) -> RoundSummary:
 
 
 def _average(context: FederationContext, plan: Plan) -> tuple[_Tally, StoredVectors]:
-    """Verify each participant's update, note what became of it, add it to the mean, and drop it."""
+    """Average the updates of a round, in one pass unless some of them are to count for less than they say.
+
+    How far one client may move the others is known when all have been seen. A second pass must meet the same updates: a
+    client whose update is another one then is refused.
+    """
     ensure_base(context, plan.base)
     previous = context.state(plan.base)
+    refused: dict[str, ClientStatus] = {}
+    tally = _pass(context, plan, previous, {}, refused)
+    while (limited := limits(context.spec, tally.measures)) != tally.limited:
+        first, tally = tally, _pass(context, plan, previous, limited, refused)
+        exchanged = [p for p in plan.participants if tally.hashes.get(p.client) != first.hashes.get(p.client)]
+        if exchanged:  # once more from the beginning, without them
+            reason = "its update was exchanged while the round was averaged"
+            refused |= {participant.client: refusal(plan, participant, reason) for participant in exchanged}
+            tally = _pass(context, plan, previous, {}, refused)
+    return tally, previous
+
+
+def _pass(
+    context: FederationContext,
+    plan: Plan,
+    previous: StoredVectors,
+    limited: dict[str, Scale],
+    refused: dict[str, ClientStatus],
+) -> _Tally:
+    """Verify each participant's update, note what became of it, add it to the mean, and drop it."""
     space = previous.space
-    tally = _Tally(new_cohort(context.spec, space), np.zeros(space.size, dtype=bool))
+    tally = _Tally(new_cohort(context.spec, space), np.zeros(space.size, dtype=bool), limited)
     for participant in plan.participants:
-        contribution = read_contribution(context, plan, participant, space)
+        client = participant.client
+        contribution = refused.get(client) or read_contribution(context, plan, participant, space)
         if isinstance(contribution, ClientStatus):
             tally.outcomes.append(contribution)
             continue
         tally.outcomes.append(contribution.record)
         tally.held |= contribution.mask
         if contribution.update is not None:
-            tally.cohort.add(contribution.update)
-    return tally, previous
+            tally.measures[client] = measure_update(previous.vectors, contribution.update)
+            tally.hashes[client] = contribution.record.update.sha256
+            tally.cohort.add(limit(previous.vectors, contribution.update, limited.get(client)))
+    return tally
 
 
 def _summary(context: FederationContext, plan: Plan, tally: _Tally, previous: StoredVectors) -> RoundSummary:
@@ -120,6 +154,10 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, previous: St
         positions=previous.space.size,
         positions_held=int(np.count_nonzero(tally.held)),
         clients=tuple(tally.outcomes),
+        limited=tuple(
+            Limited(client=client, samples=tally.measures[client].samples, weight=scale.weight, factors=scale.factors)
+            for client, scale in tally.limited.items()
+        ),
     )
 
 

@@ -81,9 +81,14 @@ def read_contribution(
     except StoreUnreachable:
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
-        return _status(plan, participant, "refused", str(error))
+        return refusal(plan, participant, str(error))
     except Exception as error:  # a stranger's bytes must not stop the others, whatever they make of a library
-        return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
+        return refusal(plan, participant, f"what it wrote cannot be read ({type(error).__name__})")
+
+
+def refusal(plan: Plan, participant: Participant, reason: str) -> ClientStatus:
+    """Return what becomes of a participant whose update does not count."""
+    return _status(plan, participant, "refused", reason)
 
 
 def _status(plan: Plan, participant: Participant, status: str, reason: str) -> ClientStatus:

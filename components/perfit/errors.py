@@ -7,7 +7,7 @@ class PerfitError(ValueError):
     """A mistake in what the user gave, or a state that the user must resolve.
 
     Args:
-        problem: What is wrong, with the offending value and where it stands (file, line, key).
+        problem: What is wrong, with the offending value and its place (file, line, key).
         fix: What to do next.
     """
 
@@ -21,4 +21,4 @@ class PerfitError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a finite number any more."""
+    """The loss is no longer a finite number."""

@@ -184,7 +184,7 @@ def test_settings_right_and_wrong(right, wrong, problem):
         (
             "id: eve\n    tier: default",
             "id: eve\n    tier: big",
-            "f.yaml:9: clients.2.tier: there is no tier 'big'; use one of default, or add it under tiers",
+            "f.yaml:9: clients.2.tier: there is no tier 'big'; use one of default, or add it to tiers",
         ),
         (
             "id: eve\n    rank: 8",

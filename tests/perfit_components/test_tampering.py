@@ -160,7 +160,7 @@ CASES = {
     "other expansion": (other_header(expansion=4), "its update says expansion 4, the plan 2"),
     "nan": (one_value(np.nan), "1 values are not finite"),
     "infinite": (one_value(np.inf), "1 values are not finite"),
-    "surplus tensor": (surplus_tensor, "it holds 8 tensors beside values"),
+    "surplus tensor": (surplus_tensor, "it holds 8 tensors besides values"),
     "bob's update": (update_of_bob, "its update says client 'bob', the plan 'eve'"),
     "bob's record": (record_of_bob, "its record says client 'bob', the plan 'eve'"),
     "below the budget": (architecture_of_bob, "its mask says budget 224, the plan 448"),

@@ -68,7 +68,7 @@ def test_every_round_leaves_a_page_and_metrics_to_kfp(finished):
         assert outputs[f"{first}/{task}/page"] == files(finished.home.site.root)[f"rounds/{round}/report.html"]
         artifacts = json.loads(outputs[f"{first}/{task}/executor_output.json"])["artifacts"]
         (metrics,) = artifacts["metrics"]["artifacts"]
-        assert metrics["metadata"] == scalar_metrics(finished.home.site.context.summary(round))
+        assert metrics["metadata"] == scalar_metrics(finished.home.site.summary(round))
 
 
 def test_a_run_whose_clients_all_fail_says_why(make):
@@ -147,7 +147,7 @@ def test_one_round_after_the_other_with_a_client_that_joins(tiny_llama, tmp_path
     run_round(home.site, tmp_path / "kfp")
     assert home.site.store.read_head().round == 2
     second = files(home.site.root)
-    assert [outcome.client for outcome in home.site.context.summary(2).trained] == ["ann", "bob"]
+    assert [outcome.client for outcome in home.site.summary(2).trained] == ["ann", "bob"]
     assert len([key for key in second if key.startswith("masks/bob-")]) == 1
     printed = capfd.readouterr().out
     assert "round=0 client=bob" in printed

@@ -176,7 +176,7 @@ def test_run_shows_every_stage_and_where_things_are(finished):
         *["averaging the updates and drawing the report"] * 2,
     ]
     rows = {line.split()[0]: line.split() for line in lines if line.startswith((" ann", " bob"))}
-    records = finished.home.site.context.summary(2).trained
+    records = finished.home.site.summary(2).trained
     assert [record.client for record in records] == ["ann", "bob"]
     for record in records:
         values = record.perplexity

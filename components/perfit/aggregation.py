@@ -49,16 +49,18 @@ class Cohort:
     Args:
         names: Of the vectors that are shared.
         size: Number of positions N.
+        weighted: Whether a client counts by its samples, or each the same.
         population: Returns, for each position, how many clients of the federation share it, int, shape (N,); asked
             only by methods whose rule depends on it.
     """
 
-    def __init__(self, names: Iterable[str], size: int, population: Callable[[], np.ndarray]):
+    def __init__(self, names: Iterable[str], size: int, population: Callable[[], np.ndarray], *, weighted: bool = True):
         self._totals = {name: np.full(size, -0.0) for name in names}  # to which even -0.0 adds without losing its sign
         self._weight = np.zeros(size)
         self.holders = np.zeros(size, dtype=np.uint32)
         """How many of the updates share each position, shape (N,)."""
         self.population = population
+        self._weighted = weighted
 
     def add(self, update: Update) -> None:
         """Take an update into the mean.
@@ -71,13 +73,14 @@ class Cohort:
                 f"cannot average {sorted(update.vectors)} over {update.positions.shape} into "
                 f"{sorted(self._totals)} over {self._weight.shape}"
             )
+        weight = update.samples if self._weighted else 1
         for name, total in self._totals.items():
-            total[update.positions] += update.samples * update.vectors[name].astype(np.float64)
-        self._weight[update.positions] += update.samples
+            total[update.positions] += weight * update.vectors[name].astype(np.float64)
+        self._weight[update.positions] += weight
         self.holders[update.positions] += 1
 
     def mean(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
-        """Return the weighted mean of a vector, float32, shape (N,), and ``elsewhere`` where nobody shared it."""
+        """Return the mean of a vector, float32, shape (N,), and ``elsewhere`` where nobody shared it."""
         shared = self._weight > 0
         return np.where(shared, self._totals[name] / np.where(shared, self._weight, 1), elsewhere).astype(np.float32)
 

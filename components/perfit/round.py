@@ -115,7 +115,8 @@ def received_by(roles: Roles, downloads: Vectors) -> dict[str, np.ndarray]:
 
 def new_cohort(spec: FederationSpec, space: LoraSpace) -> Cohort:
     """Return the empty mean of a round's updates."""
-    return Cohort(spec.algorithm.uploads, space.size, lambda: _population(spec, space))
+    method = spec.algorithm
+    return Cohort(method.uploads, space.size, lambda: _population(spec, space), weighted=method.weighted)
 
 
 def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:

@@ -24,7 +24,7 @@ _SERVER = {
     "yaml": "pyyaml",
 }
 MODULES = {
-    "server": {**_SERVER, "matplotlib.figure": "matplotlib"},
+    "server": {**_SERVER, "perfit_report": "perfit-kubeflow", "matplotlib.figure": "matplotlib"},
     "client": {
         **_SERVER,
         "accelerate": "accelerate",

@@ -56,8 +56,10 @@ def parse_head(where: str, data: bytes) -> Head:
             )
         if fields.pop("format") != HEAD_FORMAT:
             raise StoreError(f"{where} is of a later version of perfit", "upgrade perfit")
-        adapter, state = fields.pop("adapter"), fields.pop("state")
-        return Head(adapter=Blob(**adapter), state=state and Blob(**state), **fields)
+        round, adapter, state = fields.pop("round"), fields.pop("adapter"), fields.pop("state")
+        if fields or type(round) is not int or round < 0:
+            raise ValueError(f"round {round!r}, surplus keys {sorted(fields)}")
+        return Head(round, Blob(**adapter), state and Blob(**state))
     except StoreError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

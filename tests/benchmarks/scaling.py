@@ -24,10 +24,10 @@ import numpy as np
 import yaml
 
 from perfit.adapter import SparseAdapter, mask_hash
-from perfit.adapter_file import AdapterHeader, dump_mask, dump_values, load_mask, load_values
-from perfit.aggregation import Contribution, aggregate
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_vectors
+from perfit.aggregation import Update, aggregate
+from perfit.cluster_spec import ClusterSpec
 from perfit.space import LoraSpace
-from perfit.spec import Federation
 
 STORE = "s3://perfit"
 MANY = 1000
@@ -60,7 +60,7 @@ def main() -> None:
         parts[name]()
 
 
-def federation(clients: int = MANY, tiers: int = 1, rounds: int = 1) -> Federation:
+def spec_of(clients: int = MANY, tiers: int = 1, rounds: int = 1) -> ClusterSpec:
     """A federation of clients spread evenly over tiers, none of which limits its parallelism."""
     entries = [
         {
@@ -71,7 +71,7 @@ def federation(clients: int = MANY, tiers: int = 1, rounds: int = 1) -> Federati
         for number in range(clients)
     ]
     tree = {"name": "hospitals", "model": "owner/model", "rounds": rounds, "clients": entries}
-    return Federation.model_validate({**tree, "tiers": {f"tier-{number}": {} for number in range(tiers)}})
+    return ClusterSpec.model_validate({**tree, "tiers": {f"tier-{number}": {} for number in range(tiers)}})
 
 
 def space(model: str) -> LoraSpace:
@@ -102,7 +102,7 @@ def pipelines() -> None:
     cases += [("federated_tuning", MANY, tiers, rounds) for tiers in (1, 4, 8) for rounds in (1, 3, 10, 30)]
     with tempfile.TemporaryDirectory() as directory:
         for pipeline, clients, tiers, rounds in cases:
-            target, spec = Path(directory, "pipeline.yaml"), federation(clients, tiers, rounds)
+            target, spec = Path(directory, "pipeline.yaml"), spec_of(clients, tiers, rounds)
             try:
                 compile_pipeline(spec, pipeline, STORE, target)
             except PerfitError as error:
@@ -130,19 +130,15 @@ def _pods(ir: dict[str, Any], component: dict[str, Any], clients: int) -> int:
 
 def parameters() -> None:
     """Size of what passes through KFP as parameters, and of what deploying writes into Secrets."""
-    from perfit_components.steps.outcome import TRAINED, brief
-    from perfit_components.steps.plan import client_secret
     from perfit_pipelines.deploy.policies import policy_text
     from perfit_pipelines.deploy.roles import roles_of
 
-    print("| clients | federation file, as stored | as compiled | items of a loop | statuses | policies of clients |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| clients | federation file, as stored | as compiled | items of a loop | policies of clients |")
+    print("| --- | --- | --- | --- | --- |")
     for clients in (10, 100, MANY):
-        spec = federation(clients)
-        items = [{"id": c.id, "secret": client_secret(spec, c), "volume": ""} for c in spec.clients]
-        statuses = [brief({"client": client.id, "status": TRAINED}) for client in spec.clients]
-        sizes = [len(spec.to_yaml()), len(spec.to_json())]
-        sizes += [len(json.dumps(items)), len(json.dumps(statuses))]
+        spec = spec_of(clients)
+        items = [spec.secret_of(client) for client in spec.clients]
+        sizes = [len(spec.to_yaml()), len(spec.to_json()), len(json.dumps(items))]
         sizes.append(sum(len(policy_text(role.policy)) for role in roles_of(spec, STORE) if role.client))
         print(f"| {clients} | {' | '.join(f'{size:,}' for size in sizes)} |", flush=True)
 
@@ -157,11 +153,14 @@ def traffic() -> None:
         here, rank = space(model), MODELS[model][3]
         mask = here.plain_mask(rank)
         part = SparseAdapter(here, mask, np.zeros(here.budget(rank), np.float32))
-        whole = SparseAdapter(here, np.ones(here.size, bool), np.zeros(here.size, np.float32))
-        spec = Federation.model_validate({**federation(1).model_dump(), "lora": {"rank": rank}})
-        files = [dump_mask(_header("one"), here, mask), dump_values(_header(None), whole)]
-        files += [dump_values(_header("one"), part), dump_values(_header("one"), part, "bfloat16")]
-        sizes = [len(file) for file in files] + [sum(map(len, peft_files(spec, part).values()))]
+        spec = ClusterSpec.model_validate({**spec_of(1).model_dump(), "lora": {"rank": rank}})
+        header = _header("one", here, mask, rank)
+        files = [dump_mask(header, here, mask)]
+        files.append(dump_server_vectors(spec, here, 1, {"values": np.zeros(here.size, np.float32)}))
+        files += [dump_vectors(header, here, mask, {"values": part.values}, t) for t in ("float32", "bfloat16")]
+        sizes = [len(file) for file in files] + [
+            sum(map(len, peft_files(spec.expanded_lora, spec.model, part).values()))
+        ]
         counts = f"{here.size:,} | {here.budget(rank):,}"
         print(f"| {model} | {counts} | {' | '.join(f'{size / 1e6:.2f}' for size in sizes)} |", flush=True)
 
@@ -185,14 +184,14 @@ def measure_average(clients: int) -> dict[str, float]:
     files = [_files(here, 8, seed) for seed in range(8)]
     before = _peak_mib()
 
-    def contributions() -> Iterator[Contribution]:
+    def updates() -> Iterator[Update]:
         for mask_file, update in itertools.islice(itertools.cycle(files), clients):
-            mask = load_mask(mask_file)[2]
-            yield Contribution(load_values(update, mask)[1], 100)
+            mask = AdapterFile.parse(mask_file).mask
+            yield Update(mask, AdapterFile.parse(update).vectors(mask, ["values"]), 100)
 
     previous = here.initial_values(0)
     started = time.perf_counter()
-    aggregate(previous, contributions())
+    aggregate(previous, updates())
     seconds = time.perf_counter() - started
     return {"positions": here.size, "seconds": seconds, "peak": _peak_mib(), "before": before}
 
@@ -208,37 +207,55 @@ def server() -> None:
 
 def measure_server(clients: int) -> dict[str, float]:
     """Plan, commit and report one round, in which every client delivers."""
-    from perfit_components.steps.aggregate import aggregate_updates
-    from perfit_components.steps.plan import plan
-    from perfit_components.steps.prepare import global_header
-    from perfit_components.steps.report import report
-    from perfit_storage import FederationStore
+    from perfit_components.steps.aggregate import aggregate
+    from perfit_components.steps.context import FederationContext
+    from perfit_components.steps.plan import participants
+    from perfit_components.steps.report import draw_report
+    from perfit_storage import FederationStore, Head
 
-    spec, here = federation(clients), _space(2, 576, (576, 192), 16)
-    initial = SparseAdapter(here, np.ones(here.size, bool), here.initial_values(0))
+    spec, here = spec_of(clients), _space(2, 576, (576, 192), 16)
     with tempfile.TemporaryDirectory() as directory:
         store = FederationStore.open(Path(directory).as_uri(), spec.name)
         store.write_spec(spec.to_yaml().encode(), None)
-        store.create_head(store.put_global(0, dump_values(global_header(spec, 0), initial)))
-        found = {"plan": _seconds(lambda: plan(store.uri, 1, "tier-0"))}
+        initial = dump_server_vectors(spec, here, 0, {"values": here.initial_values(0)})
+        store.create_head(Head(0, store.put_global(0, initial)))
+        context = FederationContext.of(store)
+        found = {"plan": _seconds(lambda: participants(context, 1, spec.tiers_in_use()))}
         for seed, client in enumerate(spec.clients):
             _deliver(store, here, client.id, seed)
-        found["aggregate"] = _seconds(lambda: aggregate_updates(store.uri, 1, []))
-        found["report"] = _seconds(lambda: report(store.uri, 1))
+        found["aggregate"] = _seconds(lambda: aggregate(context, 1))
+        found["report"] = _seconds(lambda: store.put_report(1, draw_report(context, 1).html.encode()))
         found["megabytes"] = len(store.read_report(1)) / 1e6
     return {**found, "peak": _peak_mib()}
 
 
 def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
     """Store what a client leaves after a round."""
+    from perfit.protocol import Blob, Perplexity, UpdateRecord
+
     mask_file, update = _files(here, 8, seed, client)
-    sha256 = mask_hash(here, load_mask(mask_file)[2])
+    sha256, budget = AdapterFile.parse(mask_file).header.mask_sha256, here.budget(8)
     store.put_mask(client, sha256, mask_file)
-    record = {"client": client, "status": "trained", "reason": None, "round": 1, "tier": "tier-0", "rank": 8}
-    record |= {"budget": here.budget(8), "samples": 100, "held_out_records": 20, "skipped_records": 0}
-    record |= {"truncated_records": 0, "losses": [2.0, 1.5] * 10, "mask_sha256": sha256}
-    record |= {"perplexity": {"round_0": 9.0, "before": 8.0, "after": 7.0}}
-    store.put_update(1, client, {**record, "bytes_up": len(update), "bytes_down": len(update)}, update)
+    blob = store.put_update(1, client, update)
+    record = UpdateRecord(
+        client=client,
+        tier="tier-0",
+        rank=8,
+        round=1,
+        budget=budget,
+        shared=budget,
+        samples=100,
+        held_out_records=20,
+        skipped_records=0,
+        truncated_records=0,
+        losses=(2.0, 1.5) * 10,
+        perplexity=Perplexity(round_0=9.0, before=8.0, after=7.0),
+        mask_sha256=sha256,
+        bytes_up=len(update),
+        bytes_down=len(update),
+        update=Blob(key=blob.key, sha256=blob.sha256),
+    )
+    store.put_record(1, client, record.to_json(), lambda record: True)
 
 
 def _files(here: LoraSpace, rank: int, seed: int, client: str = "one") -> tuple[bytes, bytes]:
@@ -246,12 +263,14 @@ def _files(here: LoraSpace, rank: int, seed: int, client: str = "one") -> tuple[
     draw, budget = np.random.default_rng(seed), here.budget(rank)
     mask = np.zeros(here.size, dtype=bool)
     mask[draw.permutation(here.size)[:budget]] = True
-    adapter = SparseAdapter(here, mask, draw.standard_normal(budget, dtype=np.float32))
-    return dump_mask(_header(client), here, mask), dump_values(_header(client, 1), adapter)
+    values = draw.standard_normal(budget, dtype=np.float32)
+    header = _header(client, here, mask, rank)
+    return dump_mask(header, here, mask), dump_vectors(header, here, mask, {"values": values})
 
 
-def _header(client: str | None, round: int = 0) -> AdapterHeader:
-    return AdapterHeader("hospitals", round, client, "owner/model", 8, 2)
+def _header(client: str, here: LoraSpace, mask: np.ndarray, rank: int) -> AdapterHeader:
+    budget = int(np.count_nonzero(mask))
+    return AdapterHeader("hospitals", 1, client, "owner/model", rank, 2, budget, mask_hash(here, mask))
 
 
 def _in_own_process(case: str) -> dict[str, float]:

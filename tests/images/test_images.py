@@ -30,7 +30,7 @@ for place, inside, files in os.walk("/", topdown=True):
 def test_health_with_a_read_only_root_and_no_network(daemon, images, name):
     ended = run(daemon, getattr(images, name))
     assert ended.code == 0, ended.output
-    assert json.loads(ended.output)["perfit-kubeflow"] == "0.1.0"
+    assert json.loads(ended.output)["perfit-kubeflow"] == "0.2.0"
 
 
 def test_health_says_what_is_missing(daemon, images):

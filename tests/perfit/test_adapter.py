@@ -15,7 +15,7 @@ SPACE = LoraSpace.from_shapes({"q.lora_A.weight": (1, 4), "q.lora_B.weight": (5,
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 0, 1], dtype=bool)
 
 
-def test_values_stand_at_the_set_bits():
+def test_values_are_at_the_set_bits():
     adapter = SparseAdapter(SPACE, MASK, np.array([1.5, -2, 3], dtype=np.float32))
     assert adapter.budget == 3
     assert adapter.dense().dtype == np.float32

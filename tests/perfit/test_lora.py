@@ -121,8 +121,8 @@ def test_gradients_are_the_dense_ones_at_the_mask(make_federation):
         assert_array_equal(np.concatenate([gradient.numpy() for gradient in gradients]), dense[adapter.mask])
 
 
-class Optimizer(TrainerCallback):
-    """Notes the sizes of the optimizer's parameters, gradients and state after each step."""
+class OptimiserSizes(TrainerCallback):
+    """Notes the sizes of the optimiser's parameters, gradients and state after each step."""
 
     def __init__(self):
         self.parameters: list[int] = []
@@ -139,11 +139,11 @@ class Optimizer(TrainerCallback):
         self.state.append(sum(t.numel() for t in tensors))
 
 
-def test_gradients_and_optimizer_state_have_the_size_of_the_budget(make_federation):
+def test_gradients_and_optimiser_state_have_the_size_of_the_budget(make_federation):
     spec = make_federation()
     model, data = loaded(spec)
     adapter = random_adapter(model.space, 0)
-    seen = Optimizer()
+    seen = OptimiserSizes()
     with compact_adapter(model, adapter) as vectors:
         trainable = [p for p in model.peft.parameters() if p.requires_grad]
         assert {id(p) for p in trainable} == {id(v) for v in vectors.values()}

@@ -182,7 +182,7 @@ SEARCH = {"search_steps": 3, "warmup_steps": 1, "pruning_iterations": 2}
 def federation(model: str, data: Path, /, **sections: Any) -> ClusterSpec:
     """Make a federation of two clients, the second of half the rank; sections by keyword are merged in.
 
-    The section ``method`` is merged into a search of few steps where it is perfit's; any other method's stands alone.
+    The section ``method`` is merged into a search of few steps where it is perfit's; any other method's replaces it.
     """
     tree: dict[str, Any] = {
         "name": "tiny",

@@ -1,3 +1,5 @@
+"""The lines of a client's task: formatted, printed, parsed."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,7 +14,6 @@ from perfit_components.log_lines import (
     parse_task,
     plain,
 )
-from perfit_components.steps.client import _progress
 
 
 @pytest.mark.parametrize(
@@ -29,9 +30,11 @@ def test_a_step_in_a_line(line, step):
     assert parse_step(line) == step
 
 
-def test_what_a_client_prints_is_what_is_parsed(capsys):
-    _progress(3, "ann")(1, 4, 2.5)
-    assert parse_step(capsys.readouterr().out) == Step(3, "ann", 1, 4, 2.5)
+def test_what_a_client_prints_is_what_is_parsed(make_site, capsys):
+    site = make_site(clients={"ann": {}}, method={"name": "fedit"}).prepare()
+    site.train_client("ann")
+    steps = [step for line in capsys.readouterr().out.splitlines() if (step := parse_step(line))]
+    assert [(step.round, step.client, step.step, step.steps) for step in steps] == [(1, "ann", 1, 2), (1, "ann", 2, 2)]
 
 
 def test_a_step_is_formatted_with_four_decimals():
@@ -47,6 +50,6 @@ def test_a_failure_is_parsed_as_it_was_formatted():
 
 
 def test_a_task_and_its_colours():
-    assert parse_task("Executing task \x1b[96m'prepare-federation'\x1b[0m") == "prepare-federation"
+    assert parse_task("Executing task \x1b[96m'client-office'\x1b[0m") == "client-office"
     assert parse_task("Streamed logs:") is None
     assert plain("\x1b[91mFAILURE\x1b[0m") == "FAILURE"

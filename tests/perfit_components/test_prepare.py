@@ -177,15 +177,15 @@ def test_a_store_that_cannot_be_reached(make_site, unreachable_s3):
         prepare(make_site().spec.to_yaml(), unreachable_s3)
 
 
-def test_another_method_has_a_name_of_its_own(make_site):
+def test_another_method_has_a_directory_of_its_own(make_site):
     site = make_site().prepare()
     before = files(site.root)
     assert prepare(site.spec.to_yaml(), site.store_uri, "perfit").uri == site.uri
-    assert prepare(site.spec.to_yaml(), site.store_uri, "fedit").uri == f"{site.uri}-fedit"
+    assert prepare(site.spec.to_yaml(), site.store_uri, "fedit").uri == f"{site.uri}.fedit"
     assert files(site.root) == before
-    file = site.root.with_name("tiny-fedit").joinpath("rounds/0/global.safetensors").read_bytes()
+    file = site.root.with_name("tiny.fedit").joinpath("rounds/0/global.safetensors").read_bytes()
     header = AdapterFile.parse(file).header
-    assert (header.federation, header.expansion) == ("tiny-fedit", 1)
+    assert (header.federation, header.expansion) == ("tiny", 1)
 
 
 def test_two_founders_at_once(make_site):

@@ -72,6 +72,9 @@ def changed(**fields: object) -> bytes:
         changed(adapter={"key": "k", "sha256": "00", "size": 3}),
         changed(state=3),
         changed(colour="blue"),
+        changed(round="3"),
+        changed(round=True),
+        changed(round=-1),
     ],
     ids=repr,
 )

@@ -266,10 +266,26 @@ def test_reports_and_client_files(federation: FederationStore):
             federation.get_client_file("a", name)
 
 
-@pytest.mark.parametrize("name", ["", "A", "a b", "a/b", "..", "-a", "a-", "a.b", "a_b", "ä", "a\n", "x" * 64])
-def test_unsafe_names_are_refused(store: ObjectStore, name: str):
+UNSAFE = ["", "A", "a b", "a/b", "..", "-a", "a-", "a.", ".b", "a.b.c", "a..b", "a_b", "ä", "a\n", "x" * 64]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_unsafe_names_of_federations_are_refused(store: ObjectStore, name: str):
     with pytest.raises(StoreError, match="cannot be a federation name"):
         FederationStore(store, name)
+
+
+def test_a_run_by_another_method_has_a_directory_of_its_own(store: ObjectStore):
+    for name in ("demo", "demo.fedit"):
+        federation = FederationStore(store, name)
+        assert federation.uri == f"{store.uri}/federations/{name}"
+        federation.write_spec(name.encode(), expected=None)
+    assert federation_names(store) == ["demo", "demo.fedit"]
+    assert FederationStore(store, "demo").read_spec() == b"demo"
+
+
+@pytest.mark.parametrize("name", [*UNSAFE, "a.b"])
+def test_unsafe_ids_of_clients_are_refused(store: ObjectStore, name: str):
     federation = FederationStore(store, "demo")
     for act in (
         lambda: federation.put_mask(name, MASK, b""),

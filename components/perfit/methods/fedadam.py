@@ -20,18 +20,13 @@ TAU = 1e-3
 """Degree of adaptivity; the paper's choice in most of its experiments."""
 
 
-class AdaptiveOptions(MethodOptions):
+class Options(MethodOptions):
     """Step size and decay of the moments at the server."""
 
+    name: Literal["fedadam"] = "fedadam"
     server_learning_rate: float = Field(default=0.01, gt=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
-
-
-class Options(AdaptiveOptions):
-    """FedAdam's are those of every adaptive server."""
-
-    name: Literal["fedadam"] = "fedadam"
 
 
 def init(values: np.ndarray) -> Vectors:
@@ -40,7 +35,7 @@ def init(values: np.ndarray) -> Vectors:
 
 
 def adaptive_step(
-    options: AdaptiveOptions,
+    options: Options,
     state: Vectors,
     cohort: Cohort,
     second_moment: Callable[[np.ndarray, np.ndarray], np.ndarray],

@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 
 from perfit.aggregation import Cohort
-from perfit.methods.fedadam import AdaptiveOptions, adaptive_step, init
+from perfit.methods import fedadam
 from perfit.methods.method import Method, Vectors
 
 
-class Options(AdaptiveOptions):
-    """FedYogi's are those of every adaptive server."""
+class Options(fedadam.Options):
+    """FedYogi's are those of FedAdam."""
 
     name: Literal["fedyogi"] = "fedyogi"
 
@@ -26,7 +26,7 @@ def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
     def second_moment(v: np.ndarray, square: np.ndarray) -> np.ndarray:
         return v - (1 - options.beta2) * square * np.sign(v - square)
 
-    return adaptive_step(options, state, cohort, second_moment)
+    return fedadam.adaptive_step(options, state, cohort, second_moment)
 
 
-METHOD = Method("FedYogi", "arXiv 2003.00295", Options, init=init, merge=merge)
+METHOD = Method("FedYogi", "arXiv 2003.00295", Options, init=fedadam.init, merge=merge)

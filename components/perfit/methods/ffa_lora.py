@@ -1,6 +1,7 @@
 """FFA-LoRA: A stays as it was drawn, B alone is trained and shared (Sun et al., 2024, arXiv 2403.12313).
 
-With A the same everywhere, the average of the products BA is the product of the average B with A: averaging is exact.
+With A the same everywhere, the average of the products BA is the product of the average B with A: averaging is exact
+among clients of one rank. Among several ranks a column of B is averaged over the clients that hold it alone.
 """
 
 from __future__ import annotations

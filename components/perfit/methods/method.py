@@ -161,6 +161,7 @@ class Method:
         merge: (options, state, cohort) -> the server's next state.
         uploads: Names of the vectors that a client shares.
         downloads: Names of the state's vectors that clients read; the others are the server's own.
+        weighted: Whether a client counts by its samples in the mean, or each the same.
     """
 
     title: str
@@ -175,6 +176,7 @@ class Method:
     merge: Callable[[Any, Vectors, Cohort], Vectors] = keep_mean
     uploads: tuple[str, ...] = (VALUES,)
     downloads: tuple[str, ...] = (VALUES,)
+    weighted: bool = True
 
     @property
     def name(self) -> str:

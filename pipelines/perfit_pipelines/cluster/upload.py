@@ -146,7 +146,7 @@ def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion) -> No
         stored = read.pipeline_spec
     if not {"platform_spec", "platformSpec"} & set(stored or {}):
         raise PerfitError(
-            f"Kubeflow at {kubeflow.where} dropped what the pipeline says of its pods: Secrets, volumes, nodes",
+            f"Kubeflow at {kubeflow.where} dropped the settings of the pipeline's pods: Secrets, volumes, nodes",
             "upgrade Kubeflow Pipelines to 2.17, or set cluster.deadline_seconds and cluster.keep_seconds to null",
         )
 

@@ -88,7 +88,7 @@ class Kubectl:
             PerfitError: The server refused something.
         """
         arguments = apply_arguments(directory, manager) + (["--dry-run=server"] if dry_run else [])
-        return self._run(arguments, "the overlay was not applied whole", hidden)
+        return self._run(arguments, "not all of the overlay was applied", hidden)
 
     def _run(self, arguments: Sequence[str], problem: str, hidden: Iterable[str] = ()) -> str:
         done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)

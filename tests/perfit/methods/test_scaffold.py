@@ -56,9 +56,10 @@ def test_c_after_a_round_in_which_one_of_two_took_part():
 
 
 def random_federation(rounds: int) -> list[tuple[Federation, str, Federation]]:
-    """Rounds of three clients, two of them in each; (before, one of the two, after) for each and round."""
+    """Rounds of three clients of unlike samples, two in each; (before, one of the two, after) for each and round."""
     rng, spec = np.random.default_rng(0), make_spec({"name": "scaffold"}, {"ann": 2, "bob": 1, "eve": 2})
-    pulls = {client.id: Pull(rng.normal(0, 1, 6)) for client in spec.clients}
+    samples = dict(zip(("ann", "bob", "eve"), (1, 3, 10), strict=True))
+    pulls = {name: Pull(rng.normal(0, 1, 6), count) for name, count in samples.items()}
     before, history = found(spec, rng.normal(0, 1, 6)), []
     for number in range(rounds):
         there = {name: pulls[name] for name in pulls if name != list(pulls)[number % 3]}
@@ -77,7 +78,7 @@ def test_a_new_control_variate_is_the_papers_option_ii():
 
 
 def test_c_stays_the_mean_of_all_clients_control_variates():
-    # Hence the corrections c - c_i of all clients, of equal samples, sum to zero; one that was never there counts as 0.
+    # Hence the corrections c - c_i of all clients sum to zero: each counts the same, and as 0 before its first round.
     spec = make_spec({"name": "scaffold"}, {"ann": 2, "bob": 1, "eve": 2})
     for _, _, after in random_federation(5):
         total, clients = np.zeros(SPACE.size), np.zeros(SPACE.size)

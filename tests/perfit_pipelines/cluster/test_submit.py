@@ -64,7 +64,7 @@ def test_a_server_that_drops_the_settings_of_pods_gets_no_run(serve, file):
     """An old one that does not give its version."""
     api = serve(version=(0, 0, 0))
     error = Perfit(api).fail("submit", file, *QUICK)
-    assert "dropped what the pipeline says of its pods" in error.problem
+    assert "dropped the settings of the pipeline's pods" in error.problem
     assert "cluster.deadline_seconds and cluster.keep_seconds to null" in error.fix
     assert not api.runs
     Perfit(api).succeed(

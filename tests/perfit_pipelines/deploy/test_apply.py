@@ -120,7 +120,7 @@ def test_what_the_cluster_refuses_is_shown_without_secrets(deploy, cluster):
     # A server that quotes what it was sent, in both forms in which a secret travels.
     cluster.quote = [secret, base64.b64encode(secret.encode()).decode()]
     cluster.forbidden.add("services")
-    with pytest.raises(PerfitError, match=r"(?s)not applied whole.*services is forbidden.*\(hidden\)") as refused:
+    with pytest.raises(PerfitError, match=r"(?s)not all of the overlay.*services is forbidden.*\(hidden\)") as refused:
         deploy("federation.yaml", "--overlay", "kind", "--apply")
     assert not any(text in str(refused.value) for text in cluster.quote)
 

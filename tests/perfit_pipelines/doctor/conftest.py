@@ -181,7 +181,7 @@ def gpu_taint() -> Object:
     return {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 
 
-IMAGES = ("docker.io/library/perfit-client:0.1.0", "docker.io/library/perfit-server:0.1.0")
+IMAGES = ("docker.io/library/perfit-client:0.2.0", "docker.io/library/perfit-server:0.2.0")
 
 
 def node(

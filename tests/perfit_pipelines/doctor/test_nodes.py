@@ -101,7 +101,7 @@ def images(image: str, *held: tuple[str, ...]):
 @pytest.mark.parametrize(
     ("image", "held"),
     [
-        ("perfit-client:0.1.0", "docker.io/library/perfit-client:0.1.0"),
+        ("perfit-client:0.2.0", "docker.io/library/perfit-client:0.2.0"),
         ("ghcr.io/team/perfit-client", "ghcr.io/team/perfit-client:latest"),
         ("team/perfit-client:1", "docker.io/team/perfit-client:1"),
         ("localhost:5000/perfit-client:1", "localhost:5000/perfit-client:1"),
@@ -113,9 +113,9 @@ def test_images_that_the_nodes_have(image, held):
 
 
 def test_images_that_some_nodes_have_not():
-    check = images("perfit-client:0.1.0", ("docker.io/library/perfit-client:0.1.0",), ())
+    check = images("perfit-client:0.2.0", ("docker.io/library/perfit-client:0.2.0",), ())
     assert check.status == "warn"
-    assert check.finding.startswith("perfit-client:0.1.0 is known to be on 1 of 2 nodes")
+    assert check.finding.startswith("perfit-client:0.2.0 is known to be on 1 of 2 nodes")
     assert "kind load docker-image" in check.fix
     check = images("ghcr.io/team/perfit-client:1", ())
     assert (check.status, "whether ghcr.io gives it to them" in check.finding) == ("unknown", True)

@@ -1,0 +1,60 @@
+"""Documents that say what the code does are held against it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfit.methods import METHODS
+from perfit.methods.method import AfterTuning, ClientStart, Tuned
+from perfit.space import LoraSpace
+
+DOCS = Path(__file__).parents[1] / "docs"
+SPACE = LoraSpace.from_shapes({"base_model.model.q.lora_A.weight": (2, 3), "base_model.model.q.lora_B.weight": (5, 2)})
+
+
+def table() -> dict[str, list[str]]:
+    """The rows of docs/methods.md, by method."""
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", (DOCS / "methods.md").read_text(), re.MULTILINE)
+    return {name: cells.split(" | ") for name, cells in rows}
+
+
+def matrices(mask: np.ndarray) -> str:
+    """Which of A and B a mask holds."""
+    held = [letter for letter, part in (("A", SPACE.a_mask), ("B", ~SPACE.a_mask)) if (mask & part).any()]
+    return ", ".join(held) or "-"
+
+
+def test_the_table_of_methods_has_every_method():
+    assert list(table()) == list(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_of_the_table_is_what_the_method_is(name):
+    method, held = METHODS[name], SPACE.plain_mask(2)
+    roles, zeros = method.roles(SPACE, held), np.zeros(int(held.sum()), dtype=np.float32)
+    start = ClientStart(zeros, received=dict.fromkeys(method.downloads, zeros))
+    after = method.after(method.options(), start, Tuned(zeros, zeros)) if method.after else AfterTuning()
+    kept = [*after.kept, *(["values"] if roles.personal else [])]
+    own = sorted(set(method.init(zeros)) - set(method.downloads))
+    shares = roles.shared.any()
+    up = {"A, B": str(len(method.uploads)), "-": "0"}.get(matrices(roles.shared), matrices(roles.shared))
+    assert table()[name] == [
+        f"{method.title}, {method.paper}",
+        matrices(roles.shared),
+        matrices(roles.held & ~roles.trained),
+        matrices(roles.trained & ~roles.shared),
+        up,
+        str(len(method.downloads) if shares else 0),
+        ", ".join(kept) or "-",
+        ", ".join(own) or "-",
+    ]
+
+
+def test_the_example_of_a_method_is_the_methods_own_text():
+    (example,) = re.findall(r"```python\n(class Options.*?)```", (DOCS / "methods.md").read_text(), re.DOTALL)
+    source = Path(METHODS["fedprox"].options.__module__.replace(".", "/") + ".py")
+    assert example in (Path(__file__).parents[1] / "components" / source).read_text()

@@ -190,7 +190,7 @@ CASES = {
     "nested without end": (text("[" * 100_000), "Invalid JSON"),
     "a lone surrogate": (text('{"status": "failed", "reason": "\\ud800"}'), "Invalid JSON"),
     "no UTF-8": (lambda eve: eve.record_path.write_bytes(b'{"a": "\xff"}'), "Invalid JSON"),
-    "too large": (text('{"reason": "' + "x" * 2**22 + '"}'), "bytes, 4,194,304 are the most"),
+    "too large": (text('{"reason": "' + "x" * 2**22 + '"}'), "bytes, at most 4,194,304 are allowed"),
     "no object": (text("[]"), "Input should be"),
     "no record": (text("{}"), "Unable to extract tag"),
 }

@@ -1,4 +1,4 @@
-"""Reading a federation file: what is computed and where it runs, with errors that name a line and a key."""
+"""Reading a federation file (what is computed, and where it runs), with errors that name a line and a key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_federation(path: str | Path) -> ClusterSpec:
     """Read and validate a federation file; relative data paths are taken from its directory.
 
     Raises:
-        PerfitError: The file is missing or wrong; every problem is named with its line and key.
+        PerfitError: The file is missing or wrong; every problem is reported with its line and key.
     """
     path = Path(path)
     try:
@@ -48,12 +48,13 @@ def parse_federation(text: str, source: str = "federation") -> ClusterSpec:
     try:
         return ClusterSpec.model_validate(tree)
     except ValidationError as error:
-        found = [_describe(problem, lines, source) for problem in error.errors()]
-        raise PerfitError("\n".join(found), f"correct {'this key' if len(found) == 1 else 'these keys'}") from error
+        problems = [_describe(problem, lines, source) for problem in error.errors()]
+        fix = f"correct {'this key' if len(problems) == 1 else 'these keys'}"
+        raise PerfitError("\n".join(problems), fix) from error
 
 
 def is_local(uri: str) -> bool:
-    """Whether a client's data URI is a path on this file system, not s3:// and not a hub id."""
+    """Whether a client's data URI is a path on this file system, and neither s3:// nor a hub id."""
     return "://" not in uri and uri.endswith(DATA_SUFFIXES)
 
 
@@ -69,21 +70,21 @@ def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
 
 
 def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> dict[tuple, int]:
-    """Map each key's path to its line, from 1; a key that stands twice is an error that YAML itself would hide."""
+    """Map each key's path to its line, from 1. A duplicated key is an error here, though YAML would accept it."""
     lines: dict[tuple, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*path, key.value)
-            if here in lines:
+            child = (*path, key.value)
+            if child in lines:
                 raise PerfitError(
-                    f"{source}:{key.start_mark.line + 1}: {_key(here)} is duplicated (first in line {lines[here]})",
+                    f"{source}:{key.start_mark.line + 1}: {_key(child)} is duplicated (first in line {lines[child]})",
                     "remove one of the two",
                 )
-            lines |= {here: key.start_mark.line + 1, **_lines(value, source, here)}
+            lines |= {child: key.start_mark.line + 1, **_lines(value, source, child)}
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            here = (*path, index)
-            lines |= {here: value.start_mark.line + 1, **_lines(value, source, here)}
+            child = (*path, index)
+            lines |= {child: value.start_mark.line + 1, **_lines(value, source, child)}
     return lines
 
 
@@ -93,7 +94,7 @@ def _key(path: tuple) -> str:
 
 def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> str:
     path = written = problem.get("ctx", {}).get("path", problem["loc"])
-    # pydantic adds the names of union members to the path; only what is in the file can be pointed at.
+    # pydantic adds the names of union members to the path; only keys that are in the file have a line.
     if path[:1] == ("method",) and problem["type"] != "federation":
         written = (path[0], *path[2:])
     known = next((written[:n] for n in range(len(written), 0, -1) if written[:n] in lines), ())
@@ -110,7 +111,7 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
 
 
 def _unknown(path: tuple) -> str:
-    # Inside `method` pydantic's path names the method: its options are a union of one model a method.
+    # Inside `method` pydantic's path names the method: its options are a union of one model per method.
     name = path[1] if path[0] == "method" else None
     options: Any = METHODS[name].options if name else ClusterSpec
     for part in path[2 if name else 0 : -1]:

@@ -1,11 +1,10 @@
 """Instruction records: reading them from a file or the hub, and checking them against three schemas.
 
-A record is Alpaca (`instruction`, `input`, `output`), Dolly (`instruction`, `context`, `response`,
-`category`) or chat (`messages`). One that cannot be used is refused or skipped, as the user chose, and
-named by its line.
+A record is Alpaca (`instruction`, `input`, `output`), Dolly (`instruction`, `context`, `response`, `category`) or chat
+(`messages`). Unusable records are refused or skipped, as the user chooses, and reported by line.
 
-Records are private: they are streamed, never cached on disk, and the reason for a refusal quotes keys and
-roles, no content.
+Records are private: they are streamed, never cached on disk, and the reason for a refusal quotes keys and roles, never
+content.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class Record:
 
     Args:
         line: Its line in the file, or its row, from 1.
-        fields: What it holds; empty where it cannot be parsed.
-        problem: Why it cannot be parsed, otherwise None.
+        fields: Its content; empty if it cannot be parsed.
+        problem: Why it cannot be parsed; None if it can.
     """
 
     line: int
@@ -53,12 +52,12 @@ class Record:
 
 @dataclass(frozen=True)
 class RecordReport:
-    """The records of one source, sorted into usable ones and others.
+    """The records of one source, divided into usable and skipped ones.
 
     Args:
         source: Where the records come from.
         usable: The records that `to_messages` accepts, in the order of the source.
-        skipped: (line, reason) of each other record.
+        skipped: (line, reason) of every other record.
     """
 
     source: str
@@ -67,7 +66,7 @@ class RecordReport:
 
 
 def read_records(source: str) -> list[Record]:
-    """Read every record of a source; blank lines are passed over.
+    """Read every record of a source; blank lines are ignored.
 
     Args:
         source: Path of a JSON lines (.jsonl, .json) or Parquet (.parquet) file, or a hub data set as
@@ -77,11 +76,11 @@ def read_records(source: str) -> list[Record]:
         The records in order. A line that is not a JSON object is a record with a `problem`.
 
     Raises:
-        PerfitError: The source cannot be read, is of an unknown kind, or holds no record.
+        PerfitError: The source cannot be read, is of an unknown type, or contains no records.
     """
     read, fix = _reader(source)
     try:
-        # Even where it only streams, the library keeps lock files in its cache: this one vanishes with them.
+        # Even when it only streams, the library keeps lock files in its cache, so give it a temporary one.
         with tempfile.TemporaryDirectory() as cache:
             records = list(read(cache))
     except PerfitError:
@@ -89,15 +88,15 @@ def read_records(source: str) -> list[Record]:
     except (OSError, ValueError) as error:
         raise PerfitError(f"{source}: cannot be read: {error}", fix) from error
     if not records:
-        raise PerfitError(f"{source}: there is no record in it", "give a client at least 2 records")
+        raise PerfitError(f"{source}: contains no records", "give a client at least 2 records")
     return records
 
 
 def _reader(source: str) -> tuple[Callable[[str], Iterator[Record]], str]:
-    """Find how to read a source, given a directory for the cache, and what to do where reading fails."""
+    """Return a function that reads a source, given a directory for the cache, and the fix if reading fails."""
     path = Path(source)
     if source.startswith("s3://"):
-        raise PerfitError(f"{source}: an object is no local file", "let the pipeline fetch it, or download it first")
+        raise PerfitError(f"{source}: is not a local file", "let the pipeline fetch it, or download it first")
     if path.is_dir():
         raise PerfitError(f"{source}: is a directory", _SOURCES)
     if path.suffix in _SUFFIXES:
@@ -106,7 +105,7 @@ def _reader(source: str) -> tuple[Callable[[str], Iterator[Record]], str]:
         read_file = _read_parquet if path.suffix == ".parquet" else _read_lines
         return lambda cache: read_file(path, cache), "check that the file is whole and may be read"
     if path.exists():
-        raise PerfitError(f"{source}: a file of unknown kind {path.suffix!r}", _SOURCES)
+        raise PerfitError(f"{source}: unknown file type {path.suffix!r}", _SOURCES)
     if hub := _HUB_ID.fullmatch(source):
         fix = "check the name, the split, the network and, if it is private, HF_TOKEN; or give a file"
         return lambda cache: _read_hub(hub["name"], hub["split"] or "train", cache), fix
@@ -120,7 +119,7 @@ def _read_lines(path: Path, cache: str) -> Iterator[Record]:
         glob.escape(str(path.resolve())),
         cache_dir=cache,
         encoding="utf-8-sig",
-        # Other bytes become \xNN, which JSON refuses: one line is named, and not the whole file lost.
+        # Invalid bytes become \xNN, which JSON rejects: only their line is bad, not the whole file.
         encoding_errors="backslashreplace",
     )
     for line, row in enumerate(rows, start=1):
@@ -140,14 +139,14 @@ def _parse(line: int, text: str) -> Record:
         reason = "not UTF-8" if undecoded else error.msg
         return Record(line, {}, f"not valid JSON (column {error.colno}: {reason})")
     except (ValueError, RecursionError):
-        return Record(line, {}, "not valid JSON (a number too long, or values nested too deep)")
+        return Record(line, {}, "not valid JSON (a number is too long, or values are nested too deeply)")
     return Record(line, fields) if isinstance(fields, dict) else Record(line, {}, "not a JSON object")
 
 
 def _read_parquet(path: Path, cache: str) -> Iterator[Record]:
     from datasets import IterableDataset
 
-    # Without a batch size the library takes that of the first row group, and fails where it is 0.
+    # By default the library takes the size of the first row group as its batch size, and fails if that is 0.
     rows = IterableDataset.from_parquet(glob.escape(str(path.resolve())), cache_dir=cache, batch_size=1000)
     return _number(rows)
 
@@ -163,14 +162,14 @@ def _number(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
 
 
 def to_messages(fields: Mapping[str, Any]) -> list[Message]:
-    """Turn a record of any of the three schemas into chat messages; a null field counts as absent.
+    """Convert a record of any of the three schemas to chat messages; a null field counts as absent.
 
     Args:
         fields: The record. Its keys decide the schema.
 
     Returns:
-        Messages `{"role", "content"}`: an optional system message, then user and assistant turns, the last
-        one the assistant's. Instruction and context form one user message, with a blank line between them.
+        Messages `{"role", "content"}`: an optional system message, then user and assistant turns, the last one the
+        assistant's. Instruction and context form one user message, with a blank line between them.
 
     Raises:
         BadRecord: The record fits no schema or lacks what its schema needs.
@@ -189,10 +188,10 @@ def _single_turn(fields: Mapping[str, Any]) -> list[Message]:
     if len(answers) != 1:
         raise BadRecord("both response and output" if answers else "no response")
     contexts = [_text(fields[key], key) for key in ("context", "input") if key in fields]
-    question = [_filled(fields["instruction"], "instruction"), *filter(str.strip, contexts)]
+    question = [_non_empty(fields["instruction"], "instruction"), *filter(str.strip, contexts)]
     return [
         {"role": "user", "content": "\n\n".join(question)},
-        {"role": "assistant", "content": _filled(fields[answers[0]], "response")},
+        {"role": "assistant", "content": _non_empty(fields[answers[0]], "response")},
     ]
 
 
@@ -202,7 +201,7 @@ def _chat(messages: Any) -> list[Message]:
     roles = [message.get("role") for message in messages]
     _check_roles(roles)
     names = ["response" if role == "assistant" else f"{role} message" for role in roles]
-    contents = [_filled(message.get("content"), name) for message, name in zip(messages, names, strict=True)]
+    contents = [_non_empty(message.get("content"), name) for message, name in zip(messages, names, strict=True)]
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
 
 
@@ -221,7 +220,7 @@ def _check_roles(roles: Sequence[Any]) -> None:
         raise BadRecord("chat does not begin with the user")
 
 
-def _filled(value: Any, name: str) -> str:
+def _non_empty(value: Any, name: str) -> str:
     text = _text(value, name)
     if not text.strip():
         raise BadRecord(f"empty {name}")
@@ -243,7 +242,7 @@ def check_records(source: str, bad_records: BadRecords = "refuse") -> RecordRepo
 
     Args:
         source: As in `read_records`.
-        bad_records: Raise on any bad record, or name it in the report.
+        bad_records: Raise on any bad record, or list it in the report.
 
     Raises:
         PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
@@ -255,15 +254,15 @@ def check_records(source: str, bad_records: BadRecords = "refuse") -> RecordRepo
 def screen_records(
     source: str, bad_records: BadRecords, convert: Callable[[dict[str, Any]], T]
 ) -> tuple[list[tuple[Record, T]], tuple[tuple[int, str], ...]]:
-    """Read a source and convert every record that can be.
+    """Read a source and convert its usable records.
 
     Args:
         source: As in `read_records`.
         bad_records: Raise on any bad record, or list it.
-        convert: From a record's fields to what is wanted; raises `BadRecord`.
+        convert: Converts a record's fields; raises `BadRecord`.
 
     Returns:
-        (record, what it became) for each usable record, and (line, reason) for each other one.
+        (record, result of the conversion) of each usable record, and (line, reason) of every other one.
 
     Raises:
         PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
@@ -277,15 +276,15 @@ def screen_records(
         except BadRecord as reason:
             skipped.append((record.line, str(reason)))
     if not kept:
-        raise PerfitError(f"{source}: no usable record: {_listed(skipped)}", _SCHEMAS)
+        raise PerfitError(f"{source}: no usable record: {_list_reasons(skipped)}", _SCHEMAS)
     if skipped and bad_records == "refuse":
         bad, total = len(skipped), len(skipped) + len(kept)
-        problem = f"{source}: {bad} of {total} records cannot be used: {_listed(skipped)}"
+        problem = f"{source}: {bad} of {total} records cannot be used: {_list_reasons(skipped)}"
         raise PerfitError(problem, "repair them, or set data.bad_records: skip to leave them out")
     return kept, tuple(skipped)
 
 
-def _listed(skipped: Sequence[tuple[int, str]]) -> str:
+def _list_reasons(skipped: Sequence[tuple[int, str]]) -> str:
     named = [f"line {line}: {reason}" for line, reason in skipped[:_NAMED_RECORDS]]
     more = len(skipped) - len(named)
     return "; ".join([*named, f"and {more} more"] if more else named)

@@ -83,7 +83,7 @@ def test_a_minimal_file():
         (
             "method: {name: fedit}",
             "method: fedit",
-            "f.yaml:8: method: 'fedit' is one word; write the section as {name: fedit}",
+            "f.yaml:8: method: 'fedit' is not a section; write {name: fedit}",
         ),
         (
             "method: {name: fedit}",
@@ -189,8 +189,8 @@ def test_settings_right_and_wrong(right, wrong, problem):
         (
             "id: eve\n    rank: 8",
             "id: eve\n    rank: 9",
-            "f.yaml:9: clients.2.rank: 9 is above lora.rank 8, the rank of the largest client, whose expanded space "
-            "of rank 16 all share; raise lora.rank or lower this",
+            "f.yaml:9: clients.2.rank: 9 is above lora.rank 8, the largest rank of a client; raise lora.rank "
+            "or lower this",
         ),
         ("id: eve", "tier: default", "f.yaml:8: clients.2: the key 'id' is missing"),
         ("id: eve", "id: eve\n    id: eva", "f.yaml:9: clients.2.id is duplicated (first in line 8)"),

@@ -47,7 +47,7 @@ def test_lines_that_are_no_record_are_named(tmp_path):
         (2, "not valid JSON (column 7: Expecting value)"),
         (3, "not a JSON object"),
         (4, "not valid JSON (column 8: not UTF-8)"),
-        (5, "not valid JSON (a number too long, or values nested too deep)"),
+        (5, "not valid JSON (a number is too long, or values are nested too deeply)"),
     ]
 
 
@@ -66,9 +66,9 @@ def test_parquet_rows(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("empty.jsonl", b"", "there is no record in it"),
-        ("blank.jsonl", b"\n \n", "there is no record in it"),
-        ("table.csv", b"a,b\n", "a file of unknown kind '.csv'"),
+        ("empty.jsonl", b"", "contains no records"),
+        ("blank.jsonl", b"\n \n", "contains no records"),
+        ("table.csv", b"a,b\n", "unknown file type '.csv'"),
         ("bad.parquet", b"not parquet", "cannot be read: Parquet magic bytes not found"),
         ("array.json", b'[{"a": 1}]', "is a JSON array, not one JSON object a line"),
     ],
@@ -82,7 +82,7 @@ def test_files_of_no_use(tmp_path, name, content, problem):
 
 def test_a_parquet_file_without_rows(tmp_path):
     pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    with pytest.raises(PerfitError, match="there is no record in it"):
+    with pytest.raises(PerfitError, match="contains no records"):
         read_records(str(tmp_path / "a.parquet"))
 
 
@@ -92,7 +92,7 @@ def test_a_parquet_file_without_rows(tmp_path):
         ("nowhere/a.jsonl", "no such file"),
         ("nowhere.csv", "neither a file nor a hub data set"),
         ("gs://bucket/a.txt", "neither a file nor a hub data set"),
-        ("s3://bucket/a.jsonl", "an object is no local file"),
+        ("s3://bucket/a.jsonl", "is not a local file"),
         (".", "is a directory"),
     ],
 )

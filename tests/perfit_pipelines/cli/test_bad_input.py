@@ -63,8 +63,8 @@ MISTAKES = {
     ),
     "rank above": Mistake(
         edit("  rank: 1", "  rank: 3"),
-        "federation.yaml:{  rank: 3}: clients.1.rank: 3 is above lora.rank 2, the rank of the largest client, whose "
-        "expanded space of rank 4 all share; raise lora.rank or lower this",
+        "federation.yaml:{  rank: 3}: clients.1.rank: 3 is above lora.rank 2, the largest rank of a client; raise "
+        "lora.rank or lower this",
         "correct this key",
     ),
     "missing data file": Mistake(
@@ -79,7 +79,7 @@ MISTAKES = {
     ),
     "empty client": Mistake(
         lambda home: (home.directory / "data/bob.jsonl").write_text(""),
-        "client bob: {at}/data/bob.jsonl: there is no record in it",
+        "client bob: {at}/data/bob.jsonl: contains no records",
         "give a client at least 2 records",
     ),
     "two mistakes at once": Mistake(

@@ -16,6 +16,7 @@ from perfit.records import (
     Record,
     RecordReport,
     check_records,
+    log_error,
     read_records,
     screen_records,
     to_messages,
@@ -182,7 +183,8 @@ def _render(
             add_generation_prompt=add_generation_prompt,
         )
     except TemplateError as error:
-        raise BadRecord(f"chat template: {error}") from error
+        log_error("chat template", error)
+        raise BadRecord("the model's chat template refuses it") from error
     # A chat template writes the first token of a sequence itself, the plain one leaves it to the tokenizer.
     adds_bos = not has_template and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return tokenizer.bos_token + text if adds_bos else text

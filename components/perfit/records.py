@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
 from perfit.parquet import Unreadable, read_columns
 
 BadRecords = Literal["refuse", "skip"]
@@ -110,11 +110,6 @@ def read_records(source: str, also: Collection[str] = ()) -> list[Record]:
 def log_error(what: str, error: BaseException) -> None:
     """Write to the log, which stays with the records' owner, what a library says of a failure."""
     _LOG.warning("%s: %s: %s", printable(what), type(error).__name__, printable(str(error)))
-
-
-def printable(text: str) -> str:
-    """Return text with escapes for what does something to a terminal: control characters, changes of direction."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _reader(source: str, columns: Sequence[str]) -> tuple[Callable[[], Iterator[Record]], str]:

@@ -46,8 +46,8 @@ class Behaviour:
         plan: Faults of the next requests, one each.
         share: Of later requests, that get one of ``kinds`` by chance.
         down: Whether every connection is reset.
-        conditions: "kept", "dropped" (``If-Match`` and ``If-None-Match`` never reach the server), or "unlocked" (they are
-            checked, and the write comes a moment later, as in SeaweedFS before 4.18).
+        conditions: "kept", "dropped" (``If-Match`` and ``If-None-Match`` never reach the server), or "unlocked" (they
+            are checked, and the write comes a moment later, as in SeaweedFS before 4.18).
         etag: Changes each ETag that the server gives; None leaves it out.
         encoding: The Content-Encoding that answers claim.
         answer: Status, content type and body to give to every request instead of the server's.

@@ -98,13 +98,16 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
 
 
 def _found(spec: ClusterSpec, store: FederationStore) -> None:
-    """Write what is missing: the federation file, the vectors of round 0, the head."""
+    """Write what is missing: the federation file, the vectors of round 0, the head. Remove what killed writers left."""
+    store.sweep()
     head, stored, text = _if_there(store.read_head), _if_there(store.read_spec), spec.to_yaml().encode()
     if stored is not None:
         _check_same(spec, stored, store.uri)
     if stored == text and head is not None:
         return
     space = _check_model(spec)
+    if head is None:
+        store.check_conditions()
     if not store.write_spec(text, stored):
         raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")
     if head is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import ml_dtypes
@@ -46,6 +46,7 @@ class AdapterHeader:
         expansion: Expanded rank divided by the federation's rank.
         budget: Positions that the client holds; N for the server's files.
         mask_sha256: Hash of the mask of these positions, or ``ALL_POSITIONS``.
+        base_sha256: Of an update: hash of the global adapter that the round started from.
         format_version: Version of the file format.
     """
 
@@ -57,6 +58,7 @@ class AdapterHeader:
     expansion: int
     budget: int
     mask_sha256: str
+    base_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -64,6 +66,10 @@ class AdapterHeader:
         """Return the header of a client's file."""
         rank = spec.rank_of(spec.client(client))
         return cls(spec.name, round, client, spec.model, rank, spec.expansion, budget, mask_sha256)
+
+    def at_base(self, sha256: str) -> AdapterHeader:
+        """Return the header of an update that was tuned from the global adapter of this hash."""
+        return replace(self, base_sha256=sha256)
 
     @classmethod
     def of_server(cls, spec: FederationSpec, space: LoraSpace, round: int) -> AdapterHeader:

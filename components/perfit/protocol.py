@@ -82,11 +82,13 @@ class Base(Message):
         round: The round that produced it.
         adapter: The vectors that clients read.
         state: The server's own vectors; None if the method has none.
+        summary: The summary of that round; None before the first.
     """
 
     round: NonNegativeInt
     adapter: Blob
     state: Blob | None = None
+    summary: Blob | None = None
 
 
 class Participant(Message):
@@ -180,6 +182,22 @@ class ClientStatus(Message):
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
 
 
+class Limited(Message):
+    """An update that counted for less than it said.
+
+    Args:
+        client: Whose.
+        samples: That its record says.
+        weight: That it had in the mean.
+        factors: What its change in a vector was multiplied by, by the vector's name.
+    """
+
+    client: Text
+    samples: PositiveInt
+    weight: PositiveInt
+    factors: dict[Text, Annotated[float, Field(ge=0, le=1)]]
+
+
 class RoundSummary(Message):
     """How a round ended.
 
@@ -192,6 +210,7 @@ class RoundSummary(Message):
         positions: Size N of the expanded space.
         positions_held: How many positions are held by at least one client that delivered.
         clients: The outcome of each participant, in the order of the plan.
+        limited: Updates whose weight was capped or whose change was clipped.
     """
 
     max_bytes: ClassVar[int] = 2**28
@@ -203,6 +222,7 @@ class RoundSummary(Message):
     positions: PositiveInt
     positions_held: NonNegativeInt
     clients: tuple[Outcome, ...]
+    limited: tuple[Limited, ...] = ()
 
     @property
     def trained(self) -> tuple[UpdateRecord, ...]:

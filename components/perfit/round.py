@@ -18,6 +18,7 @@ from perfit.adapter_file import to_wire
 from perfit.aggregation import Cohort, Update
 from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
 from perfit.methods.method import Score
+from perfit.robustness import Measure, Scale, measure, scaled, scales
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 
@@ -118,6 +119,23 @@ def new_cohort(spec: FederationSpec, space: LoraSpace) -> Cohort:
     """Return the cohort of a round, to which updates are added."""
     method = spec.algorithm
     return Cohort(method.uploads, space.size, lambda: _population(spec, space), weighted=method.weighted)
+
+
+def measure_update(state: Vectors, update: Update) -> Measure:
+    """Measure how far an update moves from the server's values."""
+    return measure(update, {VALUES: state[VALUES]})
+
+
+def limits(spec: FederationSpec, measures: Mapping[str, Measure]) -> dict[str, Scale]:
+    """Return, by client, how those updates of a round count that count for less than they say."""
+    options = spec.aggregation
+    found = scales(measures, max_share=options.max_share, clip=options.clip, weighted=spec.algorithm.weighted)
+    return {client: scale for client, scale in found.items() if scale.limits(measures[client], spec.algorithm.weighted)}
+
+
+def limit(state: Vectors, update: Update, scale: Scale | None) -> Update:
+    """Return an update as it counts."""
+    return update if scale is None else scaled(update, {VALUES: state[VALUES]}, scale)
 
 
 def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:

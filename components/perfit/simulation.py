@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perfit.aggregation import Update
 from perfit.client import (
     ClientData,
     ClientResult,
@@ -18,7 +19,17 @@ from perfit.client import (
     run_client,
 )
 from perfit.methods import Vectors
-from perfit.round import ClientRound, initial_state, merge, new_cohort, received_by, split_state
+from perfit.round import (
+    ClientRound,
+    initial_state,
+    limit,
+    limits,
+    measure_update,
+    merge,
+    new_cohort,
+    received_by,
+    split_state,
+)
 from perfit.sampling import sample_clients
 from perfit.spec import Client, FederationSpec
 
@@ -77,8 +88,8 @@ class Simulation:
         """
         spec, space, number = self.spec, self.model.space, state.round + 1
         downloads, _ = split_state(spec, state.vectors)
-        cohort = new_cohort(spec, space)
         architectures, results = dict(state.architectures), dict(state.results)
+        updates: dict[str, Update] = {}
         for client in sample_clients(spec.clients, spec.participation, spec.training.seed, number):
             if client.id not in architectures:
                 architectures[client.id] = find_architecture(
@@ -97,8 +108,15 @@ class Simulation:
                 last.kept if last else {},
                 _reporter(on_step, number, client),
             )
-            cohort.add(result.update)
-        return State(number, merge(spec, state.vectors, cohort), architectures, results)
+            updates[client.id] = result.update
+        return State(number, self._average(state.vectors, updates), architectures, results)
+
+    def _average(self, vectors: Vectors, updates: dict[str, Update]) -> Vectors:
+        scales = limits(self.spec, {client: measure_update(vectors, update) for client, update in updates.items()})
+        cohort = new_cohort(self.spec, self.model.space)
+        for client, update in updates.items():
+            cohort.add(limit(vectors, update, scales.get(client)))
+        return merge(self.spec, vectors, cohort)
 
 
 def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_step: OnStep | None = None) -> State:

@@ -78,6 +78,18 @@ class Participation(Section):
     minimum_clients: int = Field(default=1, ge=1)
 
 
+class Aggregation(Section):
+    """How far one client can move a round of at least three updates.
+
+    Args:
+        max_share: Of all weights in the mean that one client has at most.
+        clip: A client's change is cut to this multiple of the clients' median change; None for never.
+    """
+
+    max_share: float = Field(default=0.5, gt=0, le=1)
+    clip: float | None = Field(default=3.0, gt=0)
+
+
 class Client(Section):
     """An owner of private data; ``tier`` is its kind of machine: every tier is sampled at the same fraction."""
 
@@ -99,6 +111,7 @@ class FederationSpec(Section):
     data: Data = Data()
     rounds: int = Field(default=3, ge=1)
     participation: Participation = Participation()
+    aggregation: Aggregation = Aggregation()
     wire_dtype: WireDtype = "float32"
     clients: tuple[Client, ...]
 
@@ -196,9 +209,9 @@ class FederationSpec(Section):
     def difference(self, other: FederationSpec) -> str | None:
         """Name the first key in which two files describe different federations, or return None.
 
-        Rounds, participation, the set of clients, and where their data are and where they run may change while a
-        federation exists. What the values in the store depend on may not: name, model, method, LoRA, training, data,
-        the type on the wire, and the rank of a client.
+        Rounds, participation, limits of the aggregation, the set of clients, and where their data are and where they
+        run may change while a federation exists. What the values in the store depend on may not: name, model, method,
+        LoRA, training, data, the type on the wire, and the rank of a client.
         """
         fixed = {"name", "model", "method", "lora", "training", "data", "wire_dtype"}
         mine, theirs = _flatten(self.model_dump(include=fixed)), _flatten(other.model_dump(include=fixed))

@@ -34,7 +34,6 @@ _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
-_SUMMARY_PATH = re.compile(r"rounds/([0-9]+)/summary\.json")
 
 
 class FederationStore:
@@ -124,10 +123,10 @@ class FederationStore:
                 "delete that object and run the client's search again",
             )
 
-    def get_mask(self, client: str, sha256: str) -> bytes:
-        """Returns the mask's file. Raises ``ObjectNotFound``."""
+    def get_mask(self, client: str, sha256: str, limit: int | None = None) -> bytes:
+        """Returns the mask's file. Raises ``ObjectNotFound``; ``UnreadableObject``, also if it exceeds the limit."""
         fix = f"run the search of client {client!r} again"
-        return self._get(_mask_path(client, sha256), fix).data
+        return self._get(_mask_path(client, sha256), fix, limit).data
 
     def find_masks(self, client: str) -> list[str]:
         """Returns the hashes, sorted, of the masks that this client has."""
@@ -174,9 +173,12 @@ class FederationStore:
             if written:
                 return record
 
-    def read_record(self, round: int, client: str) -> bytes | None:
-        """Returns what the client says of the round, None if it has said nothing (yet)."""
-        found = self._find(_record_path(round, client))
+    def read_record(self, round: int, client: str, limit: int | None = None) -> bytes | None:
+        """Returns what the client says of the round, None if it has said nothing (yet).
+
+        Raises ``UnreadableObject``, also if it has more bytes than the limit.
+        """
+        found = self._find(_record_path(round, client), limit)
         return None if found is None else found.data
 
     def put_global(self, round: int, data: bytes) -> Blob:
@@ -187,31 +189,35 @@ class FederationStore:
         """Stores the server's own vectors after a round; moves nothing."""
         return self._put_blob(f"rounds/{round}/state", data)
 
-    def read_blob(self, blob: Blob) -> bytes:
-        """Returns the bytes of a blob. Raises ``CorruptObject`` if they are others than they were."""
-        data = self._get(blob.key, "restore it from a backup, or run its round again").data
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != blob.sha256:
-            raise CorruptObject(
-                f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}",
-                "restore it from a backup, or run its round again",
-            )
-        return data
+    def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:
+        """Returns the bytes of a blob.
 
-    def put_summary(self, round: int, summary: bytes) -> None:
-        """Stores a round's summary, over an earlier one: write it after the head has moved."""
-        self._objects.put(self._key(f"rounds/{round}/summary.json"), summary)
+        Bytes that are others than they were are read once more, over another connection: what one flipped bit on the
+        way has changed is not the fault of who wrote them.
 
-    def read_summary(self, round: int) -> bytes | None:
-        """Returns a round's summary, None if there is none (yet)."""
-        found = self._find(f"rounds/{round}/summary.json")
-        return None if found is None else found.data
+        Raises:
+            ObjectNotFound: It is gone.
+            CorruptObject: Its bytes are others than they were.
+            UnreadableObject: It has more bytes than the limit, or the store cannot hand it out.
+        """
+        fix = "restore it from a backup, or run its round again"
+        for repeated in (False, True):
+            if repeated:
+                self._objects.reconnect()
+            data = self._get(blob.key, fix, limit).data
+            actual = hashlib.sha256(data).hexdigest()
+            if actual == blob.sha256:
+                return data
+            del data  # before as much is read again
+        raise CorruptObject(f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}", fix)
 
-    def summarised_rounds(self) -> list[int]:
-        """Returns the rounds that have a summary, in order."""
-        root = self._key("")
-        paths = (key.removeprefix(root) for key in self._objects.list(f"{root}rounds/"))
-        return sorted(int(match[1]) for path in paths if (match := _SUMMARY_PATH.fullmatch(path)))
+    def has_blob(self, key: str) -> bool:
+        """Whether there is an object under a blob's key."""
+        return self._objects.exists(self._key(key))
+
+    def put_summary(self, round: int, summary: bytes) -> Blob:
+        """Stores a round's summary; it counts once the head names it."""
+        return self._put_blob(f"rounds/{round}/summary", summary, ".json")
 
     def put_report(self, round: int, html: bytes) -> None:
         """Stores a round's report, over an earlier one."""
@@ -227,9 +233,9 @@ class FederationStore:
         """Stores a file that only this client may read; the name may have directories."""
         self._objects.put(self._client_key(client, name), data)
 
-    def get_client_file(self, client: str, name: str) -> bytes:
-        """Returns one of the client's files. Raises ``ObjectNotFound``."""
-        return self._objects.get(self._client_key(client, name)).data
+    def get_client_file(self, client: str, name: str, limit: int | None = None) -> bytes:
+        """Returns one of the client's files. Raises ``ObjectNotFound``; ``UnreadableObject``, as for its mask."""
+        return self._objects.get(self._client_key(client, name), limit).data
 
     def list_client_files(self, client: str) -> list[str]:
         """Returns the names of the client's files, sorted."""
@@ -246,24 +252,24 @@ class FederationStore:
         found = self._get("head.json", "prepare the federation first")
         return parse_head(f"{self.uri}/head.json", found.data), found.version
 
-    def _find(self, path: str) -> StoredObject | None:
+    def _find(self, path: str, limit: int | None = None) -> StoredObject | None:
         try:
-            return self._objects.get(self._key(path))
+            return self._objects.get(self._key(path), limit)
         except ObjectNotFound:
             return None
 
-    def _get(self, path: str, fix: str) -> StoredObject:
-        found = self._find(path)
+    def _get(self, path: str, fix: str, limit: int | None = None) -> StoredObject:
+        found = self._find(path, limit)
         if found is None:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
         return found
 
-    def _put_blob(self, stem: str, data: bytes) -> Blob:
+    def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that nobody will overwrite."""
         sha256 = hashlib.sha256(data).hexdigest()
-        path = f"{stem}.safetensors"
+        path = f"{stem}{suffix}"
         if not self._objects.create(self._key(path), data):
-            path = f"{stem}.{sha256}.safetensors"
+            path = f"{stem}.{sha256}{suffix}"
             self._objects.put(self._key(path), data)
         return Blob(path, sha256)
 

@@ -12,6 +12,7 @@ Settings come from the environment, under the names that AWS's own tools use::
 
 from __future__ import annotations
 
+import http.client
 import io
 import re
 import time
@@ -20,15 +21,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import certifi
 import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
 
-from perfit_storage.errors import AccessDenied, ObjectNotFound, StoreError, StoreUnreachable
-from perfit_storage.objects import StoredObject, check_key, check_prefix
+from perfit_storage.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    ObjectTooLarge,
+    StoreError,
+    StoreUnreachable,
+    UnreadableObject,
+    UnsafeStore,
+)
+from perfit_storage.objects import UNREADABLE_FIX, StoredObject, check_key, check_prefix, too_large
 
 _AWS_ENDPOINT = "https://s3.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -49,6 +59,10 @@ _RETRIES = urllib3.Retry(
     respect_retry_after_header=False,
 )
 
+_TRANSIENT_STATUS = {408, 425, 429}
+_DAMAGED_ON_THE_WAY = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+"""The store's words for bytes that arrived otherwise than they were sent, or not at all: sent again, they may fit."""
+
 _DENIED_FIXES = {
     "AccessDenied": "let this access key do so in the store's policy, and check the AWS_* credentials",
     "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL if the key is another store's",
@@ -63,6 +77,18 @@ _OTHER_FIXES = {
     "PermanentRedirect": "set AWS_REGION to the bucket's region",
     "NotImplemented": "use an S3 server that has conditional writes (If-None-Match and If-Match)",
 }
+_API_FIX = "set AWS_ENDPOINT_URL to the store's S3 API, not its web console; check proxies on the way"
+
+
+class _RawPool(urllib3.PoolManager):
+    """Hands bodies out as they come.
+
+    An object's ``Content-Encoding`` is what its writer says. urllib3 would decode it, twice if it says so twice: two
+    kilobytes become gigabytes.
+    """
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options) -> urllib3.BaseHTTPResponse:
+        return super().urlopen(method, url, redirect, decode_content=False, **options)
 
 
 @dataclass(frozen=True)
@@ -107,7 +133,7 @@ class S3Settings:
             session_token=self.session_token,
             secure=parts.scheme == "https",
             region=self.region,
-            http_client=urllib3.PoolManager(
+            http_client=_RawPool(
                 maxsize=32,
                 timeout=timeout,
                 retries=retries,
@@ -142,15 +168,15 @@ class S3Store:
         """The bucket and prefix as an S3 URI."""
         return f"s3://{self._bucket}/{self._root}".rstrip("/")
 
-    def get(self, key: str) -> StoredObject:
-        """See ``ObjectStore.get``."""
+    def get(self, key: str, limit: int | None = None) -> StoredObject:
+        """See ``ObjectStore.get``. The version is empty where the store gave none."""
         path = self._path(key)
-        with self._errors("read", key):
+        with self._errors("read", key, one_object=True):
             for _ in range(_GET_ATTEMPTS - 1):
                 # The pool repeats requests that get no answer, not answers that break off.
                 with suppress(ProtocolError):
-                    return self._read(path)
-            return self._read(path)
+                    return self._read(path, limit)
+            return self._read(path, limit)
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
@@ -171,6 +197,14 @@ class S3Store:
 
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """See ``ObjectStore.replace``."""
+        if not version or version.startswith("W/"):
+            # If-Match never holds for a weak tag: every writer would take itself for the loser, and try again.
+            raise UnsafeStore(
+                f"cannot replace {self.uri}/{key} at {self._endpoint}: the store gave "
+                f"{f'the weak ETag {version}' if version else 'no ETag'} for it",
+                "let proxies on the way to the store pass ETag headers on as they are (no compression, no rewriting), "
+                "or use another store: without strong ETags writers cannot tell that one has changed",
+            )
         return self._put_if("replace", key, data, {"If-Match": version})
 
     def exists(self, key: str) -> bool:
@@ -184,7 +218,7 @@ class S3Store:
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
         path = self._path(key)
-        with self._errors("look up", key):
+        with self._errors("look up", key, one_object=True):
             return self._client.stat_object(bucket_name=self._bucket, object_name=path).size
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -202,13 +236,22 @@ class S3Store:
         with self._errors("delete", key):
             self._client.remove_object(bucket_name=self._bucket, object_name=path)
 
+    def reconnect(self) -> None:
+        """See ``ObjectStore.reconnect``."""
+        self._client._http.clear()
+
+    def sweep(self, prefix: str) -> int:
+        """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
+        return 0
+
     def _path(self, key: str) -> str:
         return self._root + check_key(key)
 
-    def _read(self, path: str) -> StoredObject:
+    def _read(self, path: str, limit: int | None) -> StoredObject:
         response = self._client.get_object(bucket_name=self._bucket, object_name=path)
         try:
-            return StoredObject(response.read(), response.headers["ETag"])
+            data = _body(response, f"cannot read s3://{self._bucket}/{path}", limit)
+            return StoredObject(data, response.headers.get("ETag", ""))
         finally:
             response.close()
             response.release_conn()
@@ -234,27 +277,42 @@ class S3Store:
                         raise
                     time.sleep(pause)
         try:
-            return self.get(key).data == data
-        except ObjectNotFound:
+            return self.get(key, limit=len(data)).data == data
+        except (ObjectNotFound, ObjectTooLarge):
             return False
 
     @contextmanager
-    def _errors(self, action: str, key: str) -> Iterator[None]:
+    def _errors(self, action: str, key: str, one_object: bool = False) -> Iterator[None]:
+        """Turns what fails into a ``StoreError``; ``one_object`` if it may be the fault of the object that is read."""
         problem = f"cannot {action} {self.uri}/{key} at {self._endpoint}"
         try:
             yield
         except S3Error as error:
-            raise _store_error(problem, error) from error
-        except InvalidResponseError as error:
-            raise StoreUnreachable(
-                f"{problem}: {str(error).partition(', Body')[0]}",
-                "set AWS_ENDPOINT_URL to the store's S3 API, not its web console; check proxies on the way",
-            ) from error
+            raise _store_error(problem, error, one_object) from error
+        except (InvalidResponseError, ServerError) as error:
+            raise _foreign_answer(problem, error, one_object) from error
+        except (UnicodeDecodeError, ParseError) as error:
+            raise StoreUnreachable(f"{problem}: it answered with an error that is no S3 error", _API_FIX) from error
         except (MinioException, HTTPError) as error:
+            if one_object and _is_about_headers(error):
+                problem = f"{problem}: it has more metadata than an answer may have"
+                raise UnreadableObject(problem, UNREADABLE_FIX) from error
             raise _unreachable(problem, error) from error
 
 
-def _store_error(problem: str, error: S3Error) -> StoreError:
+def _body(response: urllib3.BaseHTTPResponse, problem: str, limit: int | None) -> bytes:
+    if limit is None:
+        return response.read()
+    if (response.length_remaining or 0) > limit:
+        raise too_large(problem, limit)
+    data = response.read(limit + 1)
+    if len(data) > limit:
+        raise too_large(problem, limit)
+    response.read(1)  # Nothing, or the error that the body broke off, which a read with a bound does not see.
+    return data
+
+
+def _store_error(problem: str, error: S3Error, one_object: bool) -> StoreError:
     problem = f"{problem}: {error.message or error.code} ({error.code})"
     if error.code == "NoSuchKey":
         return ObjectNotFound(problem, "check the store URI")
@@ -262,9 +320,33 @@ def _store_error(problem: str, error: S3Error) -> StoreError:
         return AccessDenied(problem, _DENIED_FIXES[error.code])
     if error.code in _OTHER_FIXES:
         return StoreError(problem, _OTHER_FIXES[error.code])
-    if error.response.status >= 500:
+    if _is_transient(error.response.status) or error.code in _DAMAGED_ON_THE_WAY:
         return StoreUnreachable(problem, "try again when the store is less busy, or look into its log")
+    if one_object:
+        return UnreadableObject(problem, UNREADABLE_FIX)
     return StoreError(problem, "look the error's code up in the documentation of the store's S3 API")
+
+
+def _foreign_answer(problem: str, error: InvalidResponseError | ServerError, one_object: bool) -> StoreError:
+    """What an answer means that is not in S3's words."""
+    status = error.status_code if isinstance(error, ServerError) else error._code
+    problem = f"{problem}: {str(error).partition(', Body')[0]}"
+    if status in {401, 403}:
+        return AccessDenied(problem, "check proxies on the way to the store: one of them refuses")
+    if one_object and 400 <= status < 500 and not _is_transient(status):
+        return UnreadableObject(problem, f"{UNREADABLE_FIX}; if no object can be read, {_API_FIX}")
+    return StoreUnreachable(problem, _API_FIX)
+
+
+def _is_transient(status: int) -> bool:
+    return status >= 500 or status in _TRANSIENT_STATUS
+
+
+def _is_about_headers(error: Exception) -> bool:
+    """Whether Python refuses an answer for its headers, which hold the metadata that an object was written with."""
+    reason = error.reason if isinstance(error, MaxRetryError) else error
+    cause = reason.args[-1] if isinstance(reason, ProtocolError) and reason.args else None
+    return isinstance(cause, http.client.LineTooLong) or "headers" in str(cause)
 
 
 def _unreachable(problem: str, error: Exception) -> StoreUnreachable:

@@ -13,7 +13,7 @@ ADAPTER, STATE = Blob("rounds/3/global.safetensors", "ab" * 32), Blob("rounds/3/
 WHERE = "file:///store/federations/demo/head.json"
 
 
-@pytest.mark.parametrize("head", [Head(3, ADAPTER), Head(3, ADAPTER, STATE)], ids=["adapter", "adapter and state"])
+@pytest.mark.parametrize("head", [Head(3, ADAPTER), Head(3, ADAPTER, STATE), Head(3, ADAPTER, None, STATE)])
 def test_a_head_comes_back(head: Head):
     assert parse_head(WHERE, dump_head(head)) == head
 
@@ -24,6 +24,7 @@ def test_its_text():
         "round": 3,
         "adapter": {"key": "rounds/3/global.safetensors", "sha256": "ab" * 32},
         "state": None,
+        "summary": None,
     }
     assert dump_head(Head(3, ADAPTER, STATE)).startswith(b'{\n "adapter": {\n  "key": "rounds/3/global.safetensors",')
 

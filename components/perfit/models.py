@@ -49,9 +49,9 @@ def locate(model: str) -> str:
 
 
 def prepare_model(model: str, cache: Path) -> str:
-    """Return what transformers loads fast: a hub id or a directory; a GGUF file is converted once into ``cache``.
+    """Return a hub id or directory that transformers loads fast; a GGUF file is converted once, into ``cache``.
 
-    The conversion goes to a temporary directory that is renamed when whole, so that pods may share a cache volume.
+    The conversion goes to a temporary directory that is renamed when complete, so that pods may share a cache volume.
 
     Raises:
         PerfitError: As :func:`locate`.
@@ -62,22 +62,22 @@ def prepare_model(model: str, cache: Path) -> str:
     with open(located, "rb") as file:
         target = cache / hashlib.file_digest(file, "sha256").hexdigest()
     if not target.exists():
-        draft = _make_draft(cache)
+        temporary = _temporary_directory(cache)
         try:
-            _convert_gguf(Path(located), draft)
-            os.chmod(draft, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
-            os.rename(draft, target)
+            _convert_gguf(Path(located), temporary)
+            os.chmod(temporary, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
+            os.rename(temporary, target)
         except (OSError, ValueError, struct.error) as error:
             if not target.exists():
                 raise PerfitError(
                     f"model: {located} cannot be converted: {error}", "download it again, or name another model"
                 ) from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return str(target)
 
 
-def _make_draft(cache: Path) -> str:
+def _temporary_directory(cache: Path) -> str:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(dir=cache, prefix=".converting-")
@@ -89,7 +89,7 @@ def _make_draft(cache: Path) -> str:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a prepared model; one without a padding token pads with its end token.
+    """Load the tokenizer of a prepared model; if it has no padding token, it pads with its end token.
 
     Raises:
         PerfitError: The source holds no tokenizer, or it has neither token.
@@ -105,8 +105,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(source: str, precision: str) -> PreTrainedModel:
-    """Load a prepared model with frozen parameters of ``precision`` (float32 or bfloat16), ready to train on its
-    device.
+    """Load a prepared model on its device, with frozen parameters of ``precision`` (float32 or bfloat16).
 
     Raises:
         PerfitError: The source holds no causal language model.
@@ -114,7 +113,7 @@ def load_model(source: str, precision: str) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    # Several accelerators share one model by layers: data parallelism is the federation's.
+    # Several accelerators split one model by layers; the data parallelism is between clients.
     devices = torch.cuda.device_count()
     placement = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
     model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **placement)
@@ -146,11 +145,11 @@ def _convert_gguf(file: Path, target: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # The weights are plain floats now; what says otherwise would make the saved directory load as GGUF again.
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The weights are plain floats now; with these attributes the saved directory would load as GGUF again.
     model.hf_quantizer = model.quantization_method = None
     model.is_quantized = False
     del model.config.quantization_config
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(target)

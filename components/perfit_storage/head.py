@@ -32,11 +32,14 @@ class Head:
         round: The round that was committed last; 0 when it is founded.
         adapter: The vectors that clients read.
         state: The vectors that are the server's own, None where the method has none.
+        summary: What became of the round's participants, None before the first round. It names what the round started
+            from, and so the summary of the round before.
     """
 
     round: int
     adapter: Blob
     state: Blob | None = None
+    summary: Blob | None = None
 
 
 def dump_head(head: Head) -> bytes:
@@ -56,10 +59,11 @@ def parse_head(where: str, data: bytes) -> Head:
             )
         if fields.pop("format") != HEAD_FORMAT:
             raise StoreError(f"{where} is of a later version of perfit", "upgrade perfit")
-        round, adapter, state = fields.pop("round"), fields.pop("adapter"), fields.pop("state")
+        round, adapter = fields.pop("round"), fields.pop("adapter")
+        state, summary = fields.pop("state"), fields.pop("summary")
         if fields or type(round) is not int or round < 0:
             raise ValueError(f"round {round!r}, surplus keys {sorted(fields)}")
-        return Head(round, Blob(**adapter), state and Blob(**state))
+        return Head(round, Blob(**adapter), state and Blob(**state), summary and Blob(**summary))
     except StoreError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

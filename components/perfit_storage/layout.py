@@ -42,7 +42,6 @@ _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
 _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
-_SUMMARY_PATH = re.compile(r"rounds/([0-9]+)/summary\.json")
 
 
 class FederationStore:
@@ -249,20 +248,13 @@ class FederationStore:
             del data  # before as much is read again
         raise CorruptObject(f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}", fix)
 
-    def put_summary(self, round: int, summary: bytes) -> None:
-        """Stores a round's summary, over an earlier one: write it after the head has moved."""
-        self._objects.put(self._key(f"rounds/{round}/summary.json"), summary)
+    def has_blob(self, key: str) -> bool:
+        """Whether there is an object under a blob's key."""
+        return self._objects.exists(self._key(key))
 
-    def read_summary(self, round: int) -> bytes | None:
-        """Returns a round's summary, None if there is none (yet)."""
-        found = self._find(f"rounds/{round}/summary.json")
-        return None if found is None else found.data
-
-    def summarised_rounds(self) -> list[int]:
-        """Returns the rounds that have a summary, in order."""
-        root = self._key("")
-        paths = (key.removeprefix(root) for key in self._objects.list(f"{root}rounds/"))
-        return sorted(int(match[1]) for path in paths if (match := _SUMMARY_PATH.fullmatch(path)))
+    def put_summary(self, round: int, summary: bytes) -> Blob:
+        """Stores a round's summary; it counts once the head names it."""
+        return self._put_blob(f"rounds/{round}/summary", summary, ".json")
 
     def put_report(self, round: int, html: bytes) -> None:
         """Stores a round's report, over an earlier one."""
@@ -309,12 +301,12 @@ class FederationStore:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
         return found
 
-    def _put_blob(self, stem: str, data: bytes) -> Blob:
+    def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that nobody will overwrite."""
         sha256 = hashlib.sha256(data).hexdigest()
-        path = f"{stem}.safetensors"
+        path = f"{stem}{suffix}"
         if not self._objects.create(self._key(path), data):
-            path = f"{stem}.{sha256}.safetensors"
+            path = f"{stem}.{sha256}{suffix}"
             self._objects.put(self._key(path), data)
         return Blob(path, sha256)
 

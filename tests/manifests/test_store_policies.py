@@ -73,7 +73,6 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
     assert server.read_head() == base
     assert server.create_plan(1, b"the plan") == b"the plan"
     assert server.read_record(1, "ann") is None
-    assert server.read_summary(1) is None
     mask, values, update = put_update(everybody, 1, "ann")
     assert server.get_mask("ann", HASH) == mask
     assert server.read_record(1, "ann") == b"trained"
@@ -83,11 +82,11 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
     assert server.advance_head(base, Head(1, server.put_global(1, b"one"), server.put_state(1, b"moments 1")))
     assert server.put_global(1, b"of another attempt").key.startswith("rounds/1/global.")
     assert server.put_state(1, b"of another attempt").key.startswith("rounds/1/state.")
-    server.put_summary(1, b"the summary")
+    summary = server.put_summary(1, b"the summary")
+    assert server.put_summary(1, b"of another attempt").key.startswith("rounds/1/summary.")
     server.put_report(1, b"<html>")
     server.put_report(1, b"<html> again")
-    assert server.summarised_rounds() == [1]
-    assert server.read_summary(1) == b"the summary"
+    assert server.read_blob(summary) == b"the summary"
     assert server.read_report(1) == b"<html> again"
 
 

@@ -158,7 +158,7 @@ NO_RESPONSE = '{"instruction": "What is the sea?"}\n'
             "{data}: 1 of 6 records cannot be used: line 6: no response",
             "repair them, or set data.bad_records: skip to leave them out",
         ),
-        (lambda path: path.write_text(""), "{data}: there is no record in it", "give a client at least 2 records"),
+        (lambda path: path.write_text(""), "{data}: contains no records", "give a client at least 2 records"),
         (
             lambda path: path.write_text(path.read_text().splitlines()[0]),
             "{data}: 1 usable record(s): too few to train on one and hold out another",

@@ -24,6 +24,7 @@ def test_its_text():
         "round": 3,
         "adapter": {"key": "rounds/3/global.safetensors", "sha256": "ab" * 32},
         "state": None,
+        "summary": None,
     }
     assert dump_head(Head(3, ADAPTER, STATE)).startswith(b'{\n "adapter": {\n  "key": "rounds/3/global.safetensors",')
 

@@ -240,15 +240,14 @@ def test_a_record_cannot_lead_out_of_the_federation(store: ObjectStore, federati
         federation.read_blob(Blob("../../secret", sha256(b"of another").hexdigest()))
 
 
-def test_summaries_are_in_the_order_of_rounds(federation: FederationStore):
-    assert federation.summarised_rounds() == []
-    assert federation.read_summary(1) is None
-    for round in (10, 9, 1):
-        federation.put_summary(round, f"round {round}".encode())
-    assert federation.summarised_rounds() == [1, 9, 10]
-    federation.put_summary(9, b"round 9 again")
-    assert federation.read_summary(9) == b"round 9 again"
-    assert federation.summarised_rounds() == [1, 9, 10]
+def test_a_summary_is_never_overwritten(federation: FederationStore):
+    first, again = (federation.put_summary(9, text) for text in (b"round 9", b"round 9 otherwise"))
+    assert first.key == "rounds/9/summary.json"
+    assert again.key == f"rounds/9/summary.{sha256(b'round 9 otherwise').hexdigest()}.json"
+    assert federation.put_summary(9, b"round 9") == first
+    assert [federation.read_blob(blob) for blob in (first, again)] == [b"round 9", b"round 9 otherwise"]
+    assert federation.has_blob(first.key)
+    assert not federation.has_blob("rounds/8/summary.json")
 
 
 def test_reports_and_client_files(federation: FederationStore):

@@ -145,7 +145,7 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
     update, adapter = result.update, result.adapter
     if not update.positions.any():
         return None, 0
-    header = context.header(adapter.budget, architecture.sha256)
+    header = context.header(adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
     data = dump_vectors(header, adapter.space, update.positions, update.vectors, context.spec.wire_dtype)
     blob = context.store.put_update(context.round, context.client.id, data)
     return Blob(key=blob.key, sha256=blob.sha256), len(data)

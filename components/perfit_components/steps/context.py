@@ -121,22 +121,44 @@ class FederationContext:
         except MessageError as error:
             raise self._damaged(f"rounds/{round}/plan.json", error) from error
 
-    def summary(self, round: int) -> RoundSummary | None:
-        """Read the summary of a round, None if there is none (yet).
+    def base_after(self, round: int) -> Base:
+        """Return what a committed round left for the next one: found from the head, back over the summaries.
 
         Raises:
-            PerfitError: It is damaged.
+            PerfitError: The round is not committed, or a later round's summary is missing or damaged.
         """
-        data = self.store.read_summary(round)
+        base = base_of(self.store.read_head())
+        if base.round < round:
+            raise PerfitError(f"round {round} of {self.spec.name!r} is not committed", "run it first")
+        while base.round > round:
+            base = self.summary_of(base).base
+        return base
+
+    def summary_of(self, after: Base) -> RoundSummary:
+        """Read the summary of the round that left ``after``.
+
+        Raises:
+            PerfitError: It is missing or damaged.
+        """
+        if after.summary is None:
+            raise PerfitError(f"no round of {self.spec.name!r} is committed yet", "run a round first")
+        data = self.store.read_blob(Blob(after.summary.key, after.summary.sha256))
         try:
-            return None if data is None else RoundSummary.parse(data)
+            return RoundSummary.parse(data)
         except MessageError as error:
-            raise self._damaged(f"rounds/{round}/summary.json", error) from error
+            raise self._damaged(after.summary.key, error) from error
 
     def summaries(self, last: int | None = None) -> list[RoundSummary]:
-        """Read all summaries in the order of their rounds, up to round ``last``."""
-        rounds = (n for n in self.store.summarised_rounds() if last is None or n <= last)
-        return [summary for n in rounds if (summary := self.summary(n)) is not None]
+        """Read the summaries of all committed rounds in order, up to round ``last``.
+
+        Raises:
+            PerfitError: One is missing or damaged.
+        """
+        base, found = base_of(self.store.read_head()), []
+        while base.summary is not None:
+            found.append(self.summary_of(base))
+            base = found[-1].base
+        return [summary for summary in reversed(found) if last is None or summary.round <= last]
 
     def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
         data = self.store.read_blob(Blob(blob.key, blob.sha256))
@@ -162,8 +184,10 @@ def base_of(head: Head) -> Base:
 
 def head_of(base: Base) -> Head:
     """Return the head that a round's plan was made at."""
-    state = base.state and Blob(base.state.key, base.state.sha256)
-    return Head(base.round, Blob(base.adapter.key, base.adapter.sha256), state)
+    adapter, state, summary = (
+        blob and Blob(blob.key, blob.sha256) for blob in (base.adapter, base.state, base.summary)
+    )
+    return Head(base.round, adapter, state, summary)
 
 
 def store_patience() -> float:

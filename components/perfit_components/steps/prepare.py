@@ -133,8 +133,9 @@ def _check_model(spec: ClusterSpec) -> LoraSpace:
     model = model_skeleton(prepare_model(spec.model, model_cache()))
     space = expand(model, spec.expanded_lora)[1]
     for name in spec.tiers_in_use():
-        if (offered := spec.tiers[name].training_memory) is None:
+        if (memory := spec.tiers[name].training_memory) is None:
             continue
+        key, available = memory
         rank = max(spec.rank_of(client) for client in spec.clients if client.tier == name)
         roles = spec.algorithm.roles(space, space.plain_mask(rank))
         need = memory_need(
@@ -145,7 +146,7 @@ def _check_model(spec: ClusterSpec) -> LoraSpace:
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,
         )
-        check_memory(f"tiers.{name}.{offered[0]}", offered[1], need)
+        check_memory(f"tiers.{name}.{key}", available, need)
     return space
 
 

@@ -30,6 +30,7 @@ _HASH = "?" * 64
 _READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
 _GLOBAL = ("global.safetensors", "global.*.safetensors")
 _STATE = ("state.safetensors", "state.*.safetensors")
+_SUMMARY = ("summary.json", "summary.*.json")
 _WILD = ("*", "?", "${")
 
 
@@ -71,7 +72,7 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
     """
     bucket = Bucket(store)
     written = ["spec.yaml", "head.json"]
-    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, *_STATE, "summary.json", "report.html")]
+    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, *_STATE, *_SUMMARY, "report.html")]
     return _policy(
         _allow([_READ], bucket.arns(spec, "spec.yaml", "head.json", "masks/*", "rounds/*")),
         _allow([_WRITE], bucket.arns(spec, *written)),

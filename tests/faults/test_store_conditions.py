@@ -47,8 +47,8 @@ def test_a_sound_store_is_taken_and_keeps_one_small_object(store: ObjectStore):
 
 
 def test_probes_do_not_disturb_each_other(store: ObjectStore):
-    with ThreadPoolExecutor(2) as pool:
-        for future in [pool.submit(FederationStore(store, "demo").check_conditions) for _ in range(2)]:
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(FederationStore(store, "demo").check_conditions) for _ in range(4)]:
             future.result()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perfit.errors import PerfitError
-from perfit.records import BadRecord, BadRecords, Message, screen_records, to_messages
+from perfit.records import BadRecord, BadRecords, Message, log_error, screen_records, to_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,7 +154,8 @@ def _render(
             add_generation_prompt=add_generation_prompt,
         )
     except TemplateError as error:
-        raise BadRecord(f"chat template: {error}") from error
+        log_error("chat template", error)
+        raise BadRecord("the model's chat template refuses it") from error
     # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
     adds_bos = not has_template and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return tokenizer.bos_token + text if adds_bos else text

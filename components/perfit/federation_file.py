@@ -10,10 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from perfit.cluster_spec import ClusterSpec
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
 from perfit.spec import METHODS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+MAX_CHARACTERS = 1_000_000
+"""Of a federation file: several thousand clients."""
+_MAX_SCALAR = 4096  # characters of one value
 
 
 def load_federation(path: str | Path) -> ClusterSpec:
@@ -24,7 +27,8 @@ def load_federation(path: str | Path) -> ClusterSpec:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise PerfitError(
             f"{path} cannot be read: {error}", "give a federation file; `perfit init FILE` writes a commented one"
@@ -38,11 +42,7 @@ def parse_federation(text: str, source: str = "federation") -> ClusterSpec:
     Raises:
         PerfitError: Every problem, each with its line and key in ``source``.
     """
-    try:
-        tree = yaml.safe_load(text)
-        lines = _lines(yaml.compose(text), source)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise PerfitError(f"{source} is not YAML: {error}", "repair the syntax at the line named") from error
+    tree, lines = _load(text, source)
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
     try:
@@ -56,6 +56,49 @@ def parse_federation(text: str, source: str = "federation") -> ClusterSpec:
 def is_local(uri: str) -> bool:
     """Whether a client's data URI is a path on this file system, and neither s3:// nor a hub id."""
     return "://" not in uri and uri.endswith(DATA_SUFFIXES)
+
+
+class _Refused(yaml.YAMLError):
+    """Why a file is not read, though it is YAML."""
+
+    def __init__(self, mark: yaml.Mark, problem: str, fix: str):
+        super().__init__(problem)
+        self.line, self.problem, self.fix = mark.line + 1, problem, fix
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as long as it is written: no aliases, by which eight lines can stand for billions of values."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            fix = "write the value out wherever it is used"
+            raise _Refused(event.start_mark, "anchors and aliases (&name, *name) are not read", fix)
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_SCALAR:
+            fix = f"use at most {_MAX_SCALAR} characters"
+            raise _Refused(event.start_mark, f"a value of {len(event.value):,} characters", fix)
+        return super().compose_node(parent, index)
+
+
+def _load(text: str, source: str) -> tuple[Any, dict[tuple, int]]:
+    """Return what the text says, and the line of each key's path."""
+    if len(text) > MAX_CHARACTERS:
+        raise PerfitError(
+            f"{source} has more than {MAX_CHARACTERS:,} characters", "give a federation file, of fewer clients"
+        )
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        tree = None if node is None else loader.construct_document(node)
+        return tree, _lines(node, source)
+    except _Refused as error:
+        raise PerfitError(f"{source}:{error.line}: {error.problem}", error.fix) from error
+    except PerfitError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PerfitError(f"{source} is not YAML: {error}", "repair the syntax at the line named") from error
+    finally:
+        loader.dispose()
 
 
 def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
@@ -89,7 +132,7 @@ def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> dict[tuple,
 
 
 def _key(path: tuple) -> str:
-    return ".".join(str(part) for part in path)
+    return ".".join(printable(str(part)) for part in path)
 
 
 def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> str:

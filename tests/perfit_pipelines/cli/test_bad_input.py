@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import yaml
 
 from ...perfit_components.running import files
 from ..commands import Home
@@ -178,3 +179,13 @@ def test_names_are_printed_as_they_are(home):
     """Also those that a terminal's markup or emoji codes would change."""
     result = home.perfit("validate", "a:train:[red].yaml")
     assert result.err.startswith("error: a:train:[red].yaml cannot be read")
+
+
+def test_nothing_of_a_file_moves_the_terminal(home):
+    spec = yaml.safe_load(home.file.read_text())
+    spec["clients"][0]["data"] = "\x1b]0;title\x07\x1b[2J.jsonl"
+    home.file.write_text(yaml.safe_dump(spec))
+    result = home.perfit("validate", "federation.yaml")
+    assert result.code == 1
+    assert result.err.replace("\n", "").isprintable()
+    assert "\\x1b]0;title\\x07" in result.err

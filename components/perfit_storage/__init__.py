@@ -1,4 +1,4 @@
-"""Bytes at URIs, a federation's layout in the store, and the rules by which a round is committed."""
+"""Object stores, a federation's layout in a store, and the rules for committing a round."""
 
 from perfit_storage.errors import (
     AccessDenied,

@@ -1,7 +1,8 @@
-"""What can go wrong in a store, each with what to do about it.
+"""Errors of a store, each with a fix.
 
-Whoever reads what others wrote tells three kinds apart: ``UnreadableObject`` is the fault of that one object,
-``StoreUnreachable`` an outage, which says nothing about any object, and the rest the store's or its settings'.
+Code that reads what others wrote distinguishes three kinds: ``UnreadableObject`` is caused by that one object,
+``StoreUnreachable`` is an outage and says nothing about any object, and the others are caused by the store or its
+settings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from perfit.errors import PerfitError
 
 
 class StoreError(PerfitError):
-    """The store cannot do what was asked. Never holds a secret."""
+    """The store cannot do what was asked. The message never contains a secret."""
 
 
 class ObjectNotFound(StoreError):
@@ -18,27 +19,27 @@ class ObjectNotFound(StoreError):
 
 
 class StoreUnreachable(StoreError):
-    """The store did not answer, or what answered is not such a store."""
+    """The store did not answer, or the server that answered is not a store of this kind."""
 
 
 class AccessDenied(StoreError):
-    """The store knows the request and refuses it."""
+    """The store refuses the request."""
 
 
 class UnsafeStore(StoreError):
-    """The store does not keep the conditions of a write: two writers could both win."""
+    """The store does not honour conditional writes: two writers could both win."""
 
 
 class UnreadableObject(StoreError):
-    """One object cannot be read, by its own fault: no other object is worse for it, and no second try will help."""
+    """One object cannot be read, whatever the store does: other objects are not affected, and a retry does not help."""
 
 
 class ObjectTooLarge(UnreadableObject):
-    """An object has more bytes than its reader takes. None of them was read."""
+    """An object has more bytes than its reader accepts."""
 
 
 class CorruptObject(UnreadableObject):
-    """An object's bytes are not those that its record names."""
+    """An object's bytes do not have the recorded hash, or cannot be parsed."""
 
 
 class InvalidKey(UnreadableObject):

@@ -1,4 +1,4 @@
-"""Objects as files in a directory that processes, or pods on one volume, share; and writing one file atomically."""
+"""A store in a directory that processes, or pods on one volume, share; and the atomic writing of one file."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from perfit_storage.objects import (
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _UNREADABLE = {errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
-"""What opening says of a link, a socket, and a name that no file can have."""
+"""Errors from opening a link, a socket, and a name that no file can have."""
 _STALE_S = 24 * 3600
-_DRAFT = re.compile(rf"{re.escape(RESERVED_PREFIX)}[0-9a-f]{{32}}")
+_TEMPORARY = re.compile(rf"{re.escape(RESERVED_PREFIX)}[0-9a-f]{{32}}")
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 
 
 class FileStore:
     """An ``ObjectStore`` in a directory of a local or shared file system.
 
-    The file system must have hard links and ``flock``. The directory is made with the first write. Objects are regular
-    files: who shares the volume may also leave links, pipes and devices there, which are never followed or opened.
+    The file system must support hard links and ``flock``. The first write creates the directory. Objects are regular
+    files; links, pipes and devices that others left on the volume are never followed or opened.
     """
 
     def __init__(self, root: Path):
@@ -58,15 +58,15 @@ class FileStore:
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``."""
         path = self._path(key)
-        with self._errors("write", key), self._draft(path, data) as draft, self._lock():
-            _move(draft, path)
+        with self._errors("write", key), self._temporary(path, data) as temporary, self._lock():
+            _move(temporary, path)
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``ObjectStore.create``."""
         path = self._path(key)
-        with self._errors("create", key), self._draft(path, data) as draft:
+        with self._errors("create", key), self._temporary(path, data) as temporary:
             try:
-                os.link(draft, path)
+                os.link(temporary, path)
             except FileExistsError:
                 return self._holds(key, data)
             _sync_directory(path.parent)
@@ -75,14 +75,14 @@ class FileStore:
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """See ``ObjectStore.replace``."""
         path = self._path(key)
-        with self._errors("replace", key), self._draft(path, data) as draft, self._lock():
+        with self._errors("replace", key), self._temporary(path, data) as temporary, self._lock():
             try:
                 current = self._read(key, None)
             except _ABSENT:
                 return False
             if _version(current) != version:
                 return current == data
-            _move(draft, path)
+            _move(temporary, path)
         return True
 
     def exists(self, key: str) -> bool:
@@ -123,32 +123,32 @@ class FileStore:
         """See ``ObjectStore.reconnect``."""
 
     def sweep(self, prefix: str) -> int:
-        """See ``ObjectStore.sweep``. What this user may not look into or remove stays."""
+        """See ``ObjectStore.sweep``. Skips what this user may not read or remove."""
         start, latest = self._root / check_prefix(prefix).rpartition("/")[0], time.time() - _STALE_S
         names = (Path(directory, name) for directory, _, files in os.walk(start) for name in files)
-        return sum(_removed(path, latest) for path in names if _DRAFT.fullmatch(path.name))
+        return sum(_removed(path, latest) for path in names if _TEMPORARY.fullmatch(path.name))
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
     @contextmanager
     def _directory(self, key: str) -> Iterator[tuple[int, str]]:
-        """Yields the key's directory, opened, and its name there. No link is followed on the way from the root."""
+        """Yields a descriptor of the key's directory, and the name in it. No link below the root is followed."""
         *parents, name = key.split("/")
         directory = os.open(self._root, _DIRECTORY)
         try:
             for parent in parents:
                 if stat.S_ISLNK(os.stat(parent, dir_fd=directory, follow_symlinks=False).st_mode):
-                    raise OSError(errno.ELOOP, "a directory on the way is a link")
-                below = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                    raise OSError(errno.ELOOP, "a directory of its path is a link")
+                child = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
                 os.close(directory)
-                directory = below
+                directory = child
             yield directory, name
         finally:
             os.close(directory)
 
     def _read(self, key: str, limit: int | None) -> bytes:
-        # Not blocking, for a pipe that nobody writes to; a regular file does not care.
+        # Non-blocking, or a pipe without a writer would block; no difference for a regular file.
         with (
             self._directory(key) as (directory, name),
             open(
@@ -169,21 +169,21 @@ class FileStore:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadableObject(f"cannot read {self.uri}/{key}: it is no regular file", UNREADABLE_FIX)
+            raise UnreadableObject(f"cannot read {self.uri}/{key}: it is not a regular file", UNREADABLE_FIX)
         return status.st_size
 
     @contextmanager
-    def _draft(self, path: Path, data: bytes) -> Iterator[Path]:
+    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
         self._make_directory(path.parent)
-        with _written_beside(path, data, 0o666) as draft:
-            yield draft
+        with _temporary_file(path.parent, data, 0o666) as temporary:
+            yield temporary
 
     def _make_directory(self, directory: Path) -> None:
-        """Makes a directory of the store, and those above it, so that their names survive a power cut."""
-        above = [directory, *directory.parents]
-        if any(path.is_symlink() for path in above[: above.index(self._root)]):
-            raise OSError(errno.ELOOP, "a directory on the way is a link")
-        for path in reversed(list(takewhile(lambda path: not path.is_dir(), above))):
+        """Creates a directory of the store, and its parents, so that their names survive a power failure."""
+        ancestors = [directory, *directory.parents]
+        if any(path.is_symlink() for path in ancestors[: ancestors.index(self._root)]):
+            raise OSError(errno.ELOOP, "a directory of its path is a link")
+        for path in reversed(list(takewhile(lambda path: not path.is_dir(), ancestors))):
             path.mkdir(exist_ok=True)
             _sync_directory(path.parent)
 
@@ -195,7 +195,7 @@ class FileStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keeps every other put, replace and delete out, so that a replace compares with what it replaces."""
+        """Excludes every other put, replace and delete, so that a replace compares with what it then replaces."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         with open(os.open(self._root / f"{RESERVED_PREFIX}lock", flags, 0o666), "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -214,23 +214,23 @@ class FileStore:
             if error.errno in _UNREADABLE:
                 raise UnreadableObject(f"{problem}: {error.strerror}", UNREADABLE_FIX) from error
             raise StoreError(
-                f"{problem}: {error.strerror}", "check the directory, its volume and the space left there"
+                f"{problem}: {error.strerror}", "check the directory, its volume and the free space"
             ) from error
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Writes a file so that a reader sees it whole, as it was before or after.
+    """Writes a file atomically: a reader sees all of the old content or all of the new.
 
     Args:
-        path: In a directory that exists; a file that is there is replaced.
+        path: The file, in a directory that exists; an existing file is replaced.
         data: Its content.
-        mode: Permissions, less those that the process's umask takes away.
+        mode: Permissions, to which the process's umask applies.
 
     Raises:
-        OSError: It cannot be written; what was there is as it was.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
-    with _written_beside(path, data, mode) as draft:
-        _move(draft, path)
+    with _temporary_file(path.parent, data, mode) as temporary:
+        _move(temporary, path)
 
 
 def _version(data: bytes) -> str:
@@ -239,12 +239,12 @@ def _version(data: bytes) -> str:
 
 
 def _removed(path: Path, latest: float) -> bool:
-    """Removes a file that was written no later than this; returns whether it is gone by this call."""
+    """Removes a file that was written no later than this; returns whether this call removed it."""
     try:
         if path.lstat().st_mtime > latest:
             return False
         path.unlink()
-    except OSError:  # Another's, or just removed.
+    except OSError:  # Another user's, or just removed.
         return False
     return True
 
@@ -255,26 +255,26 @@ def _raise_unless_absent(error: OSError) -> None:
 
 
 @contextmanager
-def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[Path]:
-    """Yields a temporary file of these bytes, on disk, in the directory where they are to appear."""
-    draft = path.parent / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
+def _temporary_file(directory: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """Yields a temporary file with these bytes, synced to disk."""
+    temporary = directory / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
     try:
-        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        yield draft
+        yield temporary
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _move(draft: Path, path: Path) -> None:
-    os.replace(draft, path)
+def _move(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
     _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a new name in the directory survive a power cut."""
+    """Makes a new name in the directory survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

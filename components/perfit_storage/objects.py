@@ -1,4 +1,4 @@
-"""Objects under keys: the contract that every kind of store keeps."""
+"""The interface of object stores, which every kind of store implements."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Protocol
 from perfit_storage.errors import InvalidKey, ObjectTooLarge
 
 RESERVED_PREFIX = ".perfit-"
-"""Names that begin so are the store's own (temporary files, locks), never keys."""
+"""Names with this prefix are the store's own (temporary files, locks), never keys."""
 MAX_KEY_BYTES = 1024
-"""S3's own bound on a key."""
+"""S3's own limit for a key."""
 
-UNREADABLE_FIX = "let whoever wrote this object write it again as a plain one, or delete it"
+UNREADABLE_FIX = "have this object's writer write it again as a plain one, or delete it"
 
 
 @dataclass(frozen=True)
@@ -32,45 +32,45 @@ class StoredObject:
 class ObjectStore(Protocol):
     """Whole objects under relative POSIX keys.
 
-    Writes are atomic: a reader gets an object whole, as it was before or after. Each method may be called
-    again after a failure. All raise ``StoreError`` or one of its subclasses.
+    Writes are atomic: a reader gets all of the old content or all of the new. Each method may be called again after a
+    failure. All raise ``StoreError`` or one of its subclasses.
     """
 
     @property
     def uri(self) -> str:
-        """Where the store is, without a trailing slash."""
+        """The store's URI, without a trailing slash."""
         ...
 
     def get(self, key: str, limit: int | None = None) -> StoredObject:
-        """Returns the object, its bytes as they were written: nothing is decoded.
+        """Returns the object with its bytes as they were written: nothing is decoded.
 
         Args:
-            key: Of the object.
-            limit: The most bytes that the caller takes; None for any number.
+            key: The object's key.
+            limit: Maximum number of bytes that the caller accepts; None for any number.
 
         Raises:
-            ObjectNotFound: There is none.
-            ObjectTooLarge: It has more than ``limit`` bytes. Its own statement of its size is believed, so that
-                nothing is read then; if it understates, no more than ``limit + 1`` bytes are.
-            UnreadableObject: It is there, and this store or file system cannot or will not hand it out.
+            ObjectNotFound: There is no such object.
+            ObjectTooLarge: It has more than ``limit`` bytes. If its stated size exceeds the limit, nothing is read; if
+                the stated size is too low, at most ``limit + 1`` bytes are read.
+            UnreadableObject: It exists, but the store or file system cannot or will not return it.
         """
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Writes the object, over whatever was there."""
+        """Writes the object, replacing an existing one."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes the object if there is none.
 
         Returns:
-            Whether the key now holds exactly these bytes. An equal object that was already there counts as
-            written: it may be this very call's, sent again because its first answer was lost.
+            Whether the key now holds exactly these bytes. An equal object that already existed counts as written: this
+            call may have written it, in a first attempt whose answer was lost.
         """
         ...
 
     def replace(self, key: str, data: bytes, version: str) -> bool:
-        """Writes the object if it still is the given version (compare-and-set).
+        """Writes the object if it still has the given version (compare-and-set).
 
         Returns:
             Whether the key now holds exactly these bytes, as for ``create``.
@@ -86,7 +86,7 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Yields, sorted, the keys that begin with this string (not: that lie in this directory)."""
+        """Yields, sorted, the keys that begin with this string, which need not be a directory."""
         ...
 
     def delete(self, key: str) -> None:
@@ -94,11 +94,11 @@ class ObjectStore(Protocol):
         ...
 
     def reconnect(self) -> None:
-        """Lets the next call go over a new connection, where there are connections."""
+        """Makes the next call use a new connection, if the store has connections."""
         ...
 
     def sweep(self, prefix: str) -> int:
-        """Removes what writers that were killed left under this prefix, a day ago or longer; returns how many."""
+        """Removes files that killed writers left under this prefix at least a day ago; returns how many."""
         ...
 
 
@@ -125,5 +125,5 @@ def check_prefix(prefix: str) -> str:
 
 
 def too_large(problem: str, limit: int) -> ObjectTooLarge:
-    """Returns the error for an object of more bytes than its reader takes."""
+    """Returns the error for an object with more bytes than its reader accepts."""
     return ObjectTooLarge(f"{problem}: it has more than {limit:,} bytes", UNREADABLE_FIX)

@@ -47,8 +47,8 @@ _TYPE = "application/octet-stream"
 _GET_ATTEMPTS = 3
 _CONFLICT_PAUSES_S = (0.1, 0.4, 1.6)
 
-# An unreachable server costs four connection attempts and 1.8 s of pauses, about 10 s at the very most.
-# A store's own Retry-After (MinIO asks for two minutes) would break that bound.
+# An unreachable server costs four connection attempts and 1.8 s of pauses, about 10 s at most.
+# A store's own Retry-After (MinIO asks for two minutes) would exceed that.
 _TIMEOUT = urllib3.Timeout(connect=2.0, read=30.0)
 _RETRIES = urllib3.Retry(
     total=3,
@@ -61,11 +61,11 @@ _RETRIES = urllib3.Retry(
 
 _TRANSIENT_STATUS = {408, 425, 429}
 _DAMAGED_ON_THE_WAY = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
-"""The store's words for bytes that arrived otherwise than they were sent, or not at all: sent again, they may fit."""
+"""Error codes for bytes that were damaged or lost on the way: a retry may succeed."""
 
 _DENIED_FIXES = {
-    "AccessDenied": "let this access key do so in the store's policy, and check the AWS_* credentials",
-    "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL if the key is another store's",
+    "AccessDenied": "allow this access key to do so in the store's policy, and check the AWS_* credentials",
+    "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL if the key belongs to another store",
     "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "renew the temporary credentials: AWS_SESSION_TOKEN has expired",
     "InvalidToken": "correct AWS_SESSION_TOKEN, or unset it if the credentials are not temporary",
@@ -81,10 +81,10 @@ _API_FIX = "set AWS_ENDPOINT_URL to the store's S3 API, not its web console; che
 
 
 class _RawPool(urllib3.PoolManager):
-    """Hands bodies out as they come.
+    """Returns bodies undecoded.
 
-    An object's ``Content-Encoding`` is what its writer says. urllib3 would decode it, twice if it says so twice: two
-    kilobytes become gigabytes.
+    The writer of an object sets its ``Content-Encoding``. urllib3 would decode it, repeatedly if it is listed
+    repeatedly: two kilobytes could become gigabytes.
     """
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options) -> urllib3.BaseHTTPResponse:
@@ -105,7 +105,7 @@ class S3Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> S3Settings:
         """Reads the AWS_* variables; an empty one counts as missing. Raises ``StoreError``."""
-        # Secrets made from files often end in a newline, which no HTTP header may hold.
+        # Secrets made from files often end in a newline, which no HTTP header may contain.
         values = {name: value.strip() for name, value in environment.items() if name.startswith("AWS_")}
         needed = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         missing = [name for name in needed if not values.get(name)]
@@ -169,11 +169,11 @@ class S3Store:
         return f"s3://{self._bucket}/{self._root}".rstrip("/")
 
     def get(self, key: str, limit: int | None = None) -> StoredObject:
-        """See ``ObjectStore.get``. The version is empty where the store gave none."""
+        """See ``ObjectStore.get``. The version is empty if the store gave none."""
         path = self._path(key)
         with self._errors("read", key, one_object=True):
             for _ in range(_GET_ATTEMPTS - 1):
-                # The pool repeats requests that get no answer, not answers that break off.
+                # The pool repeats requests without an answer, but not answers that break off.
                 with suppress(ProtocolError):
                     return self._read(path, limit)
             return self._read(path, limit)
@@ -191,17 +191,17 @@ class S3Store:
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """See ``ObjectStore.replace``."""
         if not version or version.startswith("W/"):
-            # If-Match never holds for a weak tag: every writer would take itself for the loser, and try again.
+            # If-Match never matches a weak tag: every writer would think it has lost, and try again.
             raise UnsafeStore(
                 f"cannot replace {self.uri}/{key} at {self._endpoint}: the store gave "
                 f"{f'the weak ETag {version}' if version else 'no ETag'} for it",
-                "let proxies on the way to the store pass ETag headers on as they are (no compression, no rewriting), "
-                "or use another store: without strong ETags writers cannot tell that one has changed",
+                "make proxies on the way pass on ETag headers unchanged (no compression, no rewriting), "
+                "or use another store: without strong ETags writers cannot tell that an object has changed",
             )
         return self._put_if("replace", key, data, {"If-Match": version})
 
     def exists(self, key: str) -> bool:
-        """See ``ObjectStore.exists``. S3's answer does not tell a missing bucket from a missing object."""
+        """See ``ObjectStore.exists``. S3's answer is the same for a missing bucket and a missing object."""
         try:
             self.size(key)
         except ObjectNotFound:
@@ -218,9 +218,9 @@ class S3Store:
         """See ``ObjectStore.list``."""
         path = self._root + check_prefix(prefix)
         with self._errors("list", prefix):
-            found = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
-            keys = [item.object_name.removeprefix(self._root) for item in found if not item.is_dir]
-        # Not every server lists in the order of the keys.
+            items = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
+            keys = [item.object_name.removeprefix(self._root) for item in items if not item.is_dir]
+        # Not every server sorts the keys.
         return iter(sorted(keys))
 
     def delete(self, key: str) -> None:
@@ -269,7 +269,7 @@ class S3Store:
                 except S3Error as error:
                     if error.code in {"PreconditionFailed", "NoSuchKey"}:
                         break
-                    # AWS asks to repeat a write that met another one in flight.
+                    # AWS asks clients to repeat a write that conflicted with a concurrent one.
                     if error.code != "ConditionalRequestConflict" or pause is None:
                         raise
                     time.sleep(pause)
@@ -280,7 +280,7 @@ class S3Store:
 
     @contextmanager
     def _errors(self, action: str, key: str, one_object: bool = False) -> Iterator[None]:
-        """Turns what fails into a ``StoreError``; ``one_object`` if it may be the fault of the object that is read."""
+        """Converts errors to ``StoreError``; ``one_object``: the object that is read may be the cause."""
         problem = f"cannot {action} {self.uri}/{key} at {self._endpoint}"
         try:
             yield
@@ -289,7 +289,7 @@ class S3Store:
         except (InvalidResponseError, ServerError) as error:
             raise _foreign_answer(problem, error, one_object) from error
         except (UnicodeDecodeError, ParseError) as error:
-            raise StoreUnreachable(f"{problem}: it answered with an error that is no S3 error", _API_FIX) from error
+            raise StoreUnreachable(f"{problem}: it answered with an error that is not S3's", _API_FIX) from error
         except (MinioException, HTTPError) as error:
             if one_object and _is_about_headers(error):
                 problem = f"{problem}: it has more metadata than an answer may have"
@@ -305,7 +305,7 @@ def _body(response: urllib3.BaseHTTPResponse, problem: str, limit: int | None) -
     data = response.read(limit + 1)
     if len(data) > limit:
         raise too_large(problem, limit)
-    response.read(1)  # Nothing, or the error that the body broke off, which a read with a bound does not see.
+    response.read(1)  # Raises if the body broke off, which a read with a size does not notice.
     return data
 
 
@@ -318,18 +318,18 @@ def _store_error(problem: str, error: S3Error, one_object: bool) -> StoreError:
     if error.code in _OTHER_FIXES:
         return StoreError(problem, _OTHER_FIXES[error.code])
     if _is_transient(error.response.status) or error.code in _DAMAGED_ON_THE_WAY:
-        return StoreUnreachable(problem, "try again when the store is less busy, or look into its log")
+        return StoreUnreachable(problem, "try again when the store is less busy, or look at its log")
     if one_object:
         return UnreadableObject(problem, UNREADABLE_FIX)
     return StoreError(problem, "look the error's code up in the documentation of the store's S3 API")
 
 
 def _foreign_answer(problem: str, error: InvalidResponseError | ServerError, one_object: bool) -> StoreError:
-    """What an answer means that is not in S3's words."""
+    """Returns the error for an answer that does not follow the S3 API."""
     status = error.status_code if isinstance(error, ServerError) else error._code
     problem = f"{problem}: {str(error).partition(', Body')[0]}"
     if status in {401, 403}:
-        return AccessDenied(problem, "check proxies on the way to the store: one of them refuses")
+        return AccessDenied(problem, "check proxies between here and the store: one of them refuses")
     if one_object and 400 <= status < 500 and not _is_transient(status):
         return UnreadableObject(problem, f"{UNREADABLE_FIX}; if no object can be read, {_API_FIX}")
     return StoreUnreachable(problem, _API_FIX)
@@ -340,7 +340,7 @@ def _is_transient(status: int) -> bool:
 
 
 def _is_about_headers(error: Exception) -> bool:
-    """Whether Python refuses an answer for its headers, which hold the metadata that an object was written with."""
+    """Whether Python refuses an answer because of its headers, which include the object's metadata."""
     reason = error.reason if isinstance(error, MaxRetryError) else error
     cause = reason.args[-1] if isinstance(reason, ProtocolError) and reason.args else None
     return isinstance(cause, http.client.LineTooLong) or "headers" in str(cause)
@@ -358,7 +358,7 @@ def _checked_endpoint(url: str) -> str:
     parts = urlsplit(url)
     fits = parts.scheme in {"http", "https"} and parts.hostname and not parts.path.strip("/")
     if not fits or parts.query or parts.fragment or "@" in parts.netloc:
-        # The value is not shown: a URL of another form may hold a password.
+        # The value is not shown: a URL of another form may contain a password.
         raise StoreError(
             "AWS_ENDPOINT_URL is not the URL of a server", "set it to http://host:port or https://host:port"
         )

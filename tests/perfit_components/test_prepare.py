@@ -121,7 +121,7 @@ def test_a_name_in_use_by_another_federation(make_site, section, key, value, the
         f"the name 'tiny' is already used by another federation at {site.uri}: "
         f"{section}.{key} is {value!r} here and {there!r} there"
     )
-    assert caught.value.fix == "choose another name, or go on with the file that the federation was founded with"
+    assert caught.value.fix == "choose another name, or continue with the file that the federation was created with"
     assert files(site.root) == before
 
 
@@ -248,6 +248,6 @@ def test_a_federation_of_version_0_1_is_refused_with_what_to_do(make_site):
     (site.root / "head.json").write_text(json.dumps(old))
     before = files(site.root)
     for act in (site.prepare, lambda: site.context):
-        with pytest.raises(PerfitError, match=r"founded by perfit 0\.1.*\n  fix: give the federation another name"):
+        with pytest.raises(PerfitError, match=r"created by perfit 0\.1.*\n  fix: give the federation another name"):
             act()
     assert files(site.root) == before

@@ -228,7 +228,7 @@ def test_a_federation_of_perfit_0_1_is_refused_with_what_to_do(store: ObjectStor
         lambda: federation.advance_head(Head(0, Blob("k", "00")), Head(1, Blob("l", "11"))),
     ):
         with pytest.raises(
-            StoreError, match=r"demo/head\.json is of a federation that was founded by perfit 0\.1"
+            StoreError, match=r"demo/head\.json belongs to a federation created by perfit 0\.1"
         ) as caught:
             act()
         assert caught.value.fix.startswith("give the federation another name")

@@ -155,5 +155,5 @@ def _check_same(spec: ClusterSpec, stored: bytes, uri: str) -> None:
     if difference:
         raise PerfitError(
             f"the name {spec.name!r} is already used by another federation at {uri}: {difference}",
-            "choose another name, or go on with the file that the federation was founded with",
+            "choose another name, or continue with the file that the federation was created with",
         )

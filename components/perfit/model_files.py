@@ -61,17 +61,16 @@ def check_files(manifest: ModelManifest, directory: str | Path) -> None:
     found, expected = _loadable(Path(directory)), {file.name: file for file in manifest.files}
     for name in sorted({*found, *expected}):
         if name not in found:
-            raise _differs(directory, name, "is missing")
+            raise _differs(directory, name, "is missing, but was there")
         if name not in expected:
             raise _differs(directory, name, "was not there")
         if found[name].stat().st_size != expected[name].size or _sha256(found[name]) != expected[name].sha256:
             raise _differs(directory, name, "has other bytes than")
 
 
-def _differs(directory: str | Path, name: str, what: str) -> PerfitError:
-    when = "when the federation was founded"
+def _differs(directory: str | Path, name: str, how: str) -> PerfitError:
     return PerfitError(
-        f"model: {directory}/{name} {f'{what} {when}' if what != 'is missing' else f'is missing, but was there {when}'}",
+        f"model: {directory}/{name} {how} when the federation was founded",
         "use the same model files everywhere; if this is a cache, see who may write to it, delete that directory from "
         "it, and run again",
     )

@@ -72,10 +72,11 @@ class Data(Section):
 
 
 class Participation(Section):
-    """Who takes part in a round, and how many must deliver for it to count."""
+    """Who takes part in a round, how many must deliver for it to count, and how long each may take."""
 
     fraction: float = Field(default=1.0, gt=0, le=1)
     minimum_clients: int = Field(default=1, ge=1)
+    client_deadline_seconds: int | None = Field(default=None, ge=1)
 
 
 class Aggregation(Section):

@@ -12,6 +12,7 @@ Under ``federations/<name>/`` of the store lie::
     rounds/<n>/global.safetensors          what clients read of the server's vectors
     rounds/<n>/state.safetensors           the server's own, where a method has any (moments)
     rounds/<n>/summary.json, report.html
+    rounds/0/state.probe.safetensors       one line, left by check_conditions
     clients/<client>/                      what only this client may read
 
 What plans, records and summaries say is not read here: they are bytes. Whatever a record or the head may name is never
@@ -23,18 +24,25 @@ relative to the federation's directory.
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import time
 from collections.abc import Callable, Mapping
 
-from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError
+from perfit_storage.conditions import check_conditions
+from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
 from perfit_storage.head import Blob, Head, dump_head, parse_head
 from perfit_storage.objects import ObjectStore, StoredObject
+from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
 
 _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
+_PROBE = "rounds/0/state.probe.safetensors"
+"""Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
+_RECORD_ATTEMPTS = 20
 
 
 class FederationStore:
@@ -54,9 +62,18 @@ class FederationStore:
         self._objects = objects
 
     @classmethod
-    def open(cls, uri: str, name: str, environment: Mapping[str, str] | None = None) -> FederationStore:
-        """Opens the federation in the store at this URI; see ``perfit_storage.open_store``."""
-        return cls(open_store(uri, environment), name)
+    def open(
+        cls, uri: str, name: str, environment: Mapping[str, str] | None = None, patience_s: float = 0.0
+    ) -> FederationStore:
+        """Opens the federation in the store at this URI.
+
+        Args:
+            uri: Of the store.
+            name: The federation's.
+            environment: See ``perfit_storage.open_store``.
+            patience_s: How many seconds to wait for a store that has gone; see ``perfit_storage.patience``.
+        """
+        return cls(with_patience(open_store(uri, environment), patience_s), name)
 
     @property
     def uri(self) -> str:
@@ -100,6 +117,17 @@ class FederationStore:
     def read_head(self) -> Head:
         """Returns the head. Raises ``ObjectNotFound`` before the federation is prepared."""
         return self._head()[0]
+
+    def check_conditions(self) -> None:
+        """Finds out, with the server's key, whether the store keeps the conditions that this class builds on.
+
+        Raises ``UnsafeStore`` if not. A scratch object of one line stays in the federation's directory.
+        """
+        check_conditions(self._objects, self._key(_PROBE))
+
+    def sweep(self) -> int:
+        """Removes what writers that were killed left behind a day ago or longer; returns how many files."""
+        return self._objects.sweep(self._key(""))
 
     def create_head(self, head: Head) -> bool:
         """Writes the first head; returns whether the federation now stands there."""
@@ -170,9 +198,14 @@ class FederationStore:
 
         Returns:
             The record that holds now.
+
+        Raises:
+            UnsafeStore: The store refuses every write: it does not know its own versions.
         """
         path = _record_path(round, client)
-        while True:  # each turn is another writer's win
+        for attempt in range(_RECORD_ATTEMPTS):  # each but the last is another writer's win
+            if attempt:
+                time.sleep(random.uniform(0, 0.1))
             found = self._find(path)
             if found is None:
                 written = self._objects.create(self._key(path), record)
@@ -182,6 +215,10 @@ class FederationStore:
                 written = self._objects.replace(self._key(path), record, found.version)
             if written:
                 return record
+        raise UnsafeStore(
+            f"cannot write {self.uri}/{path}: it was another than just read, {_RECORD_ATTEMPTS} times in a row",
+            "let no proxy on the way to the store change ETag headers; if many pods write this record, end them",
+        )
 
     def read_record(self, round: int, client: str, limit: int | None = None) -> bytes | None:
         """Returns what the client says of the round, None if it has said nothing (yet).

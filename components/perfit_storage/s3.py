@@ -12,8 +12,9 @@ Settings come from the environment, under the names that AWS's own tools use::
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
-import io
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,6 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TYPE = "application/octet-stream"
 _GET_ATTEMPTS = 3
 _CONFLICT_PAUSES_S = (0.1, 0.4, 1.6)
-_SINGLE_REQUEST_MIN_PART = 5 * 1024**2
 
 # An unreachable server costs four connection attempts and 1.8 s of pauses, about 10 s at the very most.
 # A store's own Retry-After (MinIO asks for two minutes) would break that bound.
@@ -182,14 +182,7 @@ class S3Store:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
         path = self._path(key)
         with self._errors("write", key):
-            self._client.put_object(
-                bucket_name=self._bucket,
-                object_name=path,
-                data=io.BytesIO(data),
-                length=len(data),
-                content_type=_TYPE,
-                part_size=max(len(data), _SINGLE_REQUEST_MIN_PART),
-            )
+            self._write(path, data, {})
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``ObjectStore.create``."""
@@ -256,18 +249,22 @@ class S3Store:
             response.close()
             response.release_conn()
 
-    def _put_if(self, action: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
-        """Writes under a condition; True if the key holds these bytes afterwards.
+    def _write(self, path: str, data: bytes, condition: dict[str, str]) -> None:
+        """Sends an object, with a sum that the store compares: of the one in the signature SeaweedFS takes no notice.
 
-        The client's public ``put_object`` takes no such header. A presigned URL would, but urllib3 logs the
+        The client's public ``put_object`` takes no such headers. A presigned URL would, but urllib3 logs the
         URLs of the requests it repeats, and a presigned one carries the session token and a signature.
         """
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        self._client._put_object(self._bucket, path, data, {"Content-Type": _TYPE, "Content-MD5": md5, **condition})
+
+    def _put_if(self, action: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        """Writes under a condition; True if the key holds these bytes afterwards."""
         path = self._path(key)
-        headers = {"Content-Type": _TYPE, **condition}
         with self._errors(action, key):
             for pause in (*_CONFLICT_PAUSES_S, None):
                 try:
-                    self._client._put_object(self._bucket, path, data, dict(headers))
+                    self._write(path, data, condition)
                     return True
                 except S3Error as error:
                     if error.code in {"PreconditionFailed", "NoSuchKey"}:

@@ -46,8 +46,9 @@ class Behaviour:
         plan: Faults of the next requests, one each.
         share: Of later requests, that get one of ``kinds`` by chance.
         down: Whether every connection is reset.
-        conditions: "kept", "dropped" (``If-Match`` and ``If-None-Match`` never reach the server), or "unlocked" (they are
-            checked, and the write comes a moment later, as in SeaweedFS before 4.18).
+        down_at: End of the path of an upload at which the proxy goes down, for ``down_s``.
+        conditions: "kept", "dropped" (``If-Match`` and ``If-None-Match`` never reach the server), or "unlocked" (they
+            are checked, and the write comes a moment later, as in SeaweedFS before 4.18).
         etag: Changes each ETag that the server gives; None leaves it out.
         encoding: The Content-Encoding that answers claim.
         answer: Status, content type and body to give to every request instead of the server's.
@@ -57,6 +58,8 @@ class Behaviour:
     share: float = 0.0
     kinds: tuple[str, ...] = KINDS
     down: bool = False
+    down_at: str | None = None
+    down_s: float = 4.0
     conditions: str = "kept"
     etag: Callable[[str], str | None] = str
     encoding: str | None = None
@@ -126,12 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
     def relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.next_fault()
-        if self.server.behaviour.down or fault == RESET:
+        behaviour = self.server.behaviour
+        if behaviour.down_at and self.command == "PUT" and urlsplit(self.path).path.endswith(behaviour.down_at):
+            behaviour.down, behaviour.down_at = True, None
+            threading.Timer(behaviour.down_s, lambda: setattr(behaviour, "down", False)).start()
+        if behaviour.down or fault == RESET:
+            self.server.counts["down"] += behaviour.down
             return self.reset()
         if fault == BUSY:
             return self.give(_Answer(503, [("Content-Type", "text/html")], b"<html>busy</html>"))
-        if self.server.behaviour.answer:
-            status, kind, text = self.server.behaviour.answer
+        if behaviour.answer:
+            status, kind, text = behaviour.answer
             return self.give(_Answer(status, [("Content-Type", kind)], text))
         if fault == DELAY:
             time.sleep(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,12 +15,20 @@ from perfit.cluster_spec import Cluster
 from perfit.errors import PerfitError
 from perfit.model_files import describe_files
 from perfit_components.steps.prepare import prepare
-from perfit_storage import StoreUnreachable
+from perfit_storage import StoreUnreachable, UnsafeStore, federation_names, open_store
 
+from ..faults.s3_proxy import Behaviour, faulty
 from ..perfit.tiny import save_gguf
 from .running import Site, files, make_spec
 
-FOUNDED = {"spec.yaml", "model.json", "head.json", "rounds/0/global.safetensors", "rounds/1/plan.json"}
+FOUNDED = {
+    "spec.yaml",
+    "model.json",
+    "head.json",
+    "rounds/0/global.safetensors",
+    "rounds/0/state.probe.safetensors",
+    "rounds/1/plan.json",
+}
 
 
 def vectors(file: AdapterFile) -> dict[str, np.ndarray]:
@@ -179,6 +188,17 @@ def test_a_wrong_key_is_named_by_its_line_and_nothing_written(make_site):
 def test_a_store_that_cannot_be_reached(make_site, unreachable_s3):
     with pytest.raises(StoreUnreachable, match="check AWS_ENDPOINT_URL"):
         prepare(make_site().spec.to_yaml(), unreachable_s3)
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(conditions="dropped"), Behaviour(etag=lambda etag: f"W/{etag}")])
+def test_nothing_is_founded_in_a_store_that_lets_two_win(make_site, s3_server, monkeypatch, behaviour):
+    uri = f"{s3_server.store_uri}/{uuid.uuid4()}"
+    with faulty(s3_server, behaviour) as (_, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UnsafeStore, match=r"If-None-Match|weak ETag"):
+            prepare(make_site().spec.to_yaml(), uri)
+    assert federation_names(open_store(uri, s3_server.environment)) == []
 
 
 def test_another_method_has_a_directory_of_its_own(make_site):

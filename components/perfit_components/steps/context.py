@@ -43,8 +43,12 @@ class FederationContext:
     spec: ClusterSpec
 
     @classmethod
-    def open(cls, uri: str) -> FederationContext:
+    def open(cls, uri: str, patience_s: float = 0.0) -> FederationContext:
         """Open a federation at ``<store URI>/federations/<name>``, with credentials from the process's environment.
+
+        Args:
+            uri: Of the federation.
+            patience_s: How many seconds to wait for a store that has gone; see :mod:`perfit_storage.patience`.
 
         Raises:
             PerfitError: The store cannot be reached or holds no such federation; the URI or a stored file is wrong.
@@ -52,7 +56,7 @@ class FederationContext:
         store, directory, name = uri.rpartition(_DIRECTORY)
         if not directory:
             raise PerfitError(f"{uri!r} names no federation", "give <store URI>/federations/<name>")
-        return cls.of(FederationStore.open(store, name))
+        return cls.of(FederationStore.open(store, name, patience_s=patience_s))
 
     @classmethod
     def of(cls, store: FederationStore) -> FederationContext:
@@ -212,6 +216,18 @@ def head_of(base: Base) -> Head:
         blob and Blob(blob.key, blob.sha256) for blob in (base.adapter, base.state, base.summary)
     )
     return Head(base.round, adapter, state, summary)
+
+
+def store_patience() -> float:
+    """Return for how many seconds a client waits for a store that has gone: $PERFIT_STORE_PATIENCE_S, or five minutes.
+
+    Raises:
+        PerfitError: The variable is not a number of seconds.
+    """
+    text = os.environ.get("PERFIT_STORE_PATIENCE_S") or "300"
+    if not text.isascii() or not text.isdecimal():
+        raise PerfitError(f"PERFIT_STORE_PATIENCE_S is {text!r}", "set it to a whole number of seconds, or unset it")
+    return float(text)
 
 
 def model_cache() -> Path:

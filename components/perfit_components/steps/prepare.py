@@ -100,7 +100,11 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
 
 
 def _found(spec: ClusterSpec, store: FederationStore) -> None:
-    """Write what is missing: the federation file, the files of the model, the vectors of round 0, the head."""
+    """Write what is missing: the federation file, the files of the model, the vectors of round 0, the head.
+
+    Before that, what killed writers left is removed.
+    """
+    store.sweep()
     head, stored, text = _if_there(store.read_head), _if_there(store.read_spec), spec.to_yaml().encode()
     model = stored_model(store)
     if stored is not None:
@@ -109,6 +113,8 @@ def _found(spec: ClusterSpec, store: FederationStore) -> None:
         return _fill_cache(spec, model)
     source, model = _prepared_model(spec, model)
     space = _check_model(spec, source)
+    if head is None:
+        store.check_conditions()
     if not store.write_spec(text, stored):
         raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")
     if not store.create_model(model.to_json()):

@@ -80,7 +80,15 @@ def load_expanded(spec: FederationSpec, cache: Path) -> ExpandedModel:
     Raises:
         PerfitError: The model or a target module does not exist.
     """
-    source = prepare_model(spec.model, cache)
+    return load_prepared(spec, prepare_model(spec.model, cache))
+
+
+def load_prepared(spec: FederationSpec, source: str) -> ExpandedModel:
+    """Load the base model from its prepared directory, and put the expanded LoRA on it.
+
+    Raises:
+        PerfitError: It is no model, or a target module does not exist.
+    """
     model, space = expand(load_model(source, spec.training.precision), spec.expanded_lora)
     return ExpandedModel(model, load_tokenizer(source), space)
 

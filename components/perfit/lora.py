@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from perfit.errors import PerfitError
+from perfit.models import split_revision
 from perfit.space import LoraSpace
 from perfit.spec import Lora
 
@@ -37,6 +38,7 @@ def lora_config(lora: Lora, base_model: str) -> LoraConfig:
     from peft import LoraConfig
 
     targets = lora.target_modules
+    name, revision = split_revision(base_model)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -44,7 +46,8 @@ def lora_config(lora: Lora, base_model: str) -> LoraConfig:
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=0.0,
         bias="none",
-        base_model_name_or_path=base_model,
+        base_model_name_or_path=name,
+        revision=revision,
     )
 
 

@@ -3,6 +3,7 @@
 The store holds these files under ``federations/<name>/``::
 
     spec.yaml                              the federation file
+    model.json                             the files of the base model, by hash; written once
     head.json                              round, and key and sha256 of the current global adapter and server state
     masks/<client>-<sha256>                a client's personal architecture
     rounds/<n>/plan.json                   written once
@@ -102,6 +103,15 @@ class FederationStore:
                 f"prepare it first, or correct its name{self._existing_names()}",
             )
         return stored.data
+
+    def create_model(self, manifest: bytes) -> bool:
+        """Writes what the base model's files are, once; returns whether the store now holds exactly this."""
+        return self._objects.create(self._key("model.json"), manifest)
+
+    def read_model(self) -> bytes | None:
+        """Returns what the base model's files are, None if it is not written (yet)."""
+        found = self._find("model.json")
+        return None if found is None else found.data
 
     def read_head(self) -> Head:
         """Returns the head. Raises ``ObjectNotFound`` before the federation is prepared."""

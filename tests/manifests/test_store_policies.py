@@ -68,6 +68,9 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
         server.read_spec()
     assert server.write_spec(b"spec", None)
     assert server.write_spec(b"spec 2", b"spec")
+    assert server.read_model() is None
+    assert server.create_model(b"model")
+    assert server.read_model() == b"model"
     base = Head(0, server.put_global(0, b"initial"), server.put_state(0, b"moments"))
     assert server.create_head(base)
     assert server.read_head() == base
@@ -151,6 +154,7 @@ def test_the_server_deletes_nothing(federation, objects):
         "federations/tiny/clients/ann/rounds/1/state.safetensors",
         f"federations/tiny/masks/ann-{HASH}",
         "federations/tiny/clients/ann/spec.yaml",
+        "federations/tiny/clients/ann/model.json",
         "other/tiny/spec.yaml",
     ],
 )

@@ -81,6 +81,14 @@ def test_spec_is_created_once_and_then_compared(federation: FederationStore):
     assert federation.read_spec() == b"v2"
 
 
+def test_the_models_files_are_written_once(federation: FederationStore):
+    assert federation.read_model() is None
+    assert federation.create_model(b"these")
+    assert federation.create_model(b"these")
+    assert not federation.create_model(b"others")
+    assert federation.read_model() == b"these"
+
+
 def test_spec_of_an_unknown_federation(store: ObjectStore, federation: FederationStore):
     with pytest.raises(ObjectNotFound, match="no federation yet"):
         federation.read_spec()

@@ -90,10 +90,16 @@ class ClientContext:
 
     @cached_property
     def loaded(self) -> tuple[ExpandedModel, ClientData]:
-        """The model with the expanded LoRA, and the client's records."""
-        from perfit.client import load_client_data, load_expanded
+        """The model with the expanded LoRA, and the client's records.
 
-        model = load_expanded(self.spec, model_cache())
+        The cache of models is only read, and believed as far as its files are those that the federation was founded
+        with.
+        """
+        from perfit.client import load_client_data, load_prepared
+        from perfit.models import checked_model
+
+        with tempfile.TemporaryDirectory() as scratch:
+            model = load_prepared(self.spec, checked_model(self.federation.model(), model_cache(), Path(scratch)))
         with tempfile.TemporaryDirectory() as downloads:
             return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
 

@@ -12,6 +12,7 @@ from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
 from perfit.cluster_spec import ClusterClient, ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
+from perfit.model_files import ModelManifest
 from perfit.protocol import Base, MessageError, Plan, RoundSummary
 from perfit.space import LoraSpace
 from perfit_storage import Blob, FederationStore, Head
@@ -81,6 +82,20 @@ class FederationContext:
                 f"use one of: {', '.join(by_name)}",
             )
         return by_name[name]
+
+    def model(self) -> ModelManifest:
+        """Read what the base model's files are.
+
+        Raises:
+            PerfitError: It is not written, or damaged.
+        """
+        manifest = stored_model(self.store)
+        if manifest is None:
+            raise PerfitError(
+                f"{self.store.uri}/model.json is missing: what files the base model consists of",
+                "prepare the federation again (every run does), or restore it from a backup of the store",
+            )
+        return manifest
 
     def downloads(self, base: Base) -> StoredVectors:
         """Read the vectors that clients read.
@@ -177,6 +192,19 @@ class FederationContext:
         return PerfitError(f"{self.store.uri}/{path}: {error}", "restore it from a backup of the store")
 
 
+def stored_model(store: FederationStore) -> ModelManifest | None:
+    """Read what a federation's base model's files are, None if it is not written (yet).
+
+    Raises:
+        PerfitError: It is damaged.
+    """
+    data = store.read_model()
+    try:
+        return None if data is None else ModelManifest.parse(data)
+    except MessageError as error:
+        raise PerfitError(f"{store.uri}/model.json: {error}", "restore it from a backup of the store") from error
+
+
 def base_of(head: Head) -> Base:
     """Return what a round starts from that is planned when the head is here."""
     return Base.model_validate(asdict(head))
@@ -203,5 +231,5 @@ def store_patience() -> float:
 
 
 def model_cache() -> Path:
-    """Return where converted models are kept: $PERFIT_CACHE, a volume on the cluster, or the user's cache."""
+    """Return where prepare keeps converted models: $PERFIT_CACHE, a volume on the cluster, or the user's cache."""
     return Path(os.environ.get("PERFIT_CACHE") or Path.home() / ".cache" / "perfit")

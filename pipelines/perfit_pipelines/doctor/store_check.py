@@ -143,7 +143,7 @@ def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
     other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
     theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}-{_NO_HASH}")
     mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}-{_NO_HASH}")
-    shared = ("head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
+    shared = ("model.json", "head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
     return _Rights(
         reads=(*mine, *shared),
         lists=(f"masks/{client}-", f"clients/{client}/"),
@@ -157,7 +157,7 @@ def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
 def _server_rights(spec: ClusterSpec) -> _Rights:
     private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
     return _Rights(
-        reads=("head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
+        reads=("model.json", "head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
         lists=("rounds/",),
         writes=("rounds/0/report.html", "rounds/0/state.safetensors"),
         no_reads=private,

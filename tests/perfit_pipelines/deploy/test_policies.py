@@ -99,7 +99,7 @@ def own_paths(client: str) -> list[str]:
     ]
 
 
-READ_BY_ALL = ["spec.yaml", "head.json"] + [
+READ_BY_ALL = ["spec.yaml", "model.json", "head.json"] + [
     f"rounds/{n}/{name}"
     for n in (0, 1, 12)
     for name in ("plan.json", "global.safetensors", f"global.{HASH}.safetensors")
@@ -380,6 +380,7 @@ def readable(objects, key: str) -> bool:
     "path",
     [
         "spec.yaml",
+        "model.json",
         "head.json",
         "rounds/2/plan.json",
         "rounds/2/plan.json/updates/ann.json",

@@ -17,8 +17,8 @@ class SparseAdapter:
 
     Args:
         space: The expanded space of N positions.
-        mask: bool, shape (N,): the positions that are held.
-        values: float32, shape (budget,): their values in the order of the positions.
+        mask: bool, shape (N,): the positions that the client holds.
+        values: float32, shape (budget,): the values at these positions, in their order.
 
     Raises:
         ValueError: The shapes or dtypes do not fit together.
@@ -47,7 +47,7 @@ class SparseAdapter:
 
 
 def mask_hash(space: LoraSpace, mask: np.ndarray) -> str:
-    """Return the sha256, in hex, that names a mask: over the shapes of the space and the packed bits."""
+    """Return a mask's identifier: the SHA-256, in hex, of the shapes of the space and the packed bits."""
     digest = hashlib.sha256(json.dumps(space.to_list()).encode())
     digest.update(np.packbits(mask).tobytes())
     return digest.hexdigest()

@@ -1,15 +1,15 @@
-"""The sparse adapter on the wire: safetensors, byte for byte reproducible, read without torch.
+"""Adapter files: safetensors, reproducible byte for byte, read without torch.
 
-A file holds, for each LoRA matrix, its bit-packed mask (``mask/<matrix>``), or for each of some named vectors its
-entries at the positions that the file is about (``values/<matrix>``, ``control/<matrix>``, ...), and a header in the
-safetensors metadata. A personal architecture is sent once, as a file of masks; updates name it by its hash.
+A mask file holds the bit-packed mask of each LoRA matrix (``mask/<matrix>``). A vector file holds named vectors at the
+positions that it covers, one tensor per vector and matrix (``values/<matrix>``, ``control/<matrix>``, ...). Both have a
+header in the safetensors metadata. A client sends its mask once; its updates refer to the mask by its hash.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import ml_dtypes
@@ -23,30 +23,31 @@ from perfit.spec import FederationSpec
 
 FORMAT_VERSION = 2
 ALL_POSITIONS = "all"
-"""In place of a mask's hash: a file about every position of the space."""
+"""Stands in for a mask's hash in files that cover every position of the space."""
 # safetensors.numpy writes bfloat16, but does not read it.
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
 _WIRE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class AdapterFileError(ValueError):
-    """The bytes are not an adapter file of this format, or do not hold what they should."""
+    """The bytes are not an adapter file of this format, or its content is not what was expected."""
 
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What an adapter file says of itself.
+    """The header of an adapter file.
 
     Args:
         federation: Name of the federation.
-        round: The round that the file is from; 0 for what the federation was founded with.
-        client: The owner, or None for the server's files.
+        round: The round that the file is from; 0 for the initial vectors.
+        client: The owner's id, or None for the server's files.
         base_model: The frozen model that the adapter belongs to.
         rank: The client's own rank, or the expanded rank for the server's files.
-        expansion: Expanded rank over the federation's rank.
+        expansion: Expanded rank divided by the federation's rank.
         budget: Positions that the client holds; N for the server's files.
         mask_sha256: Hash of the mask of these positions, or ``ALL_POSITIONS``.
-        format_version: Of this file format.
+        base_sha256: Of an update: hash of the global adapter that the round started from.
+        format_version: Version of the file format.
     """
 
     federation: str
@@ -57,6 +58,7 @@ class AdapterHeader:
     expansion: int
     budget: int
     mask_sha256: str
+    base_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -65,9 +67,13 @@ class AdapterHeader:
         rank = spec.rank_of(spec.client(client))
         return cls(spec.name, round, client, spec.model, rank, spec.expansion, budget, mask_sha256)
 
+    def at_base(self, sha256: str) -> AdapterHeader:
+        """Return the header of an update that was tuned from the global adapter of this hash."""
+        return replace(self, base_sha256=sha256)
+
     @classmethod
     def of_server(cls, spec: FederationSpec, space: LoraSpace, round: int) -> AdapterHeader:
-        """Return the header of a file of the server's state after a round."""
+        """Return the header of a file with the server's vectors after a round."""
         return cls(spec.name, round, None, spec.model, space.rank, spec.expansion, space.size, ALL_POSITIONS)
 
 
@@ -76,9 +82,9 @@ class AdapterFile:
     """An adapter file, parsed once.
 
     Args:
-        header: What it says of itself.
-        space: The space that it says it belongs to.
-        tensors: By name, as they came.
+        header: The file's header.
+        space: The space that the header describes.
+        tensors: The stored tensors, by name.
     """
 
     header: AdapterHeader
@@ -105,10 +111,10 @@ class AdapterFile:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """The architecture that the file holds: bool, shape (N,).
+        """The architecture in the file: bool, shape (N,).
 
         Raises:
-            AdapterFileError: It holds none, or the bits do not have the header's budget and hash.
+            AdapterFileError: There is none, or it does not have the header's budget and hash.
         """
         parts = []
         for matrix in self.space.matrices:
@@ -118,31 +124,32 @@ class AdapterFile:
             parts.append(np.unpackbits(packed, count=matrix.size).astype(bool))
         mask = np.concatenate(parts)
         if np.count_nonzero(mask) != self.header.budget or mask_hash(self.space, mask) != self.header.mask_sha256:
-            raise AdapterFileError("the bits do not have the budget and hash that the header names")
+            raise AdapterFileError("the mask does not have the header's budget and hash")
         return mask
 
     def vectors(self, positions: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return named vectors at the positions that the file is about.
+        """Return named vectors at the positions that the file covers.
 
         Args:
             positions: bool, shape (N,).
-            names: Of the vectors; the file must hold these alone.
+            names: The vectors to return; the file may hold no others.
 
         Returns:
             Each float32, of shape (number of positions,).
 
         Raises:
-            AdapterFileError: It holds other tensors, a vector has the wrong length, or a value is not finite.
+            AdapterFileError: The file holds other tensors, a vector has the wrong length, or a value is not finite.
         """
         names = list(names)
         surplus = set(self.tensors) - {f"{name}/{matrix.name}" for name in names for matrix in self.space.matrices}
         if surplus or positions.shape != (self.space.size,):
-            raise AdapterFileError(f"it holds {len(surplus)} tensors beside {', '.join(names)}, or is of another space")
+            problem = f"it holds {len(surplus)} tensors besides {', '.join(names)}, or belongs to another space"
+            raise AdapterFileError(problem)
         counts = self.space.counts(positions)
         return {name: self._vector(name, counts) for name in names}
 
     def named_vectors(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return all vectors that the file holds, by the names that it gives them; see :meth:`vectors`."""
+        """Return all vectors in the file, by name; see :meth:`vectors`."""
         return self.vectors(positions, sorted({name.partition("/")[0] for name in self.tensors}))
 
     def _vector(self, name: str, counts: Mapping[str, int]) -> np.ndarray:
@@ -173,11 +180,11 @@ def dump_vectors(
     """Return the file of named vectors.
 
     Args:
-        header: What the file says of itself.
+        header: The file's header.
         space: The expanded space of N positions.
         positions: bool, shape (N,).
         vectors: float32, shape (number of positions,), by name.
-        dtype: Of the values in the file.
+        dtype: Type of the values in the file.
     """
     ends = np.cumsum(list(space.counts(positions).values()))[:-1]
     tensors = {}
@@ -188,12 +195,12 @@ def dump_vectors(
 
 
 def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vectors: Mapping[str, np.ndarray]) -> bytes:
-    """Return the file of vectors of the server after a round; each is float32, shape (N,)."""
+    """Return the file of the server's vectors after a round, each float32 of shape (N,)."""
     return dump_vectors(AdapterHeader.of_server(spec, space, round), space, np.ones(space.size, dtype=bool), vectors)
 
 
 def to_wire(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round float32 values to what ``dtype`` can carry (to nearest, ties to even)."""
+    """Round float32 values to ``dtype`` (to nearest, ties to even)."""
     return values.astype(np.dtype(dtype), copy=False)
 
 

@@ -1,8 +1,8 @@
 """Personalised parameter-wise aggregation (PerFIT, arXiv 2402.16919, section 3).
 
 The new global value of a position is the mean over the clients that hold it, weighted by their sample counts; a
-position that no client held keeps its value. With masks that are all the same this is the weighted mean of FedAvg
-(arXiv 1602.05629) and FedIT (arXiv 2305.05644).
+position that no client holds keeps its value. If all masks are equal, this is the weighted mean of FedAvg (arXiv
+1602.05629) and FedIT (arXiv 2305.05644).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Update:
-    """What crosses from a client to the server.
+    """What a client sends to the server.
 
     Args:
-        positions: bool, shape (N,): the positions that are shared.
+        positions: bool, shape (N,): the shared positions.
         vectors: float32, shape (number of shared positions,), by name.
-        samples: Training records of the client: its weight.
+        samples: Number of the client's training records: its weight.
 
     Raises:
-        ValueError: There are no samples, or a vector is not of that dtype and shape.
+        ValueError: There are no samples, or a vector has another dtype or shape.
     """
 
     positions: np.ndarray
@@ -40,22 +40,22 @@ class Update:
 
 
 class Cohort:
-    """The running mean of a round's updates, position by position, each update dropped once it is added.
+    """The running mean of a round's updates, position by position. No update is kept once it is added.
 
-    Sums run in float64: the product of a float32 value and a sample count is then exact, so that a position held by one
-    client keeps that client's very bits. Memory is 12 bytes a position and 8 for each vector, whatever the number of
-    clients.
+    Sums are float64: the product of a float32 value and a sample count is then exact, so that a position held by one
+    client keeps that client's value bit for bit. Memory is 12 bytes per position and 8 more for each vector, whatever
+    the number of clients.
 
     Args:
-        names: Of the vectors that are shared.
+        names: Names of the shared vectors.
         size: Number of positions N.
-        weighted: Whether a client counts by its samples, or each the same.
-        population: Returns, for each position, how many clients of the federation share it, int, shape (N,); asked
-            only by methods whose rule depends on it.
+        weighted: Whether clients count by their samples; otherwise all count the same.
+        population: Returns how many clients of the federation share each position, int, shape (N,); called only by
+            methods whose rule depends on it.
     """
 
     def __init__(self, names: Iterable[str], size: int, population: Callable[[], np.ndarray], *, weighted: bool = True):
-        self._totals = {name: np.full(size, -0.0) for name in names}  # to which even -0.0 adds without losing its sign
+        self._totals = {name: np.full(size, -0.0) for name in names}  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
         self._weight = np.zeros(size)
         self.holders = np.zeros(size, dtype=np.uint32)
         """How many of the updates share each position, shape (N,)."""
@@ -63,10 +63,10 @@ class Cohort:
         self._weighted = weighted
 
     def add(self, update: Update) -> None:
-        """Take an update into the mean.
+        """Add an update to the mean.
 
         Raises:
-            ValueError: It is of another space, or lacks a vector.
+            ValueError: The update belongs to another space, or has other vectors.
         """
         if update.positions.shape != self._weight.shape or set(update.vectors) != set(self._totals):
             raise ValueError(
@@ -80,7 +80,7 @@ class Cohort:
         self.holders[update.positions] += 1
 
     def mean(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
-        """Return the mean of a vector, float32, shape (N,), and ``elsewhere`` where nobody shared it."""
+        """Return the mean of a vector, float32, shape (N,), with ``elsewhere`` at the positions that nobody shared."""
         shared = self._weight > 0
         return np.where(shared, self._totals[name] / np.where(shared, self._weight, 1), elsewhere).astype(np.float32)
 
@@ -96,13 +96,13 @@ def aggregate(previous: np.ndarray, updates: Iterable[Update]) -> np.ndarray:
 
     Args:
         previous: Global values, float32, shape (N,).
-        updates: Of the same space, each with the vector ``values``; consumed one at a time.
+        updates: Updates of the same space, each with the vector ``values``; consumed one at a time.
 
     Returns:
         New global values, float32, shape (N,).
 
     Raises:
-        ValueError: An update is of another space.
+        ValueError: An update belongs to another space.
     """
     cohort = Cohort(["values"], previous.size, lambda: np.zeros(previous.size, dtype=int))
     for update in updates:

@@ -1,4 +1,4 @@
-"""What a client does on its own machine: load the model and its records, search its architecture, tune its values."""
+"""A client's work on its own machine: load model and records, search for its architecture, tune its values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VALIDATION_FRACTION = 0.25
-"""Of a client's training records, set aside in a round by methods that choose where to start."""
+"""The fraction of a client's training records that methods with a ``start`` hook set aside in each round."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class ClientData:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client's round gave.
+    """The result of a client's round.
 
     Args:
-        adapter: Its personal adapter.
-        update: What crosses to the server.
+        adapter: The personal adapter.
+        update: What the client sends to the server.
         kept: What the client keeps until its next round, by name, each float32 of shape (T,).
-        losses: Of every step, nats per response token.
-        perplexity_before: Held-out, under the values that the round started from.
-        perplexity_after: Held-out, under the personal adapter.
+        losses: Loss of every step, nats per response token.
+        perplexity_before: Held-out perplexity under the values that the round started from.
+        perplexity_after: Held-out perplexity under the personal adapter.
     """
 
     adapter: SparseAdapter
@@ -80,7 +80,15 @@ def load_expanded(spec: FederationSpec, cache: Path) -> ExpandedModel:
     Raises:
         PerfitError: The model or a target module does not exist.
     """
-    source = prepare_model(spec.model, cache)
+    return load_prepared(spec, prepare_model(spec.model, cache))
+
+
+def load_prepared(spec: FederationSpec, source: str) -> ExpandedModel:
+    """Load the base model from its prepared directory, and put the expanded LoRA on it.
+
+    Raises:
+        PerfitError: It is no model, or a target module does not exist.
+    """
     model, space = expand(load_model(source, spec.training.precision), spec.expanded_lora)
     return ExpandedModel(model, load_tokenizer(source), space)
 
@@ -91,12 +99,12 @@ def load_client_data(
     tokenizer: PreTrainedTokenizerBase,
     fetch: Callable[[str], str] = lambda uri: uri,
 ) -> ClientData:
-    """Read and tokenise a client's records; without held-out data of its own, a fraction is held out.
+    """Read and tokenise a client's records. If it has no held-out data of its own, a fraction is held out.
 
     Args:
-        spec: Gives the sequence length and what is done about bad records.
-        client: Whose data.
-        tokenizer: Of the base model.
+        spec: Gives the sequence length and how to treat bad records.
+        client: The client.
+        tokenizer: The base model's tokenizer.
         fetch: Turns a data URI into something that :func:`perfit.records.read_records` reads.
 
     Raises:
@@ -116,14 +124,14 @@ def load_client_data(
 def find_architecture(
     model: ExpandedModel, spec: FederationSpec, client: Client, data: ClientData | None, on_step: OnStep | None = None
 ) -> np.ndarray:
-    """Return the architecture of a client, bool, shape (N,): searched, or a plain LoRA where the method has no search.
+    """Return a client's architecture, bool, shape (N,): the result of a search, or a plain LoRA if there is no search.
 
     Args:
-        model: Its LoRA is overwritten by a search.
+        model: A search overwrites its LoRA.
         spec: The federation.
-        client: Whose architecture.
-        data: Its records; not read without a search.
-        on_step: Progress of the search.
+        client: The client.
+        data: Its records; used only by a search.
+        on_step: Reports the progress of the search.
 
     Raises:
         TrainingDiverged: The loss is not finite.
@@ -156,18 +164,18 @@ def run_client(
     kept: Vectors,
     on_step: OnStep | None = None,
 ) -> ClientResult:
-    """Do a client's round: begin, tune, finish.
+    """Run a client's round: begin, tune, finish.
 
     Args:
         model: Its LoRA is overwritten.
         spec: The federation.
-        client: Who.
+        client: The client.
         round: From 1.
         data: The client's records.
         held: Its architecture: bool, shape (N,).
         received: What the server sent, at the shared positions.
-        kept: What the client kept of its last round, at the trained positions; empty in its first.
-        on_step: Progress.
+        kept: What the client kept from its last round, at the trained positions; empty in its first.
+        on_step: Reports the progress of the tuning.
 
     Raises:
         TrainingDiverged: The loss or the held-out perplexity is not finite.
@@ -194,7 +202,7 @@ def run_client(
         )
         after = _held_out_perplexity(model, spec, data)
         if not math.isfinite(before + after):
-            raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after the tuning")
+            raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
         tuned = Tuned(read_values(vectors), gradients.mean())
     update, kept = side.finish(start, tuned, len(data.train.examples))
     return ClientResult(side.adapter(tuned.values), update, kept, losses, before, after)
@@ -219,12 +227,12 @@ def _scorer(model: ExpandedModel, side: ClientRound, validation: ExampleSet, bat
 
 
 class _Gradients(TrainerCallback):
-    """Sums up the gradients of a training, and adds the method's correction to each, before the optimiser's step.
+    """Before each optimiser step, sums up the gradients and then adds the method's correction to them.
 
     Args:
-        spec: Names the method.
+        spec: Gives the method and its options.
         vectors: The trainable vector of each matrix.
-        start: What the client began with; split into the matrices' blocks.
+        start: What the client began with.
     """
 
     def __init__(self, spec: FederationSpec, vectors: dict[str, nn.Parameter], start: ClientStart):
@@ -243,14 +251,14 @@ class _Gradients(TrainerCallback):
                 vector.grad += self._method.correction(self._options, vector, start)
 
     def mean(self) -> np.ndarray:
-        """Return the mean gradient, float32, shape (T,); zero if the method does not ask for it."""
+        """Return the mean gradient, float32, shape (T,); zero if the method does not use it."""
         if not self._sums:
             return np.zeros(sum(vector.numel() for vector in self._vectors), dtype=np.float32)
         return np.concatenate([(total / max(self._steps, 1)).float().cpu().numpy() for total in self._sums])
 
 
 def _blocks(start: ClientStart, vectors: Sequence[nn.Parameter]) -> list[ClientStart]:
-    """Split what a client began with into one start a vector, as tensors on the vector's device."""
+    """Split what a client began with into one start per vector, with tensors on the vector's device."""
     ends = np.cumsum([vector.numel() for vector in vectors])[:-1]
 
     def split(array: np.ndarray) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Where a federation runs: machines by tier, Secrets, volumes, limits of a run. The method reads none of it."""
+"""Where a federation runs: machines by tier, Secrets, volumes, limits of a run. The method reads none of this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfit.spec import Client, FederationSpec
 
 _QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
-"""KFP fixes the outputs of a component when it is written; prepare and aggregate have one for each tier."""
+"""The outputs of a KFP component are fixed in its source; prepare and aggregate have one for each tier."""
 HUB_SECRET = "perfit-hub"
 """The Secret with the token for the model hub."""
 DATA_MOUNT = "/data"
@@ -46,7 +46,7 @@ def quantity_bytes(quantity: str) -> int:
 
 
 class Accelerator(Section):
-    """Accelerators of a tier, by the nodes' name for the resource; ``memory`` is that of each, for a pre-flight."""
+    """A tier's accelerators: ``type`` is the nodes' resource, ``memory`` that of each one, for the memory check."""
 
     type: str = "nvidia.com/gpu"
     count: int = Field(default=1, ge=1)
@@ -54,7 +54,7 @@ class Accelerator(Section):
 
 
 class Toleration(Section):
-    """A taint that a tier's pods tolerate, in Kubernetes' own words."""
+    """A taint that a tier's pods tolerate, with the keys that Kubernetes uses."""
 
     key: str | None = None
     operator: Literal["Exists", "Equal"] = "Equal"
@@ -79,9 +79,9 @@ class Tier(Section):
 
     @property
     def training_memory(self) -> tuple[str, int] | None:
-        """The key that says how much memory a training has, and how many bytes; None where it is not known.
+        """The key that sets the memory of a training, and its bytes; None if unknown.
 
-        That is the accelerators' together where there are any, otherwise the pod's.
+        It is the memory of all accelerators together or, if there are none, the pod's.
         """
         if self.accelerator is None:
             return "memory", quantity_bytes(self.memory)
@@ -91,14 +91,14 @@ class Tier(Section):
 
 
 class Cluster(Section):
-    """How runs live in a cluster; a local run ignores it.
+    """Settings of runs in a cluster; a local run ignores them.
 
     Args:
-        model_cache: Volume claim that clients' pods keep models in; None for a scratch volume a pod.
+        model_cache: Claim of the volume in which clients' pods keep models; None for a scratch volume per pod.
         shared_memory: Size of /dev/shm.
         server_memory: Limit of Prepare and of Aggregate, each.
-        deadline_seconds: A run that takes longer is ended; None for never. Kubeflow Pipelines 2.16 knows no other.
-        keep_seconds: A finished run's workflow is removed after this; None for never. Likewise.
+        deadline_seconds: A run that takes longer is ended; None for never, as Kubeflow Pipelines 2.16 requires.
+        keep_seconds: A finished run's workflow is removed after this time; None for never, likewise.
     """
 
     model_cache: Name | None = "perfit-model-cache"
@@ -109,7 +109,7 @@ class Cluster(Section):
 
 
 class ClusterClient(Client):
-    """A client, with the Secret that holds its keys to the store and the volume claim that holds its records."""
+    """A client, with the Secret that holds its keys to the store and the claim of the volume with its records."""
 
     secret: Name | None = None
     volume: Name | None = None
@@ -129,7 +129,7 @@ class ClusterSpec(FederationSpec):
             if client.tier not in self.tiers:
                 raise key_error(
                     ("clients", position, "tier"),
-                    f"there is no tier {client.tier!r}; use one of {', '.join(self.tiers)}, or add it under tiers",
+                    f"there is no tier {client.tier!r}; use one of {', '.join(self.tiers)}, or add it to tiers",
                 )
         return self
 
@@ -182,7 +182,7 @@ class ClusterSpec(FederationSpec):
         return [tier for tier in self.tiers if tier in used]
 
     def secret_of(self, client: ClusterClient) -> str:
-        """Return the name of the Secret with a client's keys: the client's name in the cluster."""
+        """Return the name of the Secret with a client's keys, which is also the client's name in the cluster."""
         return client.secret or f"perfit-{self.name}-{client.id}"
 
     @property
@@ -195,7 +195,7 @@ class ClusterSpec(FederationSpec):
         return any(client.volume for client in self.clients if client.tier == tier)
 
     def names_claims(self, tier: str) -> bool:
-        """Whether a client of the tier has a volume claim under another name than its Secret's."""
+        """Whether a client of the tier has a volume claim whose name differs from its Secret's."""
         return any(c.volume not in (None, self.secret_of(c)) for c in self.clients if c.tier == tier)
 
 

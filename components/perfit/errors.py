@@ -7,7 +7,7 @@ class PerfitError(ValueError):
     """A mistake in what the user gave, or a state that the user must resolve.
 
     Args:
-        problem: What is wrong, with the offending value and where it stands (file, line, key).
+        problem: What is wrong, with the offending value and its place (file, line, key).
         fix: What to do next.
     """
 
@@ -20,5 +20,15 @@ class PerfitError(ValueError):
         return type(self), (self.problem, self.fix)
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Return text with escapes for what does something to a terminal: control characters, changes of direction.
+
+    Args:
+        text: From outside: of a record, a file, a library's error.
+        keep: Characters to leave as they are.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 class TrainingDiverged(RuntimeError):
-    """The loss is not a finite number any more."""
+    """The loss is no longer a finite number."""

@@ -1,4 +1,4 @@
-"""Loss and perplexity of a client's responses under a model."""
+"""Loss and perplexity of a model on a client's responses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from perfit.examples import Example
+from perfit.examples import IGNORE_INDEX, Example
 from perfit.training import features
 
 
 def perplexity(
     model: torch.nn.Module, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> float:
-    """Return exp of :func:`mean_loss`, infinite where that is too large for a float."""
+    """Return exp of :func:`mean_loss`, infinite if that is too large for a float."""
     loss = mean_loss(model, examples, tokenizer, batch_size)
     return math.exp(loss) if loss < 709 else math.inf
 
@@ -27,12 +27,12 @@ def mean_loss(
 ) -> float:
     """Return the mean negative log-likelihood over all response tokens of the examples, in nats.
 
-    Logits are taken to float32 and losses summed in float64. The result does not depend on how the examples are batched
-    beyond the rounding of the model itself.
+    Logits are converted to float32 and losses summed in float64. How the examples are batched does not change the
+    result, except through the rounding of the model itself.
     """
     model.eval()
     device = next(model.parameters()).device
-    # Longest first: batches of like lengths need the least padding.
+    # Longest first: batches of similar lengths need the least padding.
     ordered = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
     batches = DataLoader(
         [features(example) for example in ordered], batch_size, collate_fn=DataCollatorForSeq2Seq(tokenizer)
@@ -42,8 +42,8 @@ def mean_loss(
         for batch in batches:
             labels = batch.pop("labels")[:, 1:].to(device)
             logits = model(**batch.to(device)).logits[:, :-1]
-            chosen = labels != -100
-            losses = F.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+            response = labels != IGNORE_INDEX
+            losses = F.cross_entropy(logits[response].float(), labels[response], reduction="none")
             total += losses.double().sum().item()
-            tokens += int(chosen.sum())
+            tokens += int(response.sum())
     return total / tokens

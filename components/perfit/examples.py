@@ -1,4 +1,4 @@
-"""Records in tokens: examples whose loss covers the response alone, split into training and held-out ones."""
+"""Tokenised records: examples with loss on the response only, split into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -9,41 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perfit.errors import PerfitError
-from perfit.records import (
-    BadRecord,
-    BadRecords,
-    Message,
-    Record,
-    RecordReport,
-    check_records,
-    read_records,
-    screen_records,
-    to_messages,
-)
+from perfit.records import BadRecord, BadRecords, Message, log_error, screen_records, to_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Whoever handles data imports this module alone: the records' names belong to it too.
-__all__ = [
-    "IGNORE_INDEX",
-    "PLAIN_TEMPLATE",
-    "BadRecord",
-    "Example",
-    "ExampleSet",
-    "Record",
-    "RecordReport",
-    "check_records",
-    "held_out_indices",
-    "load_examples",
-    "read_records",
-    "split_held_out",
-    "to_messages",
-    "tokenize",
-]
-
 IGNORE_INDEX = -100
-"""The label that the cross-entropy loss of torch and transformers leaves out."""
+"""The label that the cross-entropy loss of torch and transformers ignores."""
 
 PLAIN_TEMPLATE = (
     "{% set labels = {'system': 'System', 'user': 'Instruction', 'assistant': 'Response'} %}"
@@ -53,16 +25,16 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{{ '### Response:\\n' if add_generation_prompt else '' }}"
 )
-"""The layout (a Jinja chat template) for a model that has no chat template of its own."""
+"""The Jinja chat template for models that have none of their own."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One record in tokens.
+    """A tokenised record.
 
     Args:
         input_ids: Token ids, at most the sequence length.
-        labels: Of the same length: the token id on response tokens, `IGNORE_INDEX` elsewhere.
+        labels: As long as the ids: the token id on response tokens, `IGNORE_INDEX` elsewhere.
         truncated: Whether tokens at the end were cut off.
     """
 
@@ -77,9 +49,9 @@ class ExampleSet:
 
     Args:
         source: Where the records come from.
-        examples: One example a usable record, in the order of the source.
+        examples: One example per usable record, in the order of the source.
         lines: The line of each example's record, from 1.
-        skipped: (line, reason) of each record that became no example.
+        skipped: (line, reason) of each record that was left out.
     """
 
     source: str
@@ -101,11 +73,11 @@ def load_examples(
     Args:
         source: As in `read_records`.
         tokenizer: The model's tokenizer.
-        sequence_length: Most tokens of an example.
-        bad_records: Raise on any bad record, or leave it out and name it in `skipped`.
+        sequence_length: Maximum number of tokens of an example.
+        bad_records: Raise on any bad record, or leave it out and list it in `skipped`.
 
     Raises:
-        PerfitError: As `check_records`, where a prompt that fills the sequence also makes a record bad.
+        PerfitError: As `check_records`; a record whose prompt fills the sequence is bad too.
     """
 
     def convert(fields: dict[str, Any]) -> Example:
@@ -117,15 +89,15 @@ def load_examples(
 
 
 def tokenize(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Example:
-    """Turn messages into tokens, by the tokenizer's chat template or else by `PLAIN_TEMPLATE`.
+    """Tokenise messages with the tokenizer's chat template, or with `PLAIN_TEMPLATE` if it has none.
 
-    Prompts and responses are tokenised apart, so that a token ends where generation begins. Every assistant
-    turn carries loss, its end-of-turn token included.
+    Prompts and responses are tokenised separately, so that no token spans the point where generation begins. Every
+    assistant turn has loss, including its end-of-turn token.
 
     Args:
         messages: What `to_messages` returns.
         tokenizer: The model's tokenizer.
-        sequence_length: Tokens to keep; the rest is cut off on the right.
+        sequence_length: Number of tokens to keep; the rest is cut off on the right.
 
     Raises:
         BadRecord: The prompt alone fills the sequence, or the chat template does not fit the record.
@@ -149,9 +121,9 @@ def tokenize(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, se
 
 
 def _segments(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """Cut the rendered conversation, up to the end of its last response, into (text, is it a response)."""
+    """Cut the rendered conversation, up to the end of its last response, into (text, whether it is a response)."""
     full = _render(messages, tokenizer)
-    # What a template adds to the end-of-turn token (ChatML: a line break) is never generated: no loss on it.
+    # What a template adds after the end-of-turn token (ChatML: a line break) is never generated: no loss on it.
     end_of_turn = tuple(tokenizer.get_added_vocab())
     segments: list[tuple[str, bool]] = []
     done = 0
@@ -182,14 +154,15 @@ def _render(
             add_generation_prompt=add_generation_prompt,
         )
     except TemplateError as error:
-        raise BadRecord(f"chat template: {error}") from error
-    # A chat template writes the first token of a sequence itself, the plain one leaves it to the tokenizer.
+        log_error("chat template", error)
+        raise BadRecord("the model's chat template refuses it") from error
+    # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
     adds_bos = not has_template and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return tokenizer.bos_token + text if adds_bos else text
 
 
 def held_out_indices(n: int, fraction: float, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the records to hold out for evaluation, at least one on each side.
+    """Draw the records to hold out for evaluation; both parts get at least one.
 
     Args:
         n: Number of records, at least 2.
@@ -213,7 +186,7 @@ def held_out_indices(n: int, fraction: float, seed: int | Sequence[int]) -> tupl
 
 
 def split_held_out(examples: ExampleSet, fraction: float, seed: int) -> tuple[ExampleSet, ExampleSet]:
-    """Split into (training, held out) by `held_out_indices`; skipped records stay named on the training side.
+    """Split into (training, held out) by `held_out_indices`; skipped records are listed with the training part.
 
     Raises:
         PerfitError: As `held_out_indices`, naming the source.

@@ -31,12 +31,12 @@ def peft_files(lora: Lora, base_model: str, adapter: SparseAdapter) -> dict[str,
 
     Args:
         lora: The expanded LoRA of a federation: ``spec.expanded_lora``.
-        base_model: What the adapter names as its base.
-        adapter: A client's.
+        base_model: Name of the base model, to be written into the adapter.
+        adapter: A client's adapter.
     """
     fields = lora_config(lora, base_model).to_dict()
     # PEFT keeps module names in sets, whose order changes from process to process.
-    tidy = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
-    config = json.dumps({**tidy, "inference_mode": True}, indent=2, sort_keys=True)
+    ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
+    config = json.dumps({**ordered, "inference_mode": True}, indent=2, sort_keys=True)
     weights = save(adapter.space.split(adapter.dense()), metadata={"format": "pt"})
     return {CONFIG_FILE: config.encode(), WEIGHTS_FILE: weights}

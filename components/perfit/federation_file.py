@@ -1,4 +1,4 @@
-"""Reading a federation file: what is computed and where it runs, with errors that name a line and a key."""
+"""Reading a federation file (what is computed, and where it runs), with errors that name a line and a key."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from perfit.cluster_spec import ClusterSpec
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
 from perfit.locations import hide_credentials, is_local
 from perfit.spec import METHODS
+
+MAX_CHARACTERS = 1_000_000
+"""Of a federation file: several thousand clients."""
+_MAX_SCALAR = 4096  # characters of one value
 
 
 def load_federation(path: str | Path) -> ClusterSpec:
     """Read and validate a federation file; relative data paths are taken from its directory.
 
     Raises:
-        PerfitError: The file is missing or wrong; every problem is named with its line and key.
+        PerfitError: The file is missing or wrong; every problem is reported with its line and key.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise PerfitError(
             f"{path} cannot be read: {error}", "give a federation file; `perfit init FILE` writes a commented one"
@@ -43,19 +48,59 @@ def parse_federation(text: str, source: str = "federation", directory: Path | No
     Raises:
         PerfitError: Every problem, each with its line and key in ``source``.
     """
-    try:
-        tree = yaml.safe_load(text)
-        lines = _lines(yaml.compose(text), source)
-    except (yaml.YAMLError, RecursionError) as error:
-        problem = hide_credentials(f"{source} is not YAML: {error}")
-        raise PerfitError(problem, "repair the syntax at the line named") from None
+    tree, lines = _load(text, source)
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
     try:
         return ClusterSpec.model_validate(tree, context=directory)
     except ValidationError as error:
-        found = [_describe(problem, lines, source) for problem in error.errors()]
-        raise PerfitError("\n".join(found), f"correct {'this key' if len(found) == 1 else 'these keys'}") from None
+        problems = [_describe(problem, lines, source) for problem in error.errors()]
+        fix = f"correct {'this key' if len(problems) == 1 else 'these keys'}"
+        raise PerfitError("\n".join(problems), fix) from None
+
+
+class _Refused(yaml.YAMLError):
+    """Why a file is not read, though it is YAML."""
+
+    def __init__(self, mark: yaml.Mark, problem: str, fix: str):
+        super().__init__(problem)
+        self.line, self.problem, self.fix = mark.line + 1, problem, fix
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as long as it is written: no aliases, by which eight lines can stand for billions of values."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            fix = "write the value out wherever it is used"
+            raise _Refused(event.start_mark, "anchors and aliases (&name, *name) are not read", fix)
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_SCALAR:
+            fix = f"use at most {_MAX_SCALAR} characters"
+            raise _Refused(event.start_mark, f"a value of {len(event.value):,} characters", fix)
+        return super().compose_node(parent, index)
+
+
+def _load(text: str, source: str) -> tuple[Any, dict[tuple, int]]:
+    """Return what the text says, and the line of each key's path."""
+    if len(text) > MAX_CHARACTERS:
+        raise PerfitError(
+            f"{source} has more than {MAX_CHARACTERS:,} characters", "give a federation file, of fewer clients"
+        )
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        tree = None if node is None else loader.construct_document(node)
+        return tree, _lines(node, source)
+    except _Refused as error:
+        raise PerfitError(f"{source}:{error.line}: {error.problem}", error.fix) from error
+    except PerfitError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = hide_credentials(f"{source} is not YAML: {error}")
+        raise PerfitError(problem, "repair the syntax at the line named") from None
+    finally:
+        loader.dispose()
 
 
 def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
@@ -70,31 +115,31 @@ def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
 
 
 def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> dict[tuple, int]:
-    """Map each key's path to its line, from 1; a key that stands twice is an error that YAML itself would hide."""
+    """Map each key's path to its line, from 1. A duplicated key is an error here, though YAML would accept it."""
     lines: dict[tuple, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*path, key.value)
-            if here in lines:
+            child = (*path, key.value)
+            if child in lines:
                 raise PerfitError(
-                    f"{source}:{key.start_mark.line + 1}: {_key(here)} is duplicated (first in line {lines[here]})",
+                    f"{source}:{key.start_mark.line + 1}: {_key(child)} is duplicated (first in line {lines[child]})",
                     "remove one of the two",
                 )
-            lines |= {here: key.start_mark.line + 1, **_lines(value, source, here)}
+            lines |= {child: key.start_mark.line + 1, **_lines(value, source, child)}
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            here = (*path, index)
-            lines |= {here: value.start_mark.line + 1, **_lines(value, source, here)}
+            child = (*path, index)
+            lines |= {child: value.start_mark.line + 1, **_lines(value, source, child)}
     return lines
 
 
 def _key(path: tuple) -> str:
-    return ".".join(str(part) for part in path)
+    return ".".join(printable(str(part)) for part in path)
 
 
 def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> str:
     path = written = problem.get("ctx", {}).get("path", problem["loc"])
-    # pydantic adds the names of union members to the path; only what is in the file can be pointed at.
+    # pydantic adds the names of union members to the path; only keys that are in the file have a line.
     if path[:1] == ("method",) and problem["type"] != "federation":
         written = (path[0], *path[2:])
     known = next((written[:n] for n in range(len(written), 0, -1) if written[:n] in lines), ())
@@ -111,7 +156,7 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
 
 
 def _unknown(path: tuple) -> str:
-    # Inside `method` pydantic's path names the method: its options are a union of one model a method.
+    # Inside `method` pydantic's path names the method: its options are a union of one model per method.
     name = path[1] if path[0] == "method" else None
     options: Any = METHODS[name].options if name else ClusterSpec
     for part in path[2 if name else 0 : -1]:

@@ -1,7 +1,7 @@
 """How much a LoRA parameter matters to a client (PerFIT, arXiv 2402.16919, section 3 and figure 5).
 
-Each metric folds a step's weight and gradient into the score so far, elementwise, on arrays or tensors. ``taylor`` is
-the first-order estimate of the change of the loss when the parameter is set to zero (Molchanov et al., 2019, arXiv
+Each metric updates the score with a step's weight and gradient, elementwise, on arrays or tensors. ``taylor`` is the
+first-order estimate of how the loss changes when the parameter is set to zero (Molchanov et al., 2019, arXiv
 1906.10771).
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 MetricName = Literal["taylor", "magnitude", "gradient", "random"]
 Metric = Callable[[Any, Any, Any], Any]
-"""(score so far, weight, gradient) -> score, each of the same shape."""
+"""(previous score, weight, gradient) -> score, all of the same shape."""
 
 METRICS: dict[MetricName, Metric] = {
     "taylor": lambda score, weight, gradient: score + abs(weight * gradient),

@@ -1,8 +1,8 @@
-"""The expanded LoRA on a model, through PEFT, and its compact form of trained values alone.
+"""The expanded LoRA on a model, through PEFT, and its compact form, which holds only the trained values.
 
-While a client searches, A and B are PEFT's dense parameters. While it tunes, the trainable tensor of each matrix is the
-vector of its trained values, scattered into the frozen ones in the forward pass: gradients and optimiser state have the
-size of the budget, what is frozen stays as it is, and what is off the architecture is zero, by construction.
+During a search, A and B are PEFT's dense parameters. During tuning, the trainable tensor of each matrix is the vector
+of its trained values; the forward pass scatters it into the frozen ones. By construction, gradients and optimiser state
+have the size of the budget, frozen values do not change, and positions off the architecture are zero.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from perfit.errors import PerfitError
+from perfit.models import split_revision
 from perfit.space import LoraSpace
 from perfit.spec import Lora
 
@@ -32,11 +33,12 @@ def lora_config(lora: Lora, base_model: str) -> LoraConfig:
 
     Args:
         lora: The expanded LoRA of a federation, whose scaling alpha / rank is that of all its clients.
-        base_model: What the configuration names as its base.
+        base_model: Name of the base model, to be written into the configuration.
     """
     from peft import LoraConfig
 
     targets = lora.target_modules
+    name, revision = split_revision(base_model)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -44,7 +46,8 @@ def lora_config(lora: Lora, base_model: str) -> LoraConfig:
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=0.0,
         bias="none",
-        base_model_name_or_path=base_model,
+        base_model_name_or_path=name,
+        revision=revision,
     )
 
 
@@ -86,7 +89,7 @@ def dense_weights(model: PeftModel) -> dict[str, nn.Parameter]:
 def compact(
     model: PeftModel, space: LoraSpace, values: np.ndarray, trained: np.ndarray
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """Within the context, the model's LoRA has these values, and those at ``trained`` alone are trainable.
+    """Within the context, the model's LoRA has these values, and only those at ``trained`` are trainable.
 
     Args:
         model: PEFT model with the expanded LoRA.
@@ -100,7 +103,7 @@ def compact(
     blocks, vectors, scattered = space.split(values), {}, []
     for name, module in _matrices(model):
         index = np.flatnonzero(trained[space.slices[name]])
-        if index.size == 0:  # nothing to train: the matrix is what it is
+        if index.size == 0:  # nothing to train: the matrix stays dense
             module.weight.requires_grad_(False)
             with torch.no_grad():
                 module.weight.copy_(torch.from_numpy(blocks[name]))
@@ -124,10 +127,10 @@ def read_values(vectors: dict[str, nn.Parameter]) -> np.ndarray:
 
 
 class _Scatter(nn.Module):
-    """Scatters a vector of trained values into what is frozen around them; its gradient gathers.
+    """Scatters a vector of trained values into the frozen values of a matrix; the backward pass gathers the gradient.
 
     Args:
-        index: Where in the matrix, row by row, the trained values are.
+        index: Positions of the trained values in the matrix, row by row.
         values: float32, the whole matrix, row by row.
         weight: The dense weight that is replaced.
     """
@@ -145,8 +148,8 @@ class _Scatter(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if self.full:
             return values.view(self.shape)
-        around = values.new_zeros(self.shape.numel()) if self.frozen is None else self.frozen
-        return around.scatter(0, self.index, values).view(self.shape)
+        frozen = values.new_zeros(self.shape.numel()) if self.frozen is None else self.frozen
+        return frozen.scatter(0, self.index, values).view(self.shape)
 
     def right_inverse(self, dense: torch.Tensor) -> torch.Tensor:
         return self.values.to(dense)
@@ -166,10 +169,10 @@ def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> No
     if isinstance(targets, str):
         return
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    offered = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+    available = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             raise PerfitError(
                 f"lora.target_modules: the model has no linear module {target!r}",
-                f"use all-linear, or some of: {offered}",
+                f"use all-linear, or some of: {available}",
             )

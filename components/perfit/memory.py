@@ -1,7 +1,7 @@
-"""How much memory a client's search and tuning need, by calculation.
+"""An estimate of the memory that a client's search and tuning need.
 
-The estimate is for one device that holds the whole model. It is meant to refuse a machine that is plainly too small
-before it is booked, not to predict the last megabyte: ``tests/benchmarks/memory.py`` holds it against measured peaks.
+It is for one device that holds the whole model. Its purpose is to refuse a machine that is clearly too small before it
+is allocated, not to predict the exact peak: ``tests/benchmarks/memory.py`` compares it with measured peaks.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PROCESS = 700 * 2**20
-"""Python with torch and transformers, or a CUDA context: what is there before any model."""
+"""Python with torch and transformers, or a CUDA context, before any model is loaded."""
 _HIDDEN_COPIES, _FEED_FORWARD_COPIES = 16, 4
-"""Tensors of hidden and of feed-forward width that a decoder layer keeps a token for the backward pass: inputs of two
+"""Tensors of hidden and of feed-forward width that a decoder layer keeps per token for the backward pass: inputs of two
 norms and of LoRA, queries, keys, values, attention output, residuals; gate, activated gate, up and their product."""
 _LOGIT_COPIES = 4
 """Logits, their float32 copy, log-probabilities and the gradient."""
-
-
 _PRUNING = {"layer": 21, "global": 31}
-"""Bytes a position while a search prunes: the scores in one piece, a permutation for ties, the initial values, and what
-sorting a group takes, which is all of the space in the scope ``global``."""
+"""Bytes per position during pruning: the scores in one array, a permutation for ties, the initial values, and the
+sorting of one group, which in scope ``global`` is the whole space."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class MemoryNeed:
 
     Args:
         weights: The frozen base model.
-        adapter: LoRA values, gradients, optimizer state, importance scores.
-        activations: Kept for the backward pass by a batch of full-length sequences.
-        logits: Of that batch.
+        adapter: LoRA values, gradients, optimiser state, importance scores.
+        activations: What a batch of full-length sequences keeps for the backward pass.
+        logits: The logits of that batch, with their copies.
     """
 
     weights: int
@@ -49,7 +47,7 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
-        """All of it, with the process itself."""
+        """The sum of these and of the process itself."""
         return self.weights + self.adapter + self.activations + self.logits + _PROCESS
 
 
@@ -65,12 +63,12 @@ def memory_need(
     """Estimate what a client needs.
 
     Args:
-        model: The base model; a skeleton without weights will do.
+        model: The base model; a skeleton without weights is enough.
         space: The expanded space.
         training: Batch, sequence length, precision.
-        trained: Values that the client trains.
-        vectors: How many further vectors of that length its method works with.
-        search: How the client searches its architecture, None if it does not.
+        trained: Number of values that the client trains.
+        vectors: Number of further vectors of that length that its method needs.
+        search: How the client searches for its architecture, None if it does not.
     """
     config = model.config.get_text_config()
     width = 4 if training.precision == "float32" else 2
@@ -80,8 +78,8 @@ def memory_need(
     layer = tokens * (_HIDDEN_COPIES * hidden + _FEED_FORWARD_COPIES * feed_forward) * width
     layers = config.num_hidden_layers
     checkpoints = layers * tokens * hidden * width + layer
-    # Values, gradients and two moments in float32; a search adds scores, masks and what pruning takes, tuning an index
-    # of 8 bytes and the scattered matrices with their gradients.
+    # Values, gradients and two moments in float32. A search adds scores, masks and the pruning; tuning adds an index of
+    # 8 bytes and the scattered matrices with their gradients.
     searching = space.size * (16 + 5 + _PRUNING[search.scope]) if search else 0
     tuning = trained * (16 + 8 + 4 * vectors) + space.size * 8
     return MemoryNeed(
@@ -92,23 +90,23 @@ def memory_need(
     )
 
 
-def check_memory(key: str, offered: int, need: MemoryNeed) -> None:
-    """Refuse a machine that cannot hold the need.
+def check_memory(key: str, available: int, need: MemoryNeed) -> None:
+    """Refuse a machine with less memory than a client needs.
 
     Args:
-        key: Of the federation file, that says how much memory there is.
-        offered: Bytes.
-        need: Of a client.
+        key: The key of the federation file that sets the machine's memory.
+        available: Bytes that the machine has.
+        need: The client's need.
 
     Raises:
         PerfitError: The machine is too small.
     """
-    if need.total > offered:
+    if need.total > available:
         parts = ", ".join(
             f"{part} {getattr(need, part) / 2**30:.2f}" for part in ("weights", "adapter", "activations", "logits")
         )
         raise PerfitError(
-            f"{key}: {offered / 2**30:.2f} GiB cannot hold a training that needs about "
+            f"{key}: {available / 2**30:.2f} GiB cannot hold a training that needs about "
             f"{need.total / 2**30:.2f} GiB ({parts})",
             "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
             "training.gradient_checkpointing, or use precision bfloat16",

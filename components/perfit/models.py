@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
+import re
 import shutil
 import struct
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
+from perfit.model_files import SUFFIXES, ModelManifest, check_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PACKAGE = "package:"
+_PINNED = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)@(?P<revision>\w[\w./-]*)")
 
 
 def locate(model: str) -> str:
     """Return the directory, GGUF file or hub id that ``model`` names.
 
     Args:
-        model: A hub id (``owner/name``), a directory, a ``.gguf`` file, or ``package:NAME/FILE`` for a file or
-            directory inside an installed Python package, which is not imported.
+        model: A hub id (``owner/name``, or ``owner/name@revision``), a directory, a ``.gguf`` file, or
+            ``package:NAME/FILE`` for a file or directory inside an installed Python package, which is not imported.
 
     Raises:
         PerfitError: The package or the path does not exist.
@@ -41,43 +45,151 @@ def locate(model: str) -> str:
     else:
         path = Path(model).expanduser()
         is_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
-        if not path.exists() and not is_path:
+        if not path.exists() and (not is_path or _PINNED.fullmatch(model)):
             return model
     if not path.exists():
         raise PerfitError(f"model: {path} does not exist", "give a hub id, a directory or a .gguf file")
     return str(path)
 
 
-def prepare_model(model: str, cache: Path) -> str:
-    """Return what transformers loads fast: a hub id or a directory; a GGUF file is converted once into ``cache``.
+def split_revision(model: str) -> tuple[str, str | None]:
+    """Split a hub id into the repository and the revision (branch, tag or commit) that it pins, None if none.
 
-    The conversion goes to a temporary directory that is renamed when whole, so that pods may share a cache volume.
+    >>> split_revision("owner/name@v1.0"), split_revision("owner/name")
+    (('owner/name', 'v1.0'), ('owner/name', None))
+    """
+    match = _PINNED.fullmatch(model)
+    return (match["name"], match["revision"]) if match else (model, None)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model is to be had from the hub alone.
 
     Raises:
         PerfitError: As :func:`locate`.
     """
+    return not os.path.exists(locate(model))
+
+
+def prepare_model(model: str, cache: Path, commit: str | None = None, hub_cache: Path | None = None) -> str:
+    """Return a directory that transformers loads fast: a GGUF file is converted once, a hub's model downloaded once.
+
+    The conversion goes to a temporary directory that is renamed when complete, so that pods may share a cache volume.
+
+    Args:
+        model: As in :func:`locate`.
+        cache: Where conversions are kept.
+        commit: Of the hub's repository; None for the one that the model's revision stands for now.
+        hub_cache: Where downloads are kept; None for Hugging Face's own cache.
+
+    Raises:
+        PerfitError: As :func:`locate`; the hub cannot be reached, or has no such model.
+    """
     located = locate(model)
+    if not os.path.exists(located):
+        return _download(model, commit, hub_cache)
     if not located.endswith(".gguf"):
         return located
-    with open(located, "rb") as file:
-        target = cache / hashlib.file_digest(file, "sha256").hexdigest()
+    target = _converted(located, cache)
     if not target.exists():
-        draft = _make_draft(cache)
+        temporary = _temporary_directory(cache)
         try:
-            _convert_gguf(Path(located), draft)
-            os.chmod(draft, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
-            os.rename(draft, target)
+            _convert_gguf(Path(located), temporary)
+            os.chmod(temporary, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
+            os.rename(temporary, target)
         except (OSError, ValueError, struct.error) as error:
             if not target.exists():
                 raise PerfitError(
                     f"model: {located} cannot be converted: {error}", "download it again, or name another model"
                 ) from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return str(target)
 
 
-def _make_draft(cache: Path) -> str:
+def cached_model(model: str, cache: Path, commit: str | None = None) -> str | None:
+    """Return the directory of a model that is prepared already, None if it is not. Nothing is written.
+
+    Args:
+        model: As in :func:`locate`.
+        cache: Where conversions are kept.
+        commit: Of the hub's repository.
+
+    Raises:
+        PerfitError: As :func:`locate`.
+    """
+    located = locate(model)
+    if os.path.isdir(located):
+        return located
+    if os.path.exists(located):
+        target = _converted(located, cache)
+        return str(target) if target.is_dir() else None
+    try:
+        return _download(model, commit, only_cached=True)
+    except PerfitError:
+        return None
+
+
+def checked_model(manifest: ModelManifest, cache: Path, scratch: Path) -> str:
+    """Return the directory of a federation's model, of whose files each is what it was when it was founded.
+
+    The cache is only read: what it lacks is made in ``scratch``.
+
+    Raises:
+        PerfitError: A file differs; otherwise as :func:`prepare_model`.
+    """
+    model, commit = manifest.model, manifest.commit
+    source = cached_model(model, cache, commit)
+    partial = source and is_hub_id(model) and not all(Path(source, file.name).is_file() for file in manifest.files)
+    if source is None or partial:
+        source = prepare_model(model, scratch, commit, scratch / "hub")
+    check_files(manifest, source)
+    return source
+
+
+def _converted(file: str, cache: Path) -> Path:
+    with open(file, "rb") as content:
+        return cache / hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _download(model: str, commit: str | None, cache: Path | None = None, only_cached: bool = False) -> str:
+    """Return the directory of a hub's model at a commit: the files at its top that transformers loads, no code."""
+    from huggingface_hub import snapshot_download
+
+    name, revision = split_revision(model)
+    weights = (".safetensors", ".bin")
+    others = [f"*{suffix}" for suffix in SUFFIXES if suffix not in weights]
+    try:
+        for suffix in weights:
+            directory = snapshot_download(
+                name,
+                revision=commit or revision,
+                cache_dir=cache,
+                allow_patterns=[*others, f"*{suffix}"],
+                ignore_patterns="*/*",
+                local_files_only=only_cached,
+            )
+            if any(Path(directory).glob(f"*{suffix}")):
+                break
+        return directory
+    except Exception as error:  # of several libraries
+        raise _cannot_be_loaded(model, error) from error
+
+
+def _cannot_be_loaded(model: str, error: Exception) -> PerfitError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "trust_remote_code" in str(error):
+        return PerfitError(
+            f"model: {model} needs Python code that its files bring along, which is never run",
+            "use a model whose architecture is part of transformers",
+        )
+    return PerfitError(
+        f"model: {model} cannot be loaded: {printable(reason)}",
+        "give a causal language model of transformers; a hub id needs the network, or a filled HF_HOME",
+    )
+
+
+def _temporary_directory(cache: Path) -> str:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(dir=cache, prefix=".converting-")
@@ -89,7 +201,7 @@ def _make_draft(cache: Path) -> str:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a prepared model; one without a padding token pads with its end token.
+    """Load the tokenizer of a prepared model; if it has no padding token, it pads with its end token.
 
     Raises:
         PerfitError: The source holds no tokenizer, or it has neither token.
@@ -105,8 +217,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(source: str, precision: str) -> PreTrainedModel:
-    """Load a prepared model with frozen parameters of ``precision`` (float32 or bfloat16), ready to train on its
-    device.
+    """Load a prepared model on its device, with frozen parameters of ``precision`` (float32 or bfloat16).
 
     Raises:
         PerfitError: The source holds no causal language model.
@@ -114,7 +225,7 @@ def load_model(source: str, precision: str) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    # Several accelerators share one model by layers: data parallelism is the federation's.
+    # Several accelerators split one model by layers; the data parallelism is between clients.
     devices = torch.cuda.device_count()
     placement = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
     model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **placement)
@@ -128,29 +239,36 @@ def model_skeleton(source: str) -> PreTrainedModel:
 
     config = _from_pretrained(AutoConfig, source)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _from_pretrained(factory, source: str, **options):
     try:
-        return factory.from_pretrained(source, **options)
+        # Without a word, transformers asks on the standard input whether to run code that it finds.
+        return factory.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise PerfitError(
-            f"model: {source} cannot be loaded: {reason}",
-            "give a causal language model of transformers; a hub id needs the network, or a filled HF_HOME",
-        ) from error
+        raise _cannot_be_loaded(source, error) from error
 
 
 def _convert_gguf(file: Path, target: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # The weights are plain floats now; what says otherwise would make the saved directory load as GGUF again.
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The weights are plain floats now; with these attributes the saved directory would load as GGUF again.
     model.hf_quantizer = model.quantization_method = None
     model.is_quantized = False
     del model.config.quantization_config
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+    for name in ("config.json", "generation_config.json"):
+        _drop_version(Path(target, name))
+
+
+def _drop_version(file: Path) -> None:
+    """Leave out which transformers wrote a file: another release shall convert to the same bytes."""
+    if file.exists():
+        fields = json.loads(file.read_text())
+        fields.pop("transformers_version", None)
+        file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")

@@ -1,7 +1,7 @@
-"""A data set into clients: independent and identically distributed, by category, or by Dirichlet proportions.
+"""Splits a data set among clients: independent and identically distributed, by category, or by Dirichlet proportions.
 
-Each scheme returns one sorted int64 index array a client. The arrays are disjoint and together hold every
-record; the same arguments give the same arrays.
+Each scheme returns one sorted int64 index array per client. The arrays are disjoint and together hold every record; the
+same arguments give the same arrays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_ID = 63
 
 
 def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
-    """Deal n shuffled records out to the clients, in numbers that differ by at most one.
+    """Shuffle n records and split them among the clients, in numbers that differ by at most one.
 
     >>> [len(part) for part in iid(7, clients=3, seed=0)]
     [3, 2, 2]
@@ -38,12 +38,12 @@ def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
 
 
 def by_category(labels: Sequence[str], clients: int, seed: int, categories_per_client: int = 1) -> list[np.ndarray]:
-    """Give each client the records of a few categories alone.
+    """Give each client records of a few categories only.
 
-    The C categories, sorted, form a ring. Client i of N holds m = `categories_per_client` neighbours on it,
-    from position floor(i*C/N) on. With m = C/N each category has one holder, who gets it whole. With a
-    larger m neighbouring clients overlap (N = C, m = 2: every category is shared by two clients), and the
-    holders of a shared category get disjoint random parts of it, in numbers that differ by at most one.
+    The C categories, sorted, form a ring. Client i of N gets the m = `categories_per_client` categories that start at
+    position floor(i*C/N). If m = C/N, each category goes to one client. If m is larger, neighbouring clients share
+    categories (N = C, m = 2: two clients share each category); a shared category is split at random into disjoint parts
+    whose sizes differ by at most one.
 
     >>> labels = ["tea", "rice", "tea", "rye"]
     >>> rice, rye, tea = by_category(labels, clients=3, seed=0)
@@ -57,8 +57,8 @@ def by_category(labels: Sequence[str], clients: int, seed: int, categories_per_c
         categories_per_client: m, from ceil(C/N) to C.
 
     Raises:
-        PerfitError: A record has no category; a category would have no holder, or fewer records than holders;
-            or a client would need more categories than there are.
+        PerfitError: A record has no category; a category would go to no client, or has fewer records than clients that
+            share it; or a client would need more categories than there are.
     """
     _check_clients(len(labels), clients)
     categories, category_of = _categories(labels)
@@ -66,34 +66,33 @@ def by_category(labels: Sequence[str], clients: int, seed: int, categories_per_c
     fewest = -(-count // clients)
     if not fewest <= categories_per_client <= count:
         raise PerfitError(
-            f"{categories_per_client} categories a client: {clients} clients cannot cover {count} so",
+            f"{categories_per_client} categories per client do not fit {clients} clients and {count} categories",
             f"give each client {fewest} to {count} categories",
         )
-    held = [(i * count // clients + np.arange(categories_per_client)) % count for i in range(clients)]
+    assigned = [(i * count // clients + np.arange(categories_per_client)) % count for i in range(clients)]
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for category, name in enumerate(categories):
-        holders = [client for client in range(clients) if category in held[client]]
+        sharers = [client for client in range(clients) if category in assigned[client]]
         records = rng.permutation(np.flatnonzero(category_of == category))
-        if len(records) < len(holders):
+        if len(records) < len(sharers):
             raise PerfitError(
-                f"category {str(name)!r}: {len(records)} record(s) for {len(holders)} clients that share it",
-                "ask for fewer clients or fewer categories a client, or merge small categories",
+                f"category {str(name)!r}: {len(records)} record(s) for {len(sharers)} clients that share it",
+                "ask for fewer clients or fewer categories per client, or merge small categories",
             )
-        for client, share in zip(holders, np.array_split(records, len(holders)), strict=True):
+        for client, share in zip(sharers, np.array_split(records, len(sharers)), strict=True):
             parts[client].append(share)
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
 def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int, minimum: int = 1) -> list[np.ndarray]:
-    """Divide each category among the clients in proportions drawn from Dir(alpha), one draw a category.
+    """Divide each category among the clients in proportions drawn from Dir(alpha), one draw per category.
 
-    The scheme is that of Yurochkin et al. 2019 (arXiv 1905.12022). Hsu, Qi and Brown 2019 (arXiv
-    1909.06335) draw, for each client, the proportions of the categories instead. In both, a smaller alpha
-    makes clients less alike.
+    The scheme is that of Yurochkin et al. 2019 (arXiv 1905.12022). Hsu, Qi and Brown 2019 (arXiv 1909.06335) instead
+    draw the proportions of the categories for each client. In both, a smaller alpha makes clients less alike.
 
-    A client left with fewer than `minimum` records takes, one at a time, the last record of the client that
-    then has most of them (the first such client on a tie): proportions alone may leave a client empty.
+    The draw may leave a client empty. A client with fewer than `minimum` records therefore takes records one at a time,
+    each the last record of the client that has the most at that moment (the first such client on a tie).
 
     >>> labels = ["tea"] * 6 + ["rice"] * 4
     >>> even = dirichlet(labels, clients=2, alpha=1e6, seed=0)
@@ -103,13 +102,13 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int, mini
     Args:
         labels: The category of each record.
         clients: Number of clients.
-        alpha: Concentration, above 0: near 0 a category falls to one client, large values give equal shares.
+        alpha: Concentration, above 0: near 0 a category goes to one client, large values give equal shares.
         seed: Seed of the order of the records and of the proportions.
-        minimum: Fewest records of a client.
+        minimum: Minimum number of records of a client.
 
     Raises:
-        PerfitError: A record has no category, alpha is not a positive number, or there are too few records
-            for the minimum.
+        PerfitError: A record has no category, alpha is not a positive number, or there are too few records for the
+            minimum.
     """
     _check_clients(len(labels), clients, minimum)
     if not 0 < alpha < np.inf:
@@ -130,7 +129,7 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int, mini
 
 
 def _categories(labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The categories, sorted, and for each record the index of its own."""
+    """Return the categories, sorted, and for each record the index of its category."""
     missing = [i for i, label in enumerate(labels, start=1) if label is None or label == ""]
     if missing:
         raise PerfitError(
@@ -162,23 +161,23 @@ def write_partition(
 ) -> list[dict[str, str]]:
     """Write each client's records, with their original fields, as JSON lines.
 
-    All files are written aside and then moved into place, so that a failure leaves none half-written.
+    All files are written to a temporary directory first, then moved into place: a failure leaves none half-written.
 
     Args:
         records: The data set.
-        parts: Indices into the records, one array a client.
-        names: Client ids, one a part.
-        directory: Where `<client>.train.jsonl` and `<client>.held-out.jsonl` go; made where missing.
+        parts: Indices into the records, one array per client.
+        names: Client ids, one per part.
+        directory: Where `<client>.train.jsonl` and `<client>.held-out.jsonl` go; created if missing.
         held_out_fraction: Share of each client's records to hold out.
         seed: Seed of the draw; client i uses (seed, i).
-        overwrite: Whether to replace files that are there.
+        overwrite: Whether to replace existing files.
 
     Returns:
         The `clients` section of a federation file: `{"id", "data", "held_out"}` each, with the files' paths.
 
     Raises:
-        PerfitError: A bad or repeated client id, a client with fewer than 2 records, files that are there
-            already, or a record that JSON cannot hold. Nothing is written.
+        PerfitError: A bad or repeated client id, a client with fewer than 2 records, files that already exist, or a
+            record that JSON cannot hold. Nothing is written.
     """
     _check_names(names)
     directory = Path(directory)
@@ -187,11 +186,11 @@ def write_partition(
     for i, (name, part) in enumerate(zip(names, parts, strict=True)):
         train, held_out = _split_client(name, part, held_out_fraction, [seed, i])
         files = [directory / f"{name}.{kind}.jsonl" for kind in ("train", "held-out")]
-        contents |= {file: _lines(records, chosen) for file, chosen in zip(files, (train, held_out), strict=True)}
+        contents |= {file: _lines(records, indices) for file, indices in zip(files, (train, held_out), strict=True)}
         clients.append({"id": name, "data": str(files[0]), "held_out": str(files[1])})
-    there = [file.name for file in contents if file.exists()]
-    if there and not overwrite:
-        raise PerfitError(f"{directory}: already holds {', '.join(there)}", "choose another directory, or overwrite")
+    existing = [file.name for file in contents if file.exists()]
+    if existing and not overwrite:
+        raise PerfitError(f"{directory}: already holds {', '.join(existing)}", "choose another directory, or overwrite")
     _write_all(contents, directory)
     return clients
 
@@ -234,11 +233,11 @@ def _line(record: Record) -> bytes:
 def _write_all(contents: Mapping[Path, bytes], directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partition-") as aside:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".partition-") as temporary:
             for file, content in contents.items():
-                (Path(aside) / file.name).write_bytes(content)
+                (Path(temporary) / file.name).write_bytes(content)
             for file in contents:
-                os.replace(Path(aside) / file.name, file)
+                os.replace(Path(temporary) / file.name, file)
     except OSError as error:
         raise PerfitError(
             f"{directory}: cannot be written: {error}", "check the directory and its free space"

@@ -1,7 +1,7 @@
-"""The messages of a round: what server and clients write down for each other, in JSON.
+"""The messages of a round, in JSON: what the server and the clients write for each other.
 
-Both sides import this module alone. Reading is strict (no unknown keys, no number for a text) and bounded in size, and
-what is kept is the parsed value, never the bytes as they came. One value has one text, so that a step that runs twice
+Both sides use this module. Parsing is strict (no unknown keys, no conversion of types) and limits the size; only the
+parsed value is used afterwards, never the original bytes. A value has exactly one text, so that a step that runs twice
 writes the same bytes.
 """
 
@@ -24,13 +24,13 @@ from pydantic import (
 MAX_REASON = 2000
 """Characters of a client's reason that are kept."""
 MAX_COUNT = 2**53
-"""The largest whole number in a message: up to here every reader of JSON, and a float, has it exactly."""
+"""The largest integer in a message: up to here every JSON reader, and a float, represents integers exactly."""
 MAX_OUTCOME_BYTES = 2**22
-"""How large a client's message may be; a record has about 20 bytes a loss."""
+"""Maximum size of a client's message; a record has about 20 bytes per loss."""
 
 
 def cut(reason: str) -> str:
-    """Return a reason of at most ``MAX_REASON`` characters, without control characters but line breaks."""
+    """Cut a reason to ``MAX_REASON`` characters, and replace its control characters, except line breaks, by spaces."""
     clean = "".join(c if c.isprintable() or c == "\n" else " " for c in reason)
     return clean if len(clean) <= MAX_REASON else clean[: MAX_REASON - 1] + "…"
 
@@ -44,21 +44,21 @@ Reason = Annotated[str, StringConstraints(max_length=MAX_REASON), AfterValidator
 
 
 class MessageError(ValueError):
-    """The bytes are not such a message."""
+    """The bytes are not a valid message."""
 
 
 class Message(BaseModel):
-    """A message; ``parse`` and ``to_json`` are each other's inverse."""
+    """A message; ``parse`` and ``to_json`` are inverse to each other."""
 
     max_bytes: ClassVar[int] = MAX_OUTCOME_BYTES
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read a message.
+        """Parse a message.
 
         Raises:
-            MessageError: It is too large, or not such a message.
+            MessageError: It is too large or not valid.
         """
         return _parse(cls, data, cls.max_bytes)
 
@@ -69,7 +69,7 @@ class Message(BaseModel):
 
 
 class Blob(Message):
-    """An object in the store: its key in the federation's directory, and what its bytes must be."""
+    """An object in the store: its key in the federation's directory, and the SHA-256 of its bytes."""
 
     key: Text
     sha256: Sha256
@@ -79,14 +79,16 @@ class Base(Message):
     """What a round starts from: the head of the federation when it was planned.
 
     Args:
-        round: The round that made it.
+        round: The round that produced it.
         adapter: The vectors that clients read.
-        state: The vectors that are the server's own; None where the method has none.
+        state: The server's own vectors; None if the method has none.
+        summary: The summary of that round; None before the first.
     """
 
     round: NonNegativeInt
     adapter: Blob
     state: Blob | None = None
+    summary: Blob | None = None
 
 
 class Participant(Message):
@@ -98,7 +100,7 @@ class Participant(Message):
 
 
 class Plan(Message):
-    """Who takes part in a round, and what it starts from; written once. It has about 100 bytes a participant."""
+    """Who takes part in a round, and what it starts from; written once, about 100 bytes per participant."""
 
     max_bytes: ClassVar[int] = 2**26
     federation: Text
@@ -116,26 +118,26 @@ class Perplexity(Message):
 
 
 class UpdateRecord(Message):
-    """What a client that delivered says of its round.
+    """The record of a client that delivered in a round.
 
     Args:
         client: Its id.
-        tier: Of its machine.
-        rank: Its own.
+        tier: Tier of its machine.
+        rank: Its rank.
         round: From 1.
         status: Always trained.
-        budget: Values that it trained.
-        shared: Of these, how many it shared.
-        samples: Training records.
-        held_out_records: Records that it was evaluated on.
-        skipped_records: Records that could not be used.
-        truncated_records: Records that were cut to the sequence length.
-        losses: Of every step, nats per response token.
-        perplexity: On the held-out records.
-        mask_sha256: Of its architecture.
-        bytes_up: What it uploaded for others to read.
-        bytes_down: What it downloaded.
-        update: Its update in the store; None where nothing is shared.
+        budget: Number of values that it trained.
+        shared: Number of these that it shared.
+        samples: Number of training records.
+        held_out_records: Number of records that it was evaluated on.
+        skipped_records: Number of records that could not be used.
+        truncated_records: Number of records that were cut to the sequence length.
+        losses: Loss of every step, nats per response token.
+        perplexity: Perplexity on the held-out records.
+        mask_sha256: Hash of its architecture.
+        bytes_up: Bytes that it uploaded for others to read.
+        bytes_down: Bytes that it downloaded.
+        update: Its update in the store; None if nothing is shared.
     """
 
     client: Text
@@ -158,14 +160,14 @@ class UpdateRecord(Message):
 
 
 class ClientStatus(Message):
-    """Why a participant of a round has no update that counts.
+    """Why a participant of a round did not deliver.
 
     Args:
         client: Its id.
-        tier: Of its machine.
-        rank: Its own.
+        tier: Tier of its machine.
+        rank: Its rank.
         round: From 1.
-        status: failed by its own account; missing without one; refused by the aggregator.
+        status: failed (as it reported), missing (it left no record) or refused (by the aggregator).
         reason: Problem and fix.
     """
 
@@ -180,6 +182,22 @@ class ClientStatus(Message):
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
 
 
+class Limited(Message):
+    """An update that counted for less than it said.
+
+    Args:
+        client: Whose.
+        samples: That its record says.
+        weight: That it had in the mean.
+        factors: What its change in a vector was multiplied by, by the vector's name.
+    """
+
+    client: Text
+    samples: PositiveInt
+    weight: PositiveInt
+    factors: dict[Text, Annotated[float, Field(ge=0, le=1)]]
+
+
 class RoundSummary(Message):
     """How a round ended.
 
@@ -190,8 +208,9 @@ class RoundSummary(Message):
         base: What it started from.
         minimum_clients: The quorum when it was committed.
         positions: Size N of the expanded space.
-        positions_held: How many of them some client that delivered holds.
-        clients: What became of each participant, in the order of the plan.
+        positions_held: How many positions are held by at least one client that delivered.
+        clients: The outcome of each participant, in the order of the plan.
+        limited: Updates whose weight was capped or whose change was clipped.
     """
 
     max_bytes: ClassVar[int] = 2**28
@@ -203,6 +222,7 @@ class RoundSummary(Message):
     positions: PositiveInt
     positions_held: NonNegativeInt
     clients: tuple[Outcome, ...]
+    limited: tuple[Limited, ...] = ()
 
     @property
     def trained(self) -> tuple[UpdateRecord, ...]:
@@ -211,22 +231,22 @@ class RoundSummary(Message):
 
     @property
     def lost(self) -> tuple[ClientStatus, ...]:
-        """The participants without an update that counts."""
+        """The participants that did not deliver."""
         return tuple(outcome for outcome in self.clients if isinstance(outcome, ClientStatus))
 
 
 def parse_outcome(data: bytes) -> UpdateRecord | ClientStatus:
-    """Read what a client wrote of a round.
+    """Parse what a client wrote about a round.
 
     Raises:
-        MessageError: It is too large, or neither of the two.
+        MessageError: It is too large, or neither a record nor a status.
     """
     return _parse(Outcome, data, MAX_OUTCOME_BYTES)
 
 
 def _parse(kind: Any, data: bytes, max_bytes: int) -> Any:
     if len(data) > max_bytes:
-        raise MessageError(f"it has {len(data):,} bytes, {max_bytes:,} are the most")
+        raise MessageError(f"it has {len(data):,} bytes, at most {max_bytes:,} are allowed")
     try:
         return TypeAdapter(kind).validate_json(data, strict=True)
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""How many positions survive, and which: exact budgets and the cubic schedule of the search.
+"""Pruning to exact budgets, and the cubic schedule of the search.
 
-The schedule is that of Zhu & Gupta (2017, arXiv 1710.01878): pruning is fast while many positions are redundant and
+The schedule is that of Zhu & Gupta (2017, arXiv 1710.01878): pruning is fast while many positions are redundant, and
 slows down towards the budget.
 """
 
@@ -17,9 +17,9 @@ Scope = Literal["layer", "global"]
 
 
 def cubic_schedule(search_steps: int, warmup_steps: int, iterations: int) -> dict[int, float]:
-    """Return, for each step (from 1) that prunes, the fraction of the redundant positions that is left after it.
+    """Return, for each step (from 1) that prunes, the fraction of the redundant positions that remains after it.
 
-    The prunings are spread evenly over the steps after the warm-up; the last falls on the last step and leaves 0.
+    The prunings are spread evenly over the steps after the warm-up; the last one is in the last step and leaves 0.
 
     Raises:
         PerfitError: There are more prunings than steps after the warm-up.
@@ -34,14 +34,14 @@ def cubic_schedule(search_steps: int, warmup_steps: int, iterations: int) -> dic
 
 
 def groups(space: LoraSpace, scope: Scope) -> list[slice]:
-    """Return the parts of the space within which positions compete: each adapted module, or all together."""
+    """Return the parts of the space within which positions compete: each adapted module, or the whole space."""
     return [slice(0, space.size)] if scope == "global" else list(space.layers().values())
 
 
 def keep_highest(scores: np.ndarray, candidates: np.ndarray, keep: int, tie_break: np.ndarray) -> np.ndarray:
-    """Return the mask of exactly ``keep`` candidates of the highest scores.
+    """Return the mask of exactly ``keep`` candidates, those with the highest scores.
 
-    Among candidates that tie at the threshold those of the lowest ``tie_break`` are kept.
+    Among candidates that tie at the threshold, those with the lowest ``tie_break`` are kept.
 
     Args:
         scores: float, shape (n,), finite.
@@ -82,17 +82,17 @@ def prune(
 ) -> np.ndarray:
     """Prune towards the budget of a LoRA of rank ``rank``.
 
-    Within each group the budget is kept, and the fraction ``redundant`` of what stands above it. Ties are broken by a
+    Each group keeps its budget and the fraction ``redundant`` of the positions beyond it. Ties are broken by a
     permutation drawn from ``seed``, so that no matrix is favoured.
 
     Args:
         space: The expanded space of N positions.
-        mask: bool, shape (N,): the positions still alive.
-        scores: float32, shape (N,): importance; read where the mask is set.
-        rank: The client's rank; gives the budget.
+        mask: bool, shape (N,): the positions that are left.
+        scores: float32, shape (N,): importance; used only where the mask is set.
+        rank: The client's rank, which gives the budget.
         redundant: In [0, 1]; 0 leaves exactly the budget.
         scope: ``layer`` or ``global``.
-        seed: For the ties.
+        seed: Seed of the permutation.
 
     Returns:
         bool, shape (N,), a subset of ``mask``.

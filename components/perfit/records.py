@@ -1,34 +1,46 @@
 """Instruction records: reading them from a file or the hub, and checking them against three schemas.
 
-A record is Alpaca (`instruction`, `input`, `output`), Dolly (`instruction`, `context`, `response`,
-`category`) or chat (`messages`). One that cannot be used is refused or skipped, as the user chose, and
-named by its line.
+A record is Alpaca (`instruction`, `input`, `output`), Dolly (`instruction`, `context`, `response`, `category`) or chat
+(`messages`). Unusable records are refused or skipped, as the user chooses, and reported by line.
 
-Records are private: they are streamed, never cached on disk, and the reason for a refusal quotes keys and
-roles, no content.
+Records are private: they are streamed, never cached on disk, and the reason for a refusal quotes keys and roles, never
+content. It is in our own words: what a library says of a failure may hold values and file names, and goes to the log
+alone. Of a Parquet file and a hub data set only the columns in `TEXT_COLUMNS` are read: nothing that a schema declares
+(images, say) makes a path be opened or a URL requested.
 """
 
 from __future__ import annotations
 
-import glob
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
+from perfit.parquet import Unreadable, read_columns
 
 BadRecords = Literal["refuse", "skip"]
 Message = dict[str, str]
 T = TypeVar("T")
 
+TEXT_COLUMNS = ("instruction", "input", "output", "context", "response", "category", "messages")
+"""The columns that records have."""
+
+_LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 _SOURCES = "give a .jsonl or .parquet file, or a hub data set as owner/name or owner/name:split"
 _SCHEMAS = "use the keys of Alpaca (instruction, input, output), Dolly (instruction, context, response) or messages"
+_HUB_REASONS = {
+    "DatasetNotFoundError": "the hub shows no such data set, or not to this user",
+    "ConnectionError": "the hub cannot be reached",
+    "TransportError": "the hub cannot be reached",
+    "HTTPError": "the hub refuses it",
+}
 _NAMED_RECORDS = 5  # how many bad records an error message lists
 
 
@@ -42,8 +54,8 @@ class Record:
 
     Args:
         line: Its line in the file, or its row, from 1.
-        fields: What it holds; empty where it cannot be parsed.
-        problem: Why it cannot be parsed, otherwise None.
+        fields: Its content; empty if it cannot be parsed.
+        problem: Why it cannot be parsed; None if it can.
     """
 
     line: int
@@ -53,12 +65,12 @@ class Record:
 
 @dataclass(frozen=True)
 class RecordReport:
-    """The records of one source, sorted into usable ones and others.
+    """The records of one source, divided into usable and skipped ones.
 
     Args:
         source: Where the records come from.
         usable: The records that `to_messages` accepts, in the order of the source.
-        skipped: (line, reason) of each other record.
+        skipped: (line, reason) of every other record.
     """
 
     source: str
@@ -66,111 +78,118 @@ class RecordReport:
     skipped: tuple[tuple[int, str], ...]
 
 
-def read_records(source: str) -> list[Record]:
-    """Read every record of a source; blank lines are passed over.
+def read_records(source: str, also: Collection[str] = ()) -> list[Record]:
+    """Read every record of a source; blank lines are ignored.
 
     Args:
         source: Path of a JSON lines (.jsonl, .json) or Parquet (.parquet) file, or a hub data set as
             `owner/name[:split]` (split `train` if not named).
+        also: Columns to read of a Parquet file or a hub data set besides `TEXT_COLUMNS`.
 
     Returns:
         The records in order. A line that is not a JSON object is a record with a `problem`.
 
     Raises:
-        PerfitError: The source cannot be read, is of an unknown kind, or holds no record.
+        PerfitError: The source cannot be read, is of an unknown type, or contains no records.
     """
-    read, fix = _reader(source)
+    read, fix = _reader(source, (*TEXT_COLUMNS, *also))
     try:
-        # Even where it only streams, the library keeps lock files in its cache: this one vanishes with them.
-        with tempfile.TemporaryDirectory() as cache:
-            records = list(read(cache))
-    except PerfitError:
-        raise
-    except (OSError, ValueError) as error:
-        raise PerfitError(f"{source}: cannot be read: {error}", fix) from error
+        records = list(read())
+    except PermissionError as error:
+        raise PerfitError(f"{source}: this user may not read it", fix) from error
+    except (Unreadable, OSError) as error:
+        if cause := error.__cause__ or (error if isinstance(error, OSError) else None):
+            log_error(source, cause)
+        raise PerfitError(f"{source}: {error if isinstance(error, Unreadable) else 'cannot be read'}", fix) from error
     if not records:
-        raise PerfitError(f"{source}: there is no record in it", "give a client at least 2 records")
+        raise PerfitError(f"{source}: contains no records", "give a client at least 2 records")
     return records
 
 
-def _reader(source: str) -> tuple[Callable[[str], Iterator[Record]], str]:
-    """Find how to read a source, given a directory for the cache, and what to do where reading fails."""
+def log_error(what: str, error: BaseException) -> None:
+    """Write to the log, which stays with the records' owner, what a library says of a failure."""
+    _LOG.warning("%s: %s: %s", printable(what), type(error).__name__, printable(str(error)))
+
+
+def _reader(source: str, columns: Sequence[str]) -> tuple[Callable[[], Iterator[Record]], str]:
+    """Find how to read a source, and what to do where reading fails."""
     path = Path(source)
     if source.startswith("s3://"):
-        raise PerfitError(f"{source}: an object is no local file", "let the pipeline fetch it, or download it first")
+        raise PerfitError(f"{source}: is not a local file", "let the pipeline fetch it, or download it first")
     if path.is_dir():
         raise PerfitError(f"{source}: is a directory", _SOURCES)
     if path.suffix in _SUFFIXES:
         if not path.exists():
             raise PerfitError(f"{source}: no such file", "check the path")
-        read_file = _read_parquet if path.suffix == ".parquet" else _read_lines
-        return lambda cache: read_file(path, cache), "check that the file is whole and may be read"
+        fix = "check that the file is whole and may be read"
+        if path.suffix == ".parquet":
+            return lambda: _number(read_columns(path, columns)), f"{fix}; {_SCHEMAS}"
+        return lambda: _read_lines(path), fix
     if path.exists():
-        raise PerfitError(f"{source}: a file of unknown kind {path.suffix!r}", _SOURCES)
+        raise PerfitError(f"{source}: unknown file type {path.suffix!r}", _SOURCES)
     if hub := _HUB_ID.fullmatch(source):
         fix = "check the name, the split, the network and, if it is private, HF_TOKEN; or give a file"
-        return lambda cache: _read_hub(hub["name"], hub["split"] or "train", cache), fix
+        return lambda: _number(_read_hub(hub["name"], hub["split"] or "train", columns)), fix
     raise PerfitError(f"{source}: neither a file nor a hub data set", _SOURCES)
 
 
-def _read_lines(path: Path, cache: str) -> Iterator[Record]:
-    from datasets import IterableDataset
-
-    rows = IterableDataset.from_text(
-        glob.escape(str(path.resolve())),
-        cache_dir=cache,
-        encoding="utf-8-sig",
-        # Other bytes become \xNN, which JSON refuses: one line is named, and not the whole file lost.
-        encoding_errors="backslashreplace",
-    )
-    for line, row in enumerate(rows, start=1):
-        text = row["text"]
-        if line == 1 and text.startswith("["):
-            fix = f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl"
-            raise PerfitError(f"{path}: is a JSON array, not one JSON object a line", fix)
-        if text.strip():
-            yield _parse(line, text)
+def _read_lines(path: Path) -> Iterator[Record]:
+    # Other bytes become \\xNN, which JSON refuses: one line is named, and not the whole file lost.
+    with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:
+        for line, text in enumerate(file, start=1):
+            if line == 1 and text.startswith("["):
+                fix = f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl"
+                raise PerfitError(f"{path}: is a JSON array, not one JSON object a line", fix)
+            if text.strip():
+                yield _parse(line, text.removesuffix("\n"))
 
 
 def _parse(line: int, text: str) -> Record:
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
-        undecoded = re.compile(r"\\x[0-9a-f]{2}").match(text, error.pos)
-        reason = "not UTF-8" if undecoded else error.msg
-        return Record(line, {}, f"not valid JSON (column {error.colno}: {reason})")
+        return Record(line, {}, f"not valid JSON (column {error.colno}: {_json_reason(text, error)})")
     except (ValueError, RecursionError):
-        return Record(line, {}, "not valid JSON (a number too long, or values nested too deep)")
+        return Record(line, {}, "not valid JSON (a number is too long, or values are nested too deeply)")
     return Record(line, fields) if isinstance(fields, dict) else Record(line, {}, "not a JSON object")
 
 
-def _read_parquet(path: Path, cache: str) -> Iterator[Record]:
-    from datasets import IterableDataset
+def _json_reason(text: str, error: json.JSONDecodeError) -> str:
+    """What the parser says, without the character that it may quote."""
+    if re.compile(r"\\x[0-9a-f]{2}").match(text, error.pos):
+        return "not UTF-8"
+    return error.msg.split(": '")[0]
 
-    # Without a batch size the library takes that of the first row group, and fails where it is 0.
-    rows = IterableDataset.from_parquet(glob.escape(str(path.resolve())), cache_dir=cache, batch_size=1000)
-    return _number(rows)
 
-
-def _read_hub(name: str, split: str, cache: str) -> Iterator[Record]:
+def _read_hub(name: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    return _number(load_dataset(name, split=split, streaming=True, cache_dir=cache))
+    try:
+        # Even where it only streams, the library keeps lock files in its cache: this one vanishes with them.
+        with tempfile.TemporaryDirectory() as cache:
+            rows = load_dataset(name, split=split, streaming=True, cache_dir=cache).decode(False)
+            if rows.column_names:
+                rows = rows.select_columns([column for column in rows.column_names if column in columns])
+            yield from ({column: row[column] for column in columns if column in row} for row in rows)
+    except Exception as error:  # of a dozen libraries
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        reason = next((reason for name, reason in _HUB_REASONS.items() if name in kinds), "see the log")
+        raise Unreadable(f"cannot be read: {reason}") from error
 
 
 def _number(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
-    return (Record(line, dict(row)) for line, row in enumerate(rows, start=1))
+    return (Record(line, row) for line, row in enumerate(rows, start=1))
 
 
 def to_messages(fields: Mapping[str, Any]) -> list[Message]:
-    """Turn a record of any of the three schemas into chat messages; a null field counts as absent.
+    """Convert a record of any of the three schemas to chat messages; a null field counts as absent.
 
     Args:
         fields: The record. Its keys decide the schema.
 
     Returns:
-        Messages `{"role", "content"}`: an optional system message, then user and assistant turns, the last
-        one the assistant's. Instruction and context form one user message, with a blank line between them.
+        Messages `{"role", "content"}`: an optional system message, then user and assistant turns, the last one the
+        assistant's. Instruction and context form one user message, with a blank line between them.
 
     Raises:
         BadRecord: The record fits no schema or lacks what its schema needs.
@@ -180,7 +199,7 @@ def to_messages(fields: Mapping[str, Any]) -> list[Message]:
         return _chat(present["messages"])
     if "instruction" in present:
         return _single_turn(present)
-    keys = ", ".join(key[:20] for key in list(fields)[:8])
+    keys = ", ".join(printable(key[:20]) for key in list(fields)[:8])
     raise BadRecord(f"unknown schema (keys: {keys or 'none'})")
 
 
@@ -189,10 +208,10 @@ def _single_turn(fields: Mapping[str, Any]) -> list[Message]:
     if len(answers) != 1:
         raise BadRecord("both response and output" if answers else "no response")
     contexts = [_text(fields[key], key) for key in ("context", "input") if key in fields]
-    question = [_filled(fields["instruction"], "instruction"), *filter(str.strip, contexts)]
+    question = [_non_empty(fields["instruction"], "instruction"), *filter(str.strip, contexts)]
     return [
         {"role": "user", "content": "\n\n".join(question)},
-        {"role": "assistant", "content": _filled(fields[answers[0]], "response")},
+        {"role": "assistant", "content": _non_empty(fields[answers[0]], "response")},
     ]
 
 
@@ -202,14 +221,16 @@ def _chat(messages: Any) -> list[Message]:
     roles = [message.get("role") for message in messages]
     _check_roles(roles)
     names = ["response" if role == "assistant" else f"{role} message" for role in roles]
-    contents = [_filled(message.get("content"), name) for message, name in zip(messages, names, strict=True)]
+    contents = [_non_empty(message.get("content"), name) for message, name in zip(messages, names, strict=True)]
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
 
 
 def _check_roles(roles: Sequence[Any]) -> None:
     for position, role in enumerate(roles, start=1):
+        if not isinstance(role, str):
+            raise BadRecord(f"no role in message {position}")
         if role not in ("system", "user", "assistant"):
-            raise BadRecord(f"unknown role {str(role)[:20]!r} in message {position}")
+            raise BadRecord(f"unknown role '{printable(role[:20])}' in message {position}")
     if "assistant" not in roles:
         raise BadRecord("no response")
     if roles[-1] != "assistant":
@@ -221,7 +242,7 @@ def _check_roles(roles: Sequence[Any]) -> None:
         raise BadRecord("chat does not begin with the user")
 
 
-def _filled(value: Any, name: str) -> str:
+def _non_empty(value: Any, name: str) -> str:
     text = _text(value, name)
     if not text.strip():
         raise BadRecord(f"empty {name}")
@@ -238,38 +259,40 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def check_records(source: str, bad_records: BadRecords = "refuse") -> RecordReport:
+def check_records(source: str, bad_records: BadRecords = "refuse", also: Collection[str] = ()) -> RecordReport:
     """Read a source and check every record against the schemas, without a tokenizer.
 
     Args:
         source: As in `read_records`.
-        bad_records: Raise on any bad record, or name it in the report.
+        bad_records: Raise on any bad record, or list it in the report.
+        also: As in `read_records`.
 
     Raises:
         PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
     """
-    kept, skipped = screen_records(source, bad_records, to_messages)
+    kept, skipped = screen_records(source, bad_records, to_messages, also)
     return RecordReport(source, tuple(record for record, _ in kept), skipped)
 
 
 def screen_records(
-    source: str, bad_records: BadRecords, convert: Callable[[dict[str, Any]], T]
+    source: str, bad_records: BadRecords, convert: Callable[[dict[str, Any]], T], also: Collection[str] = ()
 ) -> tuple[list[tuple[Record, T]], tuple[tuple[int, str], ...]]:
-    """Read a source and convert every record that can be.
+    """Read a source and convert its usable records.
 
     Args:
         source: As in `read_records`.
         bad_records: Raise on any bad record, or list it.
-        convert: From a record's fields to what is wanted; raises `BadRecord`.
+        convert: Converts a record's fields; raises `BadRecord`.
+        also: As in `read_records`.
 
     Returns:
-        (record, what it became) for each usable record, and (line, reason) for each other one.
+        (record, result of the conversion) of each usable record, and (line, reason) of every other one.
 
     Raises:
         PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
     """
     kept, skipped = [], []
-    for record in read_records(source):
+    for record in read_records(source, also):
         try:
             if record.problem:
                 raise BadRecord(record.problem)
@@ -277,15 +300,15 @@ def screen_records(
         except BadRecord as reason:
             skipped.append((record.line, str(reason)))
     if not kept:
-        raise PerfitError(f"{source}: no usable record: {_listed(skipped)}", _SCHEMAS)
+        raise PerfitError(f"{source}: no usable record: {_list_reasons(skipped)}", _SCHEMAS)
     if skipped and bad_records == "refuse":
         bad, total = len(skipped), len(skipped) + len(kept)
-        problem = f"{source}: {bad} of {total} records cannot be used: {_listed(skipped)}"
+        problem = f"{source}: {bad} of {total} records cannot be used: {_list_reasons(skipped)}"
         raise PerfitError(problem, "repair them, or set data.bad_records: skip to leave them out")
     return kept, tuple(skipped)
 
 
-def _listed(skipped: Sequence[tuple[int, str]]) -> str:
+def _list_reasons(skipped: Sequence[tuple[int, str]]) -> str:
     named = [f"line {line}: {reason}" for line, reason in skipped[:_NAMED_RECORDS]]
     more = len(skipped) - len(named)
     return "; ".join([*named, f"and {more} more"] if more else named)

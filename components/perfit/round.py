@@ -1,7 +1,7 @@
-"""The protocol of a round: who starts from what, what crosses, what is merged.
+"""The protocol of a round: what a client starts from, what it sends and keeps, and what the server merges.
 
-It is written once. The simulation (:mod:`perfit.simulation`) and the steps of the pipelines drive it: they move the
-vectors that it names, in memory or through the store, and decide nothing about them.
+It is written once, here. The simulation (:mod:`perfit.simulation`) and the steps of the pipelines only move the vectors
+between its functions, in memory or through the store.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from perfit.adapter_file import to_wire
 from perfit.aggregation import Cohort, Update
 from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
 from perfit.methods.method import Score
+from perfit.robustness import Measure, Scale, measure, scaled, scales
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 
@@ -49,12 +50,12 @@ class ClientRound:
     def begin(self, received: Vectors, kept: Vectors, score: Score | None = None) -> ClientStart:
         """Return what the client begins with.
 
-        Shared positions start from the server's values, personal ones from the client's own last values, or the
-        initial ones in its first round.
+        Shared positions start from the server's values; personal ones start from the client's own last values or, in
+        its first round, from the initial values.
 
         Args:
-            received: What the server sent, at the shared positions; nothing where nothing is shared.
-            kept: What :meth:`finish` gave to keep in the client's last round, at the trained positions.
+            received: What the server sent, at the shared positions; empty if nothing is shared.
+            kept: What :meth:`finish` returned to keep in the client's last round, at the trained positions.
             score: For methods with a ``start`` hook.
         """
         method, roles = self.spec.algorithm, self.roles
@@ -79,9 +80,10 @@ class ClientRound:
         return SparseAdapter(self.space, self.held, self.dense(values)[self.held])
 
     def finish(self, start: ClientStart, tuned: Tuned, samples: int) -> tuple[Update, Vectors]:
-        """Return what crosses to the server, rounded as the wire carries it, and what the client keeps.
+        """Return the update for the server, rounded to the type on the wire, and what the client keeps.
 
-        Kept are what the method asks for and, where values are personal or the method chooses a start, the values.
+        The client keeps what the method's ``after`` hook asks for. It also keeps its values if some of them are
+        personal, or if the method has a ``start`` hook.
         """
         method, roles = self.spec.algorithm, self.roles
         after = method.after(self.spec.method, start, tuned) if method.after else AfterTuning()
@@ -89,9 +91,9 @@ class ClientRound:
         if roles.personal or method.start:
             kept[VALUES] = tuned.values
         shared = roles.shared[roles.trained]
-        crossing = {VALUES: tuned.values, **after.shared}
+        vectors = {VALUES: tuned.values, **after.shared}
         rounded = {
-            name: to_wire(vector[shared], self.spec.wire_dtype).astype(np.float32) for name, vector in crossing.items()
+            name: to_wire(vector[shared], self.spec.wire_dtype).astype(np.float32) for name, vector in vectors.items()
         }
         return Update(roles.shared, rounded, samples), kept
 
@@ -102,21 +104,38 @@ def initial_state(spec: FederationSpec, space: LoraSpace) -> Vectors:
 
 
 def split_state(spec: FederationSpec, state: Vectors) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the vectors that clients read, and those that are the server's own."""
+    """Return the vectors that clients read, and the server's own."""
     downloads = spec.algorithm.downloads
     own = {name: vector for name, vector in state.items() if name not in downloads}
     return {name: state[name] for name in downloads}, own
 
 
 def received_by(roles: Roles, downloads: Vectors) -> dict[str, np.ndarray]:
-    """Return what a client takes of the vectors that clients read: their entries at its shared positions."""
+    """Return what a client receives: the entries of the downloads at its shared positions."""
     return {name: vector[roles.shared] for name, vector in downloads.items()}
 
 
 def new_cohort(spec: FederationSpec, space: LoraSpace) -> Cohort:
-    """Return the empty mean of a round's updates."""
+    """Return the cohort of a round, to which updates are added."""
     method = spec.algorithm
     return Cohort(method.uploads, space.size, lambda: _population(spec, space), weighted=method.weighted)
+
+
+def measure_update(state: Vectors, update: Update) -> Measure:
+    """Measure how far an update moves from the server's values."""
+    return measure(update, {VALUES: state[VALUES]})
+
+
+def limits(spec: FederationSpec, measures: Mapping[str, Measure]) -> dict[str, Scale]:
+    """Return, by client, how those updates of a round count that count for less than they say."""
+    options = spec.aggregation
+    found = scales(measures, max_share=options.max_share, clip=options.clip, weighted=spec.algorithm.weighted)
+    return {client: scale for client, scale in found.items() if scale.limits(measures[client], spec.algorithm.weighted)}
+
+
+def limit(state: Vectors, update: Update, scale: Scale | None) -> Update:
+    """Return an update as it counts."""
+    return update if scale is None else scaled(update, {VALUES: state[VALUES]}, scale)
 
 
 def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:
@@ -125,7 +144,7 @@ def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:
 
 
 def _population(spec: FederationSpec, space: LoraSpace) -> np.ndarray:
-    """How many clients of the federation share each position, where every client holds a plain LoRA of its rank."""
+    """Count the clients of the federation that share each position; every client holds a plain LoRA of its rank."""
     if spec.search is not None:
         raise NotImplementedError("the server does not know the architectures of clients that are not in the round")
     ranks: Mapping[int, int] = Counter(spec.rank_of(client) for client in spec.clients)

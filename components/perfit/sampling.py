@@ -15,15 +15,15 @@ C = TypeVar("C", bound=Client)
 
 
 def sample_clients(clients: Sequence[C], participation: Participation, seed: int, round: int) -> list[C]:
-    """Sample a round's clients without replacement, the same fraction of every tier, at least one of each.
+    """Sample a round's clients without replacement: the same fraction of every tier, at least one client of each.
 
-    Sampling by tier keeps every kind of machine in use and the mix of strong and weak clients steady. At least as many
-    clients as the quorum needs are sampled, the further ones from the whole federation.
+    Sampling by tier keeps every kind of machine in use and the mix of strong and weak clients steady. If these are
+    fewer than the quorum, more are sampled from the whole federation.
 
     Args:
-        clients: Of the federation.
+        clients: The federation's clients.
         participation: The fraction, and the quorum.
-        seed: Of the federation.
+        seed: The federation's seed.
         round: From 1.
 
     Returns:

@@ -1,8 +1,8 @@
 """The search for a personal architecture: iterative pruning of the expanded LoRA (PerFIT, arXiv 2402.16919, section 3).
 
-The expanded LoRA trains on the client's data while it is pruned, step by step, until exactly the budget is left. B
-starts at zero, and with it the gradient of A, so scores are gathered over warm-up steps before the first pruning.
-Values found on the way are dropped: the mask is the result, and tuning starts from the global values.
+The expanded LoRA is trained on the client's data and pruned step by step until exactly the budget is left. B starts at
+zero, so the gradient of A does too; scores are therefore accumulated over warm-up steps before the first pruning. Only
+the mask is the result: the trained values are discarded, and tuning starts from the global values.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def search_architecture(
         examples: The client's training examples.
         tokenizer: For padding.
         search: Metric, scope and schedule.
-        options: How to train while pruning; its ``steps`` are those of tuning and not used here.
+        options: How to train while pruning; ``steps`` is for tuning and not used here.
         initial: Values that the search starts from, float32, shape (N,).
         rank: The client's rank, which gives the budget.
-        seed: Of the order of the examples and of ties.
-        on_step: Progress.
+        seed: Seed of the order of the examples and of the order among ties.
+        on_step: Reports progress.
 
     Returns:
         bool, shape (N,), exactly ``space.budget(rank)`` of them set.
@@ -75,7 +75,7 @@ def search_architecture(
 
 
 class _Pruner(TrainerCallback):
-    """Gathers importance before each optimizer step, and prunes after it when the schedule says so."""
+    """Accumulates importance before each optimiser step, and prunes after the steps that the schedule names."""
 
     def __init__(self, model: torch.nn.Module, space: LoraSpace, search: Search, rank: int, seed: int):
         self._weights = dense_weights(model)
@@ -86,17 +86,17 @@ class _Pruner(TrainerCallback):
         self._set_mask(np.ones(space.size, dtype=bool))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        fold = METRICS[self._search.metric]
+        metric = METRICS[self._search.metric]
         with torch.no_grad():
             for name, weight in self._weights.items():
-                self._scores[name] = fold(self._scores[name], weight, weight.grad)
+                self._scores[name] = metric(self._scores[name], weight, weight.grad)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self._step += 1
         if self._step in self._schedule:
             scores = np.concatenate([score.cpu().numpy().ravel() for score in self._scores.values()])
             if not np.isfinite(scores).all():
-                raise TrainingDiverged(f"an importance is not finite at step {self._step} of {args.max_steps}")
+                raise TrainingDiverged(f"an importance score is not finite at step {self._step} of {args.max_steps}")
             self._set_mask(
                 prune(
                     self._space,

@@ -12,7 +12,7 @@ _NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
 class Section(BaseModel):
-    """A section of the federation file: unknown keys, truth values for numbers and infinities are errors."""
+    """A section of the federation file: unknown keys, booleans for numbers, and infinities are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -21,7 +21,7 @@ class Section(BaseModel):
     def _no_bool(cls, value, info):
         # pydantic would take `yes` for 1.
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"{value!r} is a truth value, not what this key takes")
+            raise ValueError(f"{value!r} is a boolean, which this key does not take")
         return value
 
 

@@ -1,4 +1,4 @@
-"""A whole federation in one process: the reference that the pipelines must equal, and the tool of a researcher."""
+"""A whole federation in one process: a tool for researchers, and the reference that the pipelines must match."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perfit.aggregation import Update
 from perfit.client import (
     ClientData,
     ClientResult,
@@ -18,7 +19,17 @@ from perfit.client import (
     run_client,
 )
 from perfit.methods import Vectors
-from perfit.round import ClientRound, initial_state, merge, new_cohort, received_by, split_state
+from perfit.round import (
+    ClientRound,
+    initial_state,
+    limit,
+    limits,
+    measure_update,
+    merge,
+    new_cohort,
+    received_by,
+    split_state,
+)
 from perfit.sampling import sample_clients
 from perfit.spec import Client, FederationSpec
 
@@ -31,10 +42,10 @@ class State:
     """A federation between two rounds.
 
     Args:
-        round: Rounds done.
-        vectors: The server's, each float32 of shape (N,); ``values`` are the global values.
-        architectures: Of the clients that have taken part: bool, shape (N,), by id.
-        results: The last round of each client that has taken part, by id.
+        round: Number of rounds done.
+        vectors: The server's vectors, each float32 of shape (N,); ``values`` are the global values.
+        architectures: Architecture of each client that has taken part: bool, shape (N,), by id.
+        results: Last result of each client that has taken part, by id.
     """
 
     round: int
@@ -47,8 +58,8 @@ class State:
 class Simulation:
     """A federation's model and every client's data in this process.
 
-    Sums on the CPU depend on how many threads share them: with ``torch.set_num_threads`` at the ``cpu`` of the clients'
-    tier, the pipelines give the same bytes.
+    Sums on the CPU depend on the number of threads: to get the same bytes as the pipelines, call
+    ``torch.set_num_threads`` with the ``cpu`` of the clients' tier.
     """
 
     spec: FederationSpec
@@ -57,7 +68,7 @@ class Simulation:
 
     @classmethod
     def load(cls, spec: FederationSpec, cache: Path) -> Simulation:
-        """Load the model, converting it into ``cache`` if need be, and all clients' data.
+        """Load the model, converting it into ``cache`` if necessary, and all clients' data.
 
         Raises:
             PerfitError: Something that the spec names does not exist or is unusable.
@@ -73,12 +84,12 @@ class Simulation:
         """Run a round: every participant searches if it has no architecture yet, and tunes; the server merges.
 
         Raises:
-            TrainingDiverged: A client's loss is not finite; here one client's failure ends the simulation.
+            TrainingDiverged: A client's loss is not finite; one client's failure ends the simulation.
         """
         spec, space, number = self.spec, self.model.space, state.round + 1
         downloads, _ = split_state(spec, state.vectors)
-        cohort = new_cohort(spec, space)
         architectures, results = dict(state.architectures), dict(state.results)
+        updates: dict[str, Update] = {}
         for client in sample_clients(spec.clients, spec.participation, spec.training.seed, number):
             if client.id not in architectures:
                 architectures[client.id] = find_architecture(
@@ -97,8 +108,15 @@ class Simulation:
                 last.kept if last else {},
                 _reporter(on_step, number, client),
             )
-            cohort.add(result.update)
-        return State(number, merge(spec, state.vectors, cohort), architectures, results)
+            updates[client.id] = result.update
+        return State(number, self._average(state.vectors, updates), architectures, results)
+
+    def _average(self, vectors: Vectors, updates: dict[str, Update]) -> Vectors:
+        scales = limits(self.spec, {client: measure_update(vectors, update) for client, update in updates.items()})
+        cohort = new_cohort(self.spec, self.model.space)
+        for client, update in updates.items():
+            cohort.add(limit(vectors, update, scales.get(client)))
+        return merge(self.spec, vectors, cohort)
 
 
 def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_step: OnStep | None = None) -> State:
@@ -120,7 +138,7 @@ def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_ste
         spec: The federation. In the example ``model`` is the directory of a causal language model, ``north`` and
             ``south`` are files of records.
         cache: Where converted models are kept.
-        on_step: Progress.
+        on_step: Reports progress.
 
     Raises:
         PerfitError: Something that the spec names does not exist or is unusable.

@@ -68,7 +68,7 @@ class LoraSpace:
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each matrix stands in a flat vector of length N, by name."""
+        """The part of each matrix in a flat vector of length N, by name."""
         ends = np.cumsum([matrix.size for matrix in self.matrices]).tolist()
         return {m.name: slice(end - m.size, end) for m, end in zip(self.matrices, ends, strict=True)}
 
@@ -82,15 +82,15 @@ class LoraSpace:
         return mask
 
     def layers(self) -> dict[str, slice]:
-        """Where the A and B of each adapted module stand, by the module's name."""
-        found: dict[str, slice] = {}
+        """Return the part of each adapted module, A and B together, by the module's name."""
+        layers: dict[str, slice] = {}
         for matrix in self.matrices:
-            here = self.slices[matrix.name]
-            found[matrix.layer] = slice(found.get(matrix.layer, here).start, here.stop)
-        return found
+            part = self.slices[matrix.name]
+            layers[matrix.layer] = slice(layers.get(matrix.layer, part).start, part.stop)
+        return layers
 
     def counts(self, mask: np.ndarray) -> dict[str, int]:
-        """Return how many positions of a mask (bool, shape (N,)) each matrix holds, by name."""
+        """Return how many positions of a mask (bool, shape (N,)) are in each matrix, by name."""
         starts = [part.start for part in self.slices.values()]
         return dict(zip(self.slices, np.add.reduceat(mask, starts, dtype=np.int64).tolist(), strict=True))
 

@@ -1,4 +1,4 @@
-"""What a federation computes: model, method, LoRA, training, and whose records; where it runs is in cluster_spec."""
+"""What a federation computes: model, method, LoRA, training, clients and their data. Where it runs: cluster_spec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AnyMethodOptions = Annotated[
     reduce(or_, [Annotated[method.options, Tag(name)] for name, method in METHODS.items()]),
     Discriminator(_method_name),
 ]
-"""The section ``method``: the options of the method that its ``name`` says, of no other."""
+"""The section ``method``: the options of the method called ``name``, and no others."""
 
 
 class Lora(Section):
@@ -43,14 +43,14 @@ class Lora(Section):
     @classmethod
     def _some_target(cls, value):
         if isinstance(value, str) and value != "all-linear":
-            raise ValueError(f"{value!r} is one word; write a list, [{value}], or all-linear")
+            raise ValueError(f"{value!r} is not a list; write [{value}], or all-linear")
         if isinstance(value, list | tuple) and (not value or len(set(map(str, value))) != len(value)):
             raise ValueError("name at least one module, each once, or all-linear")
         return value
 
 
 class Training(Section):
-    """Local training at a constant rate, ``steps`` optimiser steps a round."""
+    """Local training at a constant rate, ``steps`` optimiser steps per round."""
 
     steps: int = Field(default=20, ge=1)
     batch_size: int = Field(default=4, ge=1)
@@ -73,14 +73,27 @@ class Data(Section):
 
 
 class Participation(Section):
-    """Who takes part in a round, and how many must deliver for it to count."""
+    """Who takes part in a round, how many must deliver for it to count, and how long each may take."""
 
     fraction: float = Field(default=1.0, gt=0, le=1)
     minimum_clients: int = Field(default=1, ge=1)
+    client_deadline_seconds: int | None = Field(default=None, ge=1)
+
+
+class Aggregation(Section):
+    """How far one client can move a round of at least three updates.
+
+    Args:
+        max_share: Of all weights in the mean that one client has at most.
+        clip: A client's change is cut to this multiple of the clients' median change; None for never.
+    """
+
+    max_share: float = Field(default=0.5, gt=0, le=1)
+    clip: float | None = Field(default=3.0, gt=0)
 
 
 class Client(Section):
-    """An owner of private data; ``tier`` is the kind of its machine, of which participants are sampled evenly."""
+    """An owner of private data; ``tier`` is its kind of machine: every tier is sampled at the same fraction."""
 
     id: Name
     data: RecordsUri
@@ -100,6 +113,7 @@ class FederationSpec(Section):
     data: Data = Data()
     rounds: int = Field(default=3, ge=1)
     participation: Participation = Participation()
+    aggregation: Aggregation = Aggregation()
     wire_dtype: WireDtype = "float32"
     clients: tuple[Client, ...]
 
@@ -107,7 +121,7 @@ class FederationSpec(Section):
     @classmethod
     def _method_is_known(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError(f"{value!r} is one word; write the section as {{name: {value}}}")
+            raise ValueError(f"{value!r} is not a section; write {{name: {value}}}")
         if not isinstance(value, dict | MethodOptions):
             raise ValueError(f"{value!r} is not a section; write the method's name as {{name: {DEFAULT_METHOD}}}")
         name = _method_name(value)
@@ -140,8 +154,8 @@ class FederationSpec(Section):
             if client.rank and client.rank > self.lora.rank:
                 raise key_error(
                     (*where, "rank"),
-                    f"{client.rank} is above lora.rank {self.lora.rank}, the rank of the largest client, whose "
-                    f"expanded space of rank {self.expanded_lora.rank} all share; raise lora.rank or lower this",
+                    f"{client.rank} is above lora.rank {self.lora.rank}, the largest rank of a client; raise "
+                    "lora.rank or lower this",
                 )
         return self
 
@@ -152,17 +166,17 @@ class FederationSpec(Section):
 
     @property
     def search(self) -> Search | None:
-        """How clients search their architecture, None if they do not."""
+        """How clients search for their architectures, None if they do not."""
         return self.algorithm.search(self.method)
 
     @property
     def expansion(self) -> int:
-        """Expanded rank over ``lora.rank``: 1 where nobody searches."""
+        """Expanded rank divided by ``lora.rank``; 1 if clients do not search."""
         return 1 if self.search is None else self.lora.expansion or DEFAULT_EXPANSION
 
     @property
     def expanded_lora(self) -> Lora:
-        """The LoRA whose positions all masks live in; the scaling alpha / rank is that of ``lora``."""
+        """The LoRA of the expanded space, with the scaling alpha / rank of ``lora``."""
         wider = {"rank": self.lora.rank * self.expansion, "alpha": self.lora.alpha * self.expansion}
         return self.lora.model_copy(update=wider)
 
@@ -188,18 +202,18 @@ class FederationSpec(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def to_json(self) -> str:
-        """Return what differs from the defaults on one line, which a text field of the UI takes."""
+        """Return what differs from the defaults, on one line that fits a text field of the UI."""
         tree = self.model_dump(mode="json", exclude_defaults=True)
         if "method" in tree:
             tree["method"] = {"name": self.method.name, **tree["method"]}
         return json.dumps(tree, separators=(",", ":"), ensure_ascii=False)
 
     def difference(self, other: FederationSpec) -> str | None:
-        """Name the first key in which two files describe different federations, or None.
+        """Name the first key in which two files describe different federations, or return None.
 
-        Rounds, participation, the set of clients, where their data lie and where they run may change during the life of
-        a federation. What the values in the store depend on may not: name, model, method, LoRA, training, data, the
-        type on the wire, and the rank of a client.
+        Rounds, participation, limits of the aggregation, the set of clients, and where their data are and where they
+        run may change while a federation exists. What the values in the store depend on may not: name, model, method,
+        LoRA, training, data, the type on the wire, and the rank of a client.
         """
         fixed = {"name", "model", "method", "lora", "training", "data", "wire_dtype"}
         mine, theirs = _flatten(self.model_dump(include=fixed)), _flatten(other.model_dump(include=fixed))

@@ -1,4 +1,4 @@
-"""Local training of whatever is trainable in a model, by transformers' Trainer."""
+"""Local training of a model's trainable parameters, by transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from perfit.examples import Example
 from perfit.spec import Training
 
 OnStep = Callable[[int, int, float], None]
-"""Called after every optimizer step with the step (from 1), the number of steps and the loss (nats per token)."""
-
+"""Called after every optimiser step with the step (from 1), the number of steps and the loss (nats per token)."""
 
 _OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
 _CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
@@ -48,9 +47,9 @@ def train(
         examples: Tokenised records; shuffled by ``seed`` in every pass over them.
         tokenizer: For padding.
         options: Batch, rate and precision.
-        steps: Optimizer steps.
-        seed: Of the order of the examples.
-        on_step: Progress.
+        steps: Number of optimiser steps.
+        seed: Seed of the order of the examples.
+        on_step: Reports progress.
         callbacks: Further callbacks of the Trainer.
 
     Returns:
@@ -61,31 +60,9 @@ def train(
     """
     losses = _Losses(on_step)
     with tempfile.TemporaryDirectory() as unused:
-        arguments = TrainingArguments(
-            output_dir=unused,
-            max_steps=steps,
-            per_device_train_batch_size=options.batch_size,
-            gradient_accumulation_steps=options.gradient_accumulation,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            max_grad_norm=options.max_gradient_norm,
-            lr_scheduler_type="constant",
-            optim=_OPTIMIZERS[options.optimizer],
-            bf16=options.precision == "bfloat16",
-            **_CHECKPOINTING if options.gradient_checkpointing else {},
-            seed=seed,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-        )
         trainer = _Trainer(
             model=model,
-            args=arguments,
+            args=_arguments(options, steps, seed, unused),
             train_dataset=[features(example) for example in examples],
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             callbacks=[losses, *callbacks],
@@ -93,6 +70,31 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return losses.values
+
+
+def _arguments(options: Training, steps: int, seed: int, directory: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=directory,
+        max_steps=steps,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_gradient_norm,
+        lr_scheduler_type="constant",
+        optim=_OPTIMIZERS[options.optimizer],
+        bf16=options.precision == "bfloat16",
+        **_CHECKPOINTING if options.gradient_checkpointing else {},
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+    )
 
 
 def features(example: Example) -> dict[str, list[int]]:
@@ -105,9 +107,10 @@ def features(example: Example) -> dict[str, list[int]]:
 
 
 class _Trainer(Trainer):
-    """Computes each parametrized weight once a step, though PEFT reads it twice.
+    """Computes each parametrised weight once per step, though PEFT reads it twice.
 
-    Not with gradient checkpointing: what a layer computes again must be what it computed first, cache misses included.
+    With gradient checkpointing it does not: the second computation of a layer must do what the first did, including
+    what a cache would skip.
     """
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:

@@ -15,19 +15,7 @@ def aggregate(
     plan_next: bool,
     page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple(
-    "Participants",
-    [
-        ("tier_1", list),
-        ("tier_2", list),
-        ("tier_3", list),
-        ("tier_4", list),
-        ("tier_5", list),
-        ("tier_6", list),
-        ("tier_7", list),
-        ("tier_8", list),
-    ],
-):  # type: ignore[valid-type]
+) -> NamedTuple("Participants", [(f"tier_{number}", list) for number in range(1, 9)]):  # type: ignore[valid-type]
     """Average the updates by the method's rule, move the federation's head, draw the report, plan the next round.
 
     Args:

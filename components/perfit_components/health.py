@@ -31,6 +31,7 @@ MODULES = {
         "datasets": "datasets",
         "gguf": "gguf",
         "peft": "peft",
+        "pyarrow.parquet": "pyarrow",
         "torch": "torch",
         "transformers": "transformers",
     },

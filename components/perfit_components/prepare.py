@@ -17,18 +17,7 @@ def prepare(
     round: int = 0,
 ) -> NamedTuple(
     "Prepared",
-    [
-        ("federation", str),
-        ("next_round", int),
-        ("tier_1", list),
-        ("tier_2", list),
-        ("tier_3", list),
-        ("tier_4", list),
-        ("tier_5", list),
-        ("tier_6", list),
-        ("tier_7", list),
-        ("tier_8", list),
-    ],
+    [("federation", str), ("next_round", int), *[(f"tier_{number}", list) for number in range(1, 9)]],
 ):  # type: ignore[valid-type]
     """Write the federation file and the initial adapter to the store, once, and plan a round.
 

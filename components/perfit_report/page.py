@@ -45,6 +45,7 @@ def render_report(
         traffic=traffic,
         total=tables.total(traffic),
         failures=tables.failures(summaries),
+        limited=[(summary.round, row) for summary in reversed(summaries) for row in summary.limited],
         figures=_figures([row.client for row in clients], spec, summaries, space, masks, traffic),
         limits=LIMITS | {"bars": sections.BARS, "smoothing": SMOOTHING, "faint": FAINT_LINES, "raw": RAW_LOSSES},
         named=len(clients) <= sections.NAMED_CLIENTS,

@@ -1,6 +1,16 @@
-"""Bytes at URIs, a federation's layout in the store, and the rules by which a round is committed."""
+"""Object stores, a federation's layout in a store, and the rules for committing a round."""
 
-from perfit_storage.errors import AccessDenied, CorruptObject, ObjectNotFound, StoreError, StoreUnreachable
+from perfit_storage.errors import (
+    AccessDenied,
+    CorruptObject,
+    InvalidKey,
+    ObjectNotFound,
+    ObjectTooLarge,
+    StoreError,
+    StoreUnreachable,
+    UnreadableObject,
+    UnsafeStore,
+)
 from perfit_storage.head import Blob, Head
 from perfit_storage.layout import FederationStore, federation_names
 from perfit_storage.objects import ObjectStore, StoredObject
@@ -12,11 +22,15 @@ __all__ = [
     "CorruptObject",
     "FederationStore",
     "Head",
+    "InvalidKey",
     "ObjectNotFound",
     "ObjectStore",
+    "ObjectTooLarge",
     "StoreError",
     "StoreUnreachable",
     "StoredObject",
+    "UnreadableObject",
+    "UnsafeStore",
     "federation_names",
     "open_store",
 ]

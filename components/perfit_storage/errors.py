@@ -1,4 +1,9 @@
-"""What can go wrong in a store, each with what to do about it."""
+"""Errors of a store, each with a fix.
+
+Code that reads what others wrote distinguishes three kinds: ``UnreadableObject`` is caused by that one object,
+``StoreUnreachable`` is an outage and says nothing about any object, and the others are caused by the store or its
+settings.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from perfit.errors import PerfitError
 
 
 class StoreError(PerfitError):
-    """The store cannot do what was asked. Never holds a secret."""
+    """The store cannot do what was asked. The message never contains a secret."""
 
 
 class ObjectNotFound(StoreError):
@@ -14,12 +19,28 @@ class ObjectNotFound(StoreError):
 
 
 class StoreUnreachable(StoreError):
-    """The store did not answer, or what answered is not such a store."""
+    """The store did not answer, or the server that answered is not a store of this kind."""
 
 
 class AccessDenied(StoreError):
-    """The store knows the request and refuses it."""
+    """The store refuses the request."""
 
 
-class CorruptObject(StoreError):
-    """An object's bytes are not those that its record names."""
+class UnsafeStore(StoreError):
+    """The store does not honour conditional writes: two writers could both win."""
+
+
+class UnreadableObject(StoreError):
+    """One object cannot be read, whatever the store does: other objects are not affected, and a retry does not help."""
+
+
+class ObjectTooLarge(UnreadableObject):
+    """An object has more bytes than its reader accepts."""
+
+
+class CorruptObject(UnreadableObject):
+    """An object's bytes do not have the recorded hash, or cannot be parsed."""
+
+
+class InvalidKey(UnreadableObject):
+    """No object can have this key."""

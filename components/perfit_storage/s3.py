@@ -12,7 +12,9 @@ Settings come from the environment, under the names that AWS's own tools use::
 
 from __future__ import annotations
 
-import io
+import base64
+import hashlib
+import http.client
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -20,25 +22,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import certifi
 import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
 
-from perfit_storage.errors import AccessDenied, ObjectNotFound, StoreError, StoreUnreachable
-from perfit_storage.objects import StoredObject, check_key, check_prefix
+from perfit_storage.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    ObjectTooLarge,
+    StoreError,
+    StoreUnreachable,
+    UnreadableObject,
+    UnsafeStore,
+)
+from perfit_storage.objects import UNREADABLE_FIX, StoredObject, check_key, check_prefix, too_large
 
 _AWS_ENDPOINT = "https://s3.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TYPE = "application/octet-stream"
 _GET_ATTEMPTS = 3
 _CONFLICT_PAUSES_S = (0.1, 0.4, 1.6)
-_SINGLE_REQUEST_MIN_PART = 5 * 1024**2
 
-# An unreachable server costs four connection attempts and 1.8 s of pauses, about 10 s at the very most.
-# A store's own Retry-After (MinIO asks for two minutes) would break that bound.
+# An unreachable server costs four connection attempts and 1.8 s of pauses, about 10 s at most.
+# A store's own Retry-After (MinIO asks for two minutes) would exceed that.
 _TIMEOUT = urllib3.Timeout(connect=2.0, read=30.0)
 _RETRIES = urllib3.Retry(
     total=3,
@@ -49,9 +59,13 @@ _RETRIES = urllib3.Retry(
     respect_retry_after_header=False,
 )
 
+_TRANSIENT_STATUS = {408, 425, 429}
+_DAMAGED_ON_THE_WAY = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+"""Error codes for bytes that were damaged or lost on the way: a retry may succeed."""
+
 _DENIED_FIXES = {
-    "AccessDenied": "let this access key do so in the store's policy, and check the AWS_* credentials",
-    "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL if the key is another store's",
+    "AccessDenied": "allow this access key to do so in the store's policy, and check the AWS_* credentials",
+    "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL if the key belongs to another store",
     "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "renew the temporary credentials: AWS_SESSION_TOKEN has expired",
     "InvalidToken": "correct AWS_SESSION_TOKEN, or unset it if the credentials are not temporary",
@@ -63,6 +77,18 @@ _OTHER_FIXES = {
     "PermanentRedirect": "set AWS_REGION to the bucket's region",
     "NotImplemented": "use an S3 server that has conditional writes (If-None-Match and If-Match)",
 }
+_API_FIX = "set AWS_ENDPOINT_URL to the store's S3 API, not its web console; check proxies on the way"
+
+
+class _RawPool(urllib3.PoolManager):
+    """Returns bodies undecoded.
+
+    The writer of an object sets its ``Content-Encoding``. urllib3 would decode it, repeatedly if it is listed
+    repeatedly: two kilobytes could become gigabytes.
+    """
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options) -> urllib3.BaseHTTPResponse:
+        return super().urlopen(method, url, redirect, decode_content=False, **options)
 
 
 @dataclass(frozen=True)
@@ -79,7 +105,7 @@ class S3Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> S3Settings:
         """Reads the AWS_* variables; an empty one counts as missing. Raises ``StoreError``."""
-        # Secrets made from files often end in a newline, which no HTTP header may hold.
+        # Secrets made from files often end in a newline, which no HTTP header may contain.
         values = {name: value.strip() for name, value in environment.items() if name.startswith("AWS_")}
         needed = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         missing = [name for name in needed if not values.get(name)]
@@ -107,7 +133,7 @@ class S3Settings:
             session_token=self.session_token,
             secure=parts.scheme == "https",
             region=self.region,
-            http_client=urllib3.PoolManager(
+            http_client=_RawPool(
                 maxsize=32,
                 timeout=timeout,
                 retries=retries,
@@ -142,28 +168,21 @@ class S3Store:
         """The bucket and prefix as an S3 URI."""
         return f"s3://{self._bucket}/{self._root}".rstrip("/")
 
-    def get(self, key: str) -> StoredObject:
-        """See ``ObjectStore.get``."""
+    def get(self, key: str, limit: int | None = None) -> StoredObject:
+        """See ``ObjectStore.get``. The version is empty if the store gave none."""
         path = self._path(key)
-        with self._errors("read", key):
+        with self._errors("read", key, one_object=True):
             for _ in range(_GET_ATTEMPTS - 1):
-                # The pool repeats requests that get no answer, not answers that break off.
+                # The pool repeats requests without an answer, but not answers that break off.
                 with suppress(ProtocolError):
-                    return self._read(path)
-            return self._read(path)
+                    return self._read(path, limit)
+            return self._read(path, limit)
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
         path = self._path(key)
         with self._errors("write", key):
-            self._client.put_object(
-                bucket_name=self._bucket,
-                object_name=path,
-                data=io.BytesIO(data),
-                length=len(data),
-                content_type=_TYPE,
-                part_size=max(len(data), _SINGLE_REQUEST_MIN_PART),
-            )
+            self._write(path, data, {})
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``ObjectStore.create``."""
@@ -171,10 +190,18 @@ class S3Store:
 
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """See ``ObjectStore.replace``."""
+        if not version or version.startswith("W/"):
+            # If-Match never matches a weak tag: every writer would think it has lost, and try again.
+            raise UnsafeStore(
+                f"cannot replace {self.uri}/{key} at {self._endpoint}: the store gave "
+                f"{f'the weak ETag {version}' if version else 'no ETag'} for it",
+                "make proxies on the way pass on ETag headers unchanged (no compression, no rewriting), "
+                "or use another store: without strong ETags writers cannot tell that an object has changed",
+            )
         return self._put_if("replace", key, data, {"If-Match": version})
 
     def exists(self, key: str) -> bool:
-        """See ``ObjectStore.exists``. S3's answer does not tell a missing bucket from a missing object."""
+        """See ``ObjectStore.exists``. S3's answer is the same for a missing bucket and a missing object."""
         try:
             self.size(key)
         except ObjectNotFound:
@@ -184,16 +211,16 @@ class S3Store:
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
         path = self._path(key)
-        with self._errors("look up", key):
+        with self._errors("look up", key, one_object=True):
             return self._client.stat_object(bucket_name=self._bucket, object_name=path).size
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
         path = self._root + check_prefix(prefix)
         with self._errors("list", prefix):
-            found = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
-            keys = [item.object_name.removeprefix(self._root) for item in found if not item.is_dir]
-        # Not every server lists in the order of the keys.
+            items = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
+            keys = [item.object_name.removeprefix(self._root) for item in items if not item.is_dir]
+        # Not every server sorts the keys.
         return iter(sorted(keys))
 
     def delete(self, key: str) -> None:
@@ -202,59 +229,87 @@ class S3Store:
         with self._errors("delete", key):
             self._client.remove_object(bucket_name=self._bucket, object_name=path)
 
+    def reconnect(self) -> None:
+        """See ``ObjectStore.reconnect``."""
+        self._client._http.clear()
+
+    def sweep(self, prefix: str) -> int:
+        """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
+        return 0
+
     def _path(self, key: str) -> str:
         return self._root + check_key(key)
 
-    def _read(self, path: str) -> StoredObject:
+    def _read(self, path: str, limit: int | None) -> StoredObject:
         response = self._client.get_object(bucket_name=self._bucket, object_name=path)
         try:
-            return StoredObject(response.read(), response.headers["ETag"])
+            data = _body(response, f"cannot read s3://{self._bucket}/{path}", limit)
+            return StoredObject(data, response.headers.get("ETag", ""))
         finally:
             response.close()
             response.release_conn()
 
-    def _put_if(self, action: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
-        """Writes under a condition; True if the key holds these bytes afterwards.
+    def _write(self, path: str, data: bytes, condition: dict[str, str]) -> None:
+        """Sends an object, with a sum that the store compares: of the one in the signature SeaweedFS takes no notice.
 
-        The client's public ``put_object`` takes no such header. A presigned URL would, but urllib3 logs the
+        The client's public ``put_object`` takes no such headers. A presigned URL would, but urllib3 logs the
         URLs of the requests it repeats, and a presigned one carries the session token and a signature.
         """
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        self._client._put_object(self._bucket, path, data, {"Content-Type": _TYPE, "Content-MD5": md5, **condition})
+
+    def _put_if(self, action: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        """Writes under a condition; True if the key holds these bytes afterwards."""
         path = self._path(key)
-        headers = {"Content-Type": _TYPE, **condition}
         with self._errors(action, key):
             for pause in (*_CONFLICT_PAUSES_S, None):
                 try:
-                    self._client._put_object(self._bucket, path, data, dict(headers))
+                    self._write(path, data, condition)
                     return True
                 except S3Error as error:
                     if error.code in {"PreconditionFailed", "NoSuchKey"}:
                         break
-                    # AWS asks to repeat a write that met another one in flight.
+                    # AWS asks clients to repeat a write that conflicted with a concurrent one.
                     if error.code != "ConditionalRequestConflict" or pause is None:
                         raise
                     time.sleep(pause)
         try:
-            return self.get(key).data == data
-        except ObjectNotFound:
+            return self.get(key, limit=len(data)).data == data
+        except (ObjectNotFound, ObjectTooLarge):
             return False
 
     @contextmanager
-    def _errors(self, action: str, key: str) -> Iterator[None]:
+    def _errors(self, action: str, key: str, one_object: bool = False) -> Iterator[None]:
+        """Converts errors to ``StoreError``; ``one_object``: the object that is read may be the cause."""
         problem = f"cannot {action} {self.uri}/{key} at {self._endpoint}"
         try:
             yield
         except S3Error as error:
-            raise _store_error(problem, error) from error
-        except InvalidResponseError as error:
-            raise StoreUnreachable(
-                f"{problem}: {str(error).partition(', Body')[0]}",
-                "set AWS_ENDPOINT_URL to the store's S3 API, not its web console; check proxies on the way",
-            ) from error
+            raise _store_error(problem, error, one_object) from error
+        except (InvalidResponseError, ServerError) as error:
+            raise _foreign_answer(problem, error, one_object) from error
+        except (UnicodeDecodeError, ParseError) as error:
+            raise StoreUnreachable(f"{problem}: it answered with an error that is not S3's", _API_FIX) from error
         except (MinioException, HTTPError) as error:
+            if one_object and _is_about_headers(error):
+                problem = f"{problem}: it has more metadata than an answer may have"
+                raise UnreadableObject(problem, UNREADABLE_FIX) from error
             raise _unreachable(problem, error) from error
 
 
-def _store_error(problem: str, error: S3Error) -> StoreError:
+def _body(response: urllib3.BaseHTTPResponse, problem: str, limit: int | None) -> bytes:
+    if limit is None:
+        return response.read()
+    if (response.length_remaining or 0) > limit:
+        raise too_large(problem, limit)
+    data = response.read(limit + 1)
+    if len(data) > limit:
+        raise too_large(problem, limit)
+    response.read(1)  # Raises if the body broke off, which a read with a size does not notice.
+    return data
+
+
+def _store_error(problem: str, error: S3Error, one_object: bool) -> StoreError:
     problem = f"{problem}: {error.message or error.code} ({error.code})"
     if error.code == "NoSuchKey":
         return ObjectNotFound(problem, "check the store URI")
@@ -262,9 +317,33 @@ def _store_error(problem: str, error: S3Error) -> StoreError:
         return AccessDenied(problem, _DENIED_FIXES[error.code])
     if error.code in _OTHER_FIXES:
         return StoreError(problem, _OTHER_FIXES[error.code])
-    if error.response.status >= 500:
-        return StoreUnreachable(problem, "try again when the store is less busy, or look into its log")
+    if _is_transient(error.response.status) or error.code in _DAMAGED_ON_THE_WAY:
+        return StoreUnreachable(problem, "try again when the store is less busy, or look at its log")
+    if one_object:
+        return UnreadableObject(problem, UNREADABLE_FIX)
     return StoreError(problem, "look the error's code up in the documentation of the store's S3 API")
+
+
+def _foreign_answer(problem: str, error: InvalidResponseError | ServerError, one_object: bool) -> StoreError:
+    """Returns the error for an answer that does not follow the S3 API."""
+    status = error.status_code if isinstance(error, ServerError) else error._code
+    problem = f"{problem}: {str(error).partition(', Body')[0]}"
+    if status in {401, 403}:
+        return AccessDenied(problem, "check proxies between here and the store: one of them refuses")
+    if one_object and 400 <= status < 500 and not _is_transient(status):
+        return UnreadableObject(problem, f"{UNREADABLE_FIX}; if no object can be read, {_API_FIX}")
+    return StoreUnreachable(problem, _API_FIX)
+
+
+def _is_transient(status: int) -> bool:
+    return status >= 500 or status in _TRANSIENT_STATUS
+
+
+def _is_about_headers(error: Exception) -> bool:
+    """Whether Python refuses an answer because of its headers, which include the object's metadata."""
+    reason = error.reason if isinstance(error, MaxRetryError) else error
+    cause = reason.args[-1] if isinstance(reason, ProtocolError) and reason.args else None
+    return isinstance(cause, http.client.LineTooLong) or "headers" in str(cause)
 
 
 def _unreachable(problem: str, error: Exception) -> StoreUnreachable:
@@ -279,7 +358,7 @@ def _checked_endpoint(url: str) -> str:
     parts = urlsplit(url)
     fits = parts.scheme in {"http", "https"} and parts.hostname and not parts.path.strip("/")
     if not fits or parts.query or parts.fragment or "@" in parts.netloc:
-        # The value is not shown: a URL of another form may hold a password.
+        # The value is not shown: a URL of another form may contain a password.
         raise StoreError(
             "AWS_ENDPOINT_URL is not the URL of a server", "set it to http://host:port or https://host:port"
         )

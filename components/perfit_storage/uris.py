@@ -1,4 +1,4 @@
-"""Stores by their URIs."""
+"""Opens stores by URI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_store(uri: str, environment: Mapping[str, str] | None = None) -> Object
     """Opens a store. Nothing is read or written yet.
 
     Args:
-        uri: ``file:///absolute/directory``, or ``s3://bucket/prefix`` (the prefix may be missing).
+        uri: ``file:///absolute/directory``, or ``s3://bucket/prefix`` (the prefix is optional).
         environment: Where the S3 settings come from (see ``perfit_storage.s3``); by default the process's.
 
     Raises:

@@ -18,6 +18,7 @@ import yaml
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
+from perfit_components.steps.context import FederationContext
 from perfit_storage import FederationStore, open_store
 
 T = TypeVar("T")
@@ -83,6 +84,11 @@ class Home:
     def files(self) -> FederationStore:
         """The federation's files in the store, under the keys of this machine's environment."""
         return FederationStore.open(self.cluster.store, self.spec.name)
+
+    @property
+    def context(self) -> FederationContext:
+        """What these files say."""
+        return FederationContext.of(self.files)
 
     def edit(self, **sections: Any) -> None:
         """Change sections of the federation file."""

@@ -62,17 +62,17 @@ def test_doctor_finds_nothing_in_the_way(cluster: Cluster, installed: Home):
 
 def test_submit_commits_all_rounds_with_both_clients(tuned: Home):
     assert tuned.files.read_head().round == ROUNDS
-    summaries = tuned.files.summaries()
-    assert [summary["round"] for summary in summaries] == list(range(1, ROUNDS + 1))
+    summaries = tuned.context.summaries()
+    assert [summary.round for summary in summaries] == list(range(1, ROUNDS + 1))
     for summary in summaries:
-        assert {record["client"]: record["status"] for record in summary["clients"]} == {
+        assert {record.client: record.status for record in summary.clients} == {
             client.id: "trained" for client in tuned.spec.clients
         }
 
 
 def test_head_names_an_adapter_that_is_there_and_intact(tuned: Home):
     head = tuned.files.read_head()
-    assert tuned.files.read_global(head)  # raises if the bytes are not those that the head names
+    assert tuned.files.read_blob(head.adapter)  # raises if the bytes are not those that the head names
 
 
 def test_report_names_every_client(tuned: Home):
@@ -100,7 +100,7 @@ def test_a_killed_client_pod_leaves_the_head_and_a_second_run_goes_on(cluster: C
     before = tuned.files.read_head()
     tuned.edit(rounds=before.round + 1)
     run_id = _run_id(succeed(tuned.submit("--no-follow")))
-    pod = wait_for("a client's pod of the new round", lambda: tuned.pods(run_id, "train-client"), minutes=30)[0]
+    pod = wait_for("a client's pod of the new round", lambda: tuned.pods(run_id, "client-default"), minutes=30)[0]
     cluster.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
 
     followed = cluster.perfit("follow", run_id, *cluster.connection, "--timeout", "30m")
@@ -129,8 +129,8 @@ def test_schedule_commits_rounds_until_it_is_paused(cluster: Cluster, tuned: Hom
 
     succeed(cluster.perfit("schedule", "pause", schedule, *cluster.connection))
     assert [found.enabled for found in list_schedules(kubeflow) if found.name == schedule] == [False]
-    summary = wait_for("its summary", lambda: tuned.files.read_summary(before + 1), minutes=5)
-    assert sum(record["status"] == "trained" for record in summary["clients"]) == len(tuned.spec.clients)
+    (summary,) = [summary for summary in tuned.context.summaries() if summary.round == before + 1]
+    assert len(summary.trained) == len(tuned.spec.clients)
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:

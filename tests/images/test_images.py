@@ -83,9 +83,9 @@ def test_the_server_has_no_torch_and_neither_has_kfp_s_client(daemon, images):
 def test_of_this_project_only_what_tasks_import_is_there(daemon, images, name):
     code = (
         "import importlib.util as u; print(*[bool(u.find_spec(p)) for p in"
-        " ('perfit', 'perfit_storage', 'perfit_components', 'perfit_pipelines')])"
+        " ('perfit', 'perfit_report', 'perfit_storage', 'perfit_components', 'perfit_pipelines')])"
     )
-    assert run_python(daemon, getattr(images, name), code) == "True True True False"
+    assert run_python(daemon, getattr(images, name), code) == "True True True True False"
 
 
 @BOTH

@@ -15,6 +15,7 @@ import pytest
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
+from perfit.protocol import Outcome, parse_outcome
 from perfit_storage import FederationStore
 
 from .containers import run_federation
@@ -45,17 +46,22 @@ def quickstart(images, daemon, s3_server, tmp_path_factory) -> Quickstart:
     return Quickstart(spec, FederationStore.open(uri, spec.name, s3_server.environment))
 
 
+def record_of(quickstart: Quickstart, round: int, client: str) -> Outcome:
+    """What a client says of a round."""
+    return parse_outcome(quickstart.store.read_record(round, client))
+
+
 def test_all_rounds_are_committed_with_every_client(quickstart):
     assert quickstart.store.read_head().round == quickstart.spec.rounds
     for number in range(1, quickstart.spec.rounds + 1):
-        records = [quickstart.store.read_record(number, client.id) for client in quickstart.spec.clients]
-        assert [record["status"] for record in records] == ["trained"] * 4
+        records = [record_of(quickstart, number, client.id) for client in quickstart.spec.clients]
+        assert [record.status for record in records] == ["trained"] * 4
 
 
 def test_every_client_s_model_got_better_on_its_held_out_records(quickstart):
     for client in quickstart.spec.clients:
-        perplexity = quickstart.store.read_record(quickstart.spec.rounds, client.id)["perplexity"]
-        assert perplexity["after"] < perplexity["before"] <= perplexity["round_0"], client.id
+        perplexity = record_of(quickstart, quickstart.spec.rounds, client.id).perplexity
+        assert perplexity.after < perplexity.before <= perplexity.round_0, client.id
 
 
 def test_a_client_s_adapter_loads_with_peft(quickstart, tmp_path):

@@ -84,12 +84,14 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
         server.read_spec()
     assert server.write_spec(b"spec", None)
     assert server.write_spec(b"spec 2", b"spec")
+    assert server.read_model() is None
+    assert server.create_model(b"model")
+    assert server.read_model() == b"model"
     base = Head(0, server.put_global(0, b"initial"), server.put_state(0, b"moments"))
     assert server.create_head(base)
     assert server.read_head() == base
     assert server.create_plan(1, b"the plan") == b"the plan"
     assert server.read_record(1, "ann") is None
-    assert server.read_summary(1) is None
     mask, values, update = put_update(everybody, 1, "ann")
     assert server.get_mask("ann", HASH) == mask
     assert server.read_record(1, "ann") == b"trained"
@@ -99,11 +101,11 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
     assert server.advance_head(base, Head(1, server.put_global(1, b"one"), server.put_state(1, b"moments 1")))
     assert server.put_global(1, b"of another attempt").key.startswith("rounds/1/global.")
     assert server.put_state(1, b"of another attempt").key.startswith("rounds/1/state.")
-    server.put_summary(1, b"the summary")
+    summary = server.put_summary(1, b"the summary")
+    assert server.put_summary(1, b"of another attempt").key.startswith("rounds/1/summary.")
     server.put_report(1, b"<html>")
     server.put_report(1, b"<html> again")
-    assert server.summarised_rounds() == [1]
-    assert server.read_summary(1) == b"the summary"
+    assert server.read_blob(summary) == b"the summary"
     assert server.read_report(1) == b"<html> again"
 
 
@@ -166,6 +168,7 @@ def test_the_server_deletes_nothing(federation, objects):
         "federations/tiny/clients/ann/rounds/1/state.safetensors",
         f"federations/tiny/masks/ann/{HASH}",
         "federations/tiny/clients/ann/spec.yaml",
+        "federations/tiny/clients/ann/model.json",
         "other/tiny/spec.yaml",
     ],
 )

@@ -107,7 +107,7 @@ def test_vectors_on_some_positions_of_the_mask():
 
 def test_vectors_that_nobody_asked_for():
     both = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, {"values": VALUES, "records": VALUES}))
-    with pytest.raises(AdapterFileError, match="it holds 2 tensors beside values"):
+    with pytest.raises(AdapterFileError, match="it holds 2 tensors besides values"):
         both.vectors(MASK, ["values"])
     with pytest.raises(AdapterFileError, match=f"no 3 control for {A}"):
         AdapterFile.parse(values_file()).vectors(MASK, ["values", "control"])
@@ -229,7 +229,7 @@ def flips(data: bytes):
 def test_a_flipped_bit_in_the_packed_mask():
     data = bytearray(mask_file())
     data[-1] ^= 0b0100_0000  # the last position, the second bit of the last byte
-    with pytest.raises(AdapterFileError, match="the bits do not have the budget and hash that the header names"):
+    with pytest.raises(AdapterFileError, match="the mask does not have the header's budget and hash"):
         mask_of(bytes(data))
 
 
@@ -237,7 +237,7 @@ def test_another_mask_of_the_same_budget():
     data = mask_file()
     swapped = np.packbits(MASK[:6][::-1])
     assert np.any(swapped != np.packbits(MASK[:6]))
-    with pytest.raises(AdapterFileError, match="the bits do not have the budget and hash"):
+    with pytest.raises(AdapterFileError, match="the mask does not have the header's budget and hash"):
         mask_of(rewrite(data, {f"mask/{A}": swapped}))
 
 
@@ -252,7 +252,7 @@ def test_mask_bits_of_another_shape(packed):
     [
         (np.roll(MASK, 1), f"no 2 values for {A}"),
         (np.ones(16, bool), f"no 6 values for {A}"),
-        (MASK[:15], "is of another space"),
+        (MASK[:15], "belongs to another space"),
     ],
     ids=["other", "all", "short"],
 )
@@ -281,7 +281,7 @@ def test_a_space_far_beyond_the_bytes():
 def test_a_kind_of_file_in_place_of_the_other():
     with pytest.raises(AdapterFileError, match=f"no mask of 6 bits for {A}"):
         mask_of(values_file())
-    with pytest.raises(AdapterFileError, match="it holds 2 tensors beside values"):
+    with pytest.raises(AdapterFileError, match="it holds 2 tensors besides values"):
         values_of(mask_file())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_minimal_file():
         (
             "method: {name: fedit}",
             "method: fedit",
-            "f.yaml:8: method: 'fedit' is one word; write the section as {name: fedit}",
+            "f.yaml:8: method: 'fedit' is not a section; write {name: fedit}",
         ),
         (
             "method: {name: fedit}",
@@ -185,13 +186,13 @@ def test_settings_right_and_wrong(right, wrong, problem):
         (
             "id: eve\n    tier: default",
             "id: eve\n    tier: big",
-            "f.yaml:9: clients.2.tier: there is no tier 'big'; use one of default, or add it under tiers",
+            "f.yaml:9: clients.2.tier: there is no tier 'big'; use one of default, or add it to tiers",
         ),
         (
             "id: eve\n    rank: 8",
             "id: eve\n    rank: 9",
-            "f.yaml:9: clients.2.rank: 9 is above lora.rank 8, the rank of the largest client, whose expanded space "
-            "of rank 16 all share; raise lora.rank or lower this",
+            "f.yaml:9: clients.2.rank: 9 is above lora.rank 8, the largest rank of a client; raise lora.rank "
+            "or lower this",
         ),
         ("id: eve", "tier: default", "f.yaml:8: clients.2: the key 'id' is missing"),
         ("id: eve", "id: eve\n    id: eva", "f.yaml:9: clients.2.id is duplicated (first in line 8)"),
@@ -450,6 +451,39 @@ def test_what_is_not_yaml():
 )
 def test_yaml_that_is_no_federation(text):
     message_of(MINIMAL + text)
+
+
+ALIAS_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (ALIAS_BOMB, "f.yaml:8: anchors and aliases (&name, *name) are not read"),
+        ("x: &x\n  y: *x\n", "f.yaml:8: anchors and aliases (&name, *name) are not read"),
+        ("training:\n  <<: *more\n", "f.yaml:9: anchors and aliases (&name, *name) are not read"),
+        (f"rounds: {'1:' * 200_000}1\n", "f.yaml:8: a value of 400,001 characters"),
+        ("# much\n" * 200_000, "f.yaml has more than 1,000,000 characters"),
+        ("x: " + "[" * 400_000, "f.yaml is not YAML: "),
+        ("rounds: 2020-13-13\n", "f.yaml is not YAML: month must be in 1..12"),
+        ('"\\e[31mred": 1\n', "f.yaml:8: \\x1b[31mred: unknown key; "),
+        ('training: {"\\e]0;x\\a": 1}\n', "f.yaml:8: training.\\x1b]0;x\\x07: unknown key; "),
+    ],
+    ids=["bomb", "loop", "merge", "long number", "long file", "deep", "no date", "escape", "escape inside"],
+)
+def test_what_is_refused_before_it_costs_anything(text, problem):
+    start = time.monotonic()
+    message = message_of(MINIMAL + text)
+    assert time.monotonic() - start < 3  # the bomb takes a millisecond, the deep one, by look-ahead, most of a second
+    assert message.startswith(problem)
+    assert message.replace("\n", "").isprintable()
+
+
+def test_a_file_without_end_is_not_read_to_its_end():
+    with pytest.raises(PerfitError, match=r"/dev/zero has more than 1,000,000 characters"):
+        load_federation("/dev/zero")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a training is thought to need: by hand on a tiny Llama, and against the peak of a real one."""
+"""The memory estimate: by hand on a tiny Llama, and against the peak of a real one."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ TIERS = [
 @pytest.mark.parametrize("tier", TIERS, ids=str)
 def test_a_tier_that_holds_just_the_need(tier):
     assert NEED.total == 4 * 2**30
-    key, offered = Tier.model_validate(tier).training_memory
-    check_memory(key, offered, NEED)
+    key, available = Tier.model_validate(tier).training_memory
+    check_memory(key, available, NEED)
 
 
 @pytest.mark.parametrize(
-    ("tier", "offer"),
+    ("tier", "memory"),
     [
         ({"memory": str(4 * 2**30 - 1)}, "memory: 4.00 GiB"),
         ({"memory": "3Gi"}, "memory: 3.00 GiB"),
@@ -136,12 +136,12 @@ def test_a_tier_that_holds_just_the_need(tier):
     ],
     ids=str,
 )
-def test_a_tier_that_is_too_small(tier, offer):
-    key, offered = Tier.model_validate(tier).training_memory
+def test_a_tier_that_is_too_small(tier, memory):
+    key, available = Tier.model_validate(tier).training_memory
     with pytest.raises(PerfitError) as caught:
-        check_memory(f"tiers.small.{key}", offered, NEED)
+        check_memory(f"tiers.small.{key}", available, NEED)
     assert caught.value.problem == (
-        f"tiers.small.{offer} cannot hold a training that needs about 4.00 GiB "
+        f"tiers.small.{memory} cannot hold a training that needs about 4.00 GiB "
         "(weights 2.00, adapter 0.07, activations 0.25, logits 1.00)"
     )
     assert caught.value.fix == (

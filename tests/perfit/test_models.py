@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,20 @@ import torch
 import perfit
 from perfit.client import load_expanded
 from perfit.errors import PerfitError
-from perfit.lora import expand
-from perfit.models import load_model, load_tokenizer, locate, model_skeleton, prepare_model
+from perfit.lora import expand, lora_config
+from perfit.model_files import describe_files
+from perfit.models import (
+    cached_model,
+    checked_model,
+    is_hub_id,
+    load_model,
+    load_tokenizer,
+    locate,
+    model_skeleton,
+    prepare_model,
+    split_revision,
+)
+from perfit.spec import Lora
 
 from .tiny import save_gguf
 from .tiny import tiny_tokenizer as make_tokenizer
@@ -134,3 +148,132 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(PerfitError, match=f"the tokenizer of {tmp_path} has no end token"):
         load_tokenizer(str(tmp_path))
+
+
+# Models of the hub
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tiny_llama, tmp_path, monkeypatch) -> Path:
+    """Hugging Face's cache, offline, that holds the tiny Llama as owner/name; the directory of its one commit."""
+    repository = tmp_path / "hub/models--owner--name"
+    snapshot = repository / "snapshots" / COMMIT
+    shutil.copytree(tiny_llama, snapshot)
+    for name in ("main", "v1"):
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+@pytest.mark.parametrize("model", ["owner/name", "owner/name@v1", f"owner/name@{COMMIT}"])
+def test_a_model_of_the_hub_is_the_directory_of_its_commit(hub, tmp_path, model):
+    assert prepare_model(model, tmp_path / "cache") == str(hub)
+    assert cached_model(model, tmp_path / "cache", COMMIT) == str(hub)
+    assert is_hub_id(model)
+    assert load_tokenizer(str(hub)).eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("model", ["owner/other", "owner/name@v2", f"owner/name@{COMMIT[::-1]}"])
+def test_a_model_that_the_hub_does_not_give(hub, tmp_path, model):
+    with pytest.raises(PerfitError, match=rf"^model: {model} cannot be loaded: .*\n  fix: .*the network"):
+        prepare_model(model, tmp_path / "cache")
+    assert cached_model(model, tmp_path / "cache") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "split"),
+    [
+        ("owner/name@v1.0", ("owner/name", "v1.0")),
+        ("gpt2@refs/pr/1", ("gpt2", "refs/pr/1")),
+        ("owner/name", ("owner/name", None)),
+        ("/models/tiny@2", ("/models/tiny@2", None)),
+        ("./tiny@2", ("./tiny@2", None)),
+        ("package:re/x@2", ("package:re/x@2", None)),
+    ],
+)
+def test_a_revision_is_split_off(model, split):
+    assert split_revision(model) == split
+
+
+def test_an_adapter_names_the_revision_of_its_model():
+    config = lora_config(Lora(), "owner/name@v1")
+    assert (config.base_model_name_or_path, config.revision) == ("owner/name", "v1")
+
+
+# Code that comes with a model
+
+
+def with_code(tiny_llama: str, directory: Path) -> Path:
+    """A model whose files say that it needs the code beside them, which leaves a trace where it runs."""
+    shutil.copytree(tiny_llama, directory)
+    (directory / "modeling.py").write_text(f"open({str(directory / 'ran')!r}, 'w')\n")
+    auto_map = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
+    for file, more in [
+        ("config.json", {"model_type": "of-its-own", "auto_map": auto_map}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["modeling.Own", None]}}),
+    ]:
+        fields = json.loads((directory / file).read_text())
+        (directory / file).write_text(json.dumps({**fields, **more}))
+    return directory
+
+
+@pytest.mark.parametrize("load", [lambda path: load_model(path, "float32"), load_tokenizer, model_skeleton])
+def test_code_of_a_model_is_never_run_and_nobody_is_asked(tiny_llama, tmp_path, load, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("asked on the standard input"))
+    directory = with_code(tiny_llama, tmp_path / "model")
+    with pytest.raises(PerfitError) as caught:
+        load(str(directory))
+    assert (
+        caught.value.problem == f"model: {directory} needs Python code that its files bring along, which is never run"
+    )
+    assert caught.value.fix == "use a model whose architecture is part of transformers"
+    assert not (directory / "ran").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_transformers_knows_is_loaded_without_the_code_beside_it(tiny_llama, tmp_path):
+    directory = with_code(tiny_llama, tmp_path / "model")
+    fields = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**fields, "model_type": "llama"}))
+    assert type(load_model(str(directory), "float32")).__module__.startswith("transformers.models.llama")
+    assert not (directory / "ran").exists()
+
+
+# What the federation was founded with
+
+
+def test_a_checked_model_is_the_cached_one_if_each_file_is_as_it_was(tiny_llama, tmp_path):
+    file, cache, scratch = save_gguf(tiny_llama, tmp_path / "tiny.gguf"), tmp_path / "cache", tmp_path / "scratch"
+    source = prepare_model(file, cache)
+    manifest = describe_files(file, source)
+    assert checked_model(manifest, cache, scratch) == source
+    assert not scratch.exists()
+    Path(source, "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(PerfitError, match=r"model\.safetensors has other bytes than when the federation was founded"):
+        checked_model(manifest, cache, scratch)
+
+
+def test_a_model_that_the_cache_lacks_is_made_elsewhere_and_is_the_same(tiny_llama, tmp_path):
+    file, scratch = save_gguf(tiny_llama, tmp_path / "tiny.gguf"), tmp_path / "scratch"
+    manifest = describe_files(file, prepare_model(file, tmp_path / "cache"))
+    source = checked_model(manifest, tmp_path / "empty", scratch)
+    assert Path(source).parent == scratch
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_conversion_does_not_say_which_release_made_it(tiny_llama, tmp_path):
+    source = Path(prepare_model(save_gguf(tiny_llama, tmp_path / "tiny.gguf"), tmp_path / "cache"))
+    assert not [path for path in source.iterdir() if b"transformers_version" in path.read_bytes()]
+
+
+def test_a_model_of_the_hub_is_checked(hub, tmp_path):
+    manifest = describe_files("owner/name", hub, COMMIT)
+    assert checked_model(manifest, tmp_path / "cache", tmp_path / "scratch") == str(hub)
+    (hub / "adapter_config.json").write_text("{}")
+    with pytest.raises(PerfitError, match=r"adapter_config\.json was not there when the federation was founded"):
+        checked_model(manifest, tmp_path / "cache", tmp_path / "scratch")

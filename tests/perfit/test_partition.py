@@ -107,8 +107,8 @@ def test_dirichlet_minimum(minimum):
     [
         (lambda: iid(3, 4, 0), "3 records: too few for 4 clients"),
         (lambda: iid(3, 0, 0), "0 clients"),
-        (lambda: by_category(FOUR, 3, 0), "1 categories a client: 3 clients cannot cover 4 so"),
-        (lambda: by_category(FOUR, 4, 0, 5), "5 categories a client"),
+        (lambda: by_category(FOUR, 3, 0), "1 categories per client do not fit 3 clients and 4 categories"),
+        (lambda: by_category(FOUR, 4, 0, 5), "5 categories per client do not fit"),
         (lambda: by_category(["x"] * 9 + ["y"], 4, 0), "category 'y': 1 record(s) for 2 clients"),
         (
             lambda: by_category(["x", None, "y", ""], 2, 0),

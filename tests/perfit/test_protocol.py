@@ -160,14 +160,14 @@ def test_a_whole_number_is_a_float_and_the_largest_count_is_kept():
 
 @pytest.mark.parametrize(("kind", "mebibytes"), [(ClientStatus, 4), (UpdateRecord, 4), (Plan, 64)])
 def test_a_message_that_is_too_large_is_not_even_parsed(kind, mebibytes):
-    kind_says = f"it has {mebibytes * 2**20 + 1:,} bytes, {mebibytes * 2**20:,} are the most"
+    problem = f"it has {mebibytes * 2**20 + 1:,} bytes, at most {mebibytes * 2**20:,} are allowed"
     with pytest.raises(MessageError) as caught:
         kind.parse(b"[" * (mebibytes * 2**20 + 1))
-    assert str(caught.value) == kind_says
+    assert str(caught.value) == problem
 
 
 def test_an_outcome_that_is_too_large_is_not_even_parsed():
-    with pytest.raises(MessageError, match="are the most"):
+    with pytest.raises(MessageError, match="are allowed"):
         parse_outcome(b" " * 2**22 + STATUS.to_json())
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,7 +51,7 @@ def test_lines_that_are_no_record_are_named(tmp_path):
         (2, "not valid JSON (column 7: Expecting value)"),
         (3, "not a JSON object"),
         (4, "not valid JSON (column 8: not UTF-8)"),
-        (5, "not valid JSON (a number too long, or values nested too deep)"),
+        (5, "not valid JSON (a number is too long, or values are nested too deeply)"),
     ]
 
 
@@ -66,10 +70,11 @@ def test_parquet_rows(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("empty.jsonl", b"", "there is no record in it"),
-        ("blank.jsonl", b"\n \n", "there is no record in it"),
-        ("table.csv", b"a,b\n", "a file of unknown kind '.csv'"),
-        ("bad.parquet", b"not parquet", "cannot be read: Parquet magic bytes not found"),
+        ("empty.jsonl", b"", "contains no records"),
+        ("blank.jsonl", b"\n \n", "contains no records"),
+        ("table.csv", b"a,b\n", "unknown file type '.csv'"),
+        ("bad.parquet", b"not parquet", "is no Parquet file"),
+        ("cut.parquet", b"PAR1 and no more", "is a damaged Parquet file, or one of a kind that cannot be read"),
         ("array.json", b'[{"a": 1}]', "is a JSON array, not one JSON object a line"),
     ],
 )
@@ -82,7 +87,7 @@ def test_files_of_no_use(tmp_path, name, content, problem):
 
 def test_a_parquet_file_without_rows(tmp_path):
     pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    with pytest.raises(PerfitError, match="there is no record in it"):
+    with pytest.raises(PerfitError, match="contains no records"):
         read_records(str(tmp_path / "a.parquet"))
 
 
@@ -92,7 +97,7 @@ def test_a_parquet_file_without_rows(tmp_path):
         ("nowhere/a.jsonl", "no such file"),
         ("nowhere.csv", "neither a file nor a hub data set"),
         ("gs://bucket/a.txt", "neither a file nor a hub data set"),
-        ("s3://bucket/a.jsonl", "an object is no local file"),
+        ("s3://bucket/a.jsonl", "is not a local file"),
         (".", "is a directory"),
     ],
 )
@@ -118,8 +123,179 @@ except PerfitError as error:
     print(error.problem, error.fix, sep="|")
 """
     problem, fix = python(code, tmp_path / "hub").split("|")
-    assert problem.startswith("nobody/nothing:test: cannot be read: ")
+    assert problem == "nobody/nothing:test: cannot be read: the hub cannot be reached"
     assert "HF_TOKEN" in fix
+
+
+# What must not happen while records are read
+
+
+@pytest.fixture
+def requests() -> Iterator[list[str]]:
+    """The requests that a server on this machine gets; its address is the first of them."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen.append(f"http://127.0.0.1:{server.server_port}")
+        yield seen
+        server.shutdown()
+
+
+def write_images(path: Path, address: str) -> None:
+    """Records beside columns that `datasets` takes for images and sounds, of which it would fetch every one."""
+    from datasets import Audio, Dataset, Features, Image, List, Value
+
+    files = [f"{address}/a.png", str(path.with_name("private.png")), "/etc/passwd"]
+    columns = {
+        "instruction": ["Greet."] * 3,
+        "output": ["Hello."] * 3,
+        "image": [{"bytes": None, "path": file} for file in files],
+        "pages": [[{"bytes": None, "path": file}] for file in files],
+        "sound": [{"bytes": None, "path": file} for file in files],
+    }
+    plain = Features({"bytes": Value("binary"), "path": Value("string")})
+    text = {"instruction": Value("string"), "output": Value("string")}
+    stored = Features({**text, "image": plain, "pages": List(plain), "sound": plain})
+    Dataset.from_dict(columns, features=stored).to_parquet(path)
+    declared = Features({**text, "image": Image(), "pages": List(Image()), "sound": Audio()})
+    table = pq.read_table(path)
+    metadata = {"huggingface": json.dumps({"info": {"features": declared.to_dict()}})}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def test_a_declared_image_opens_no_path_and_no_url(tmp_path, requests):
+    path = tmp_path / "data/a.parquet"
+    path.parent.mkdir()
+    write_images(path, requests[0])
+    code = f"""
+import sys
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event in ("open", "socket.connect") else None)
+from perfit.records import read_records
+records = read_records({str(path)!r})
+print([record.fields for record in records])
+print(*[o for o in opened if "png" in str(o) or "passwd" in str(o) or not isinstance(o, (str, int, bytes))])
+print({{"datasets", "torch", "PIL"}} & set(sys.modules))
+"""
+    fields = [{"instruction": "Greet.", "output": "Hello."}] * 3
+    assert python(code, tmp_path).splitlines() == [str(fields), "", "set()"]
+    assert requests[1:] == []
+
+
+def test_a_data_set_of_the_hub_is_read_without_its_images(tmp_path, requests, monkeypatch):
+    """By the library's own reader of a directory, which is how it reads the files of a hub's."""
+    path = tmp_path / "owner/name/train.parquet"
+    path.parent.mkdir(parents=True)
+    write_images(path, requests[0])
+    monkeypatch.chdir(tmp_path)
+    records = read_records("owner/name:train")
+    assert [record.fields for record in records] == [{"instruction": "Greet.", "output": "Hello."}] * 3
+    assert requests[1:] == []
+
+
+def test_values_that_are_no_text_are_not_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    moments = pa.array([0, 1, None, 3], pa.timestamp("s", tz="Nowhere/At all"))
+    words = pa.array(["a", "b", None, "d"])
+    storage = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1", "2", "3", None]))
+    columns = {"instruction": words, "input": moments, "context": storage, "output": words.dictionary_encode()}
+    pq.write_table(pa.table({**columns, "category": [1, 2, 3, None], "response": [b"\xff"] * 4}), path)
+    first, second, third, fourth = [record.fields for record in read_records(str(path))]
+    assert first == {
+        "instruction": "a", "input": False, "context": "1", "output": "a", "category": 1, "response": False
+    }  # fmt: skip
+    assert (second["input"], third["input"], fourth["input"]) == (False, None, False)
+    assert (third["output"], fourth["context"]) == (None, None)
+
+
+def test_chats_with_more_than_text_in_their_messages(tmp_path):
+    path = tmp_path / "a.parquet"
+    chat = [{"role": "user", "content": "Hi", "image": b"\xff"}, {"role": "assistant", "content": "Ho", "image": None}]
+    pq.write_table(pa.table({"messages": [None, [], chat, chat[:1]]}), path)
+    rows = [record.fields["messages"] for record in read_records(str(path))]
+    assert rows[:2] == [None, []]
+    assert to_messages({"messages": rows[2]}) == [USER, ASSISTANT]
+    assert [len(row) for row in rows[2:]] == [2, 1]
+
+
+def test_text_that_is_not_utf_8_spoils_its_own_row_alone(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = pa.array([b"Add.", b"\xe9", None]).view(pa.string())
+    pq.write_table(pa.table({"instruction": texts, "output": ["5", "6", "7"]}), path)
+    report = check_records(str(path), "skip")
+    assert [record.line for record in report.usable] == [1]
+    assert report.skipped == ((2, "instruction is not a string"), (3, "unknown schema (keys: instruction, output)"))
+
+
+def test_other_columns_are_read_if_they_are_asked_for(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"instruction": ["Add."], "output": ["5"], "topic": ["math"], "other": ["x"]}), path)
+    (record,) = read_records(str(path), also=["topic"])
+    assert record.fields == {"instruction": "Add.", "output": "5", "topic": "math"}
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (pa.table({"question": ["?"]}), "has none of the columns that records have"),
+        (pa.table([["a"], ["b"]], ["output", "output"]), "has two columns of one name"),
+    ],
+)
+def test_tables_that_hold_no_records(tmp_path, table, problem):
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(PerfitError, match=problem) as raised:
+        read_records(str(tmp_path / "a.parquet"))
+    assert "Alpaca" in raised.value.fix
+
+
+def test_what_a_library_says_goes_to_the_log_alone(tmp_path, caplog):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"instruction": ["SECRET" * 9], "output": ["5"]}), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"SECRET", b"\xff\xff\xff\xff\xff\xff")[: -len(whole) // 2] + whole[-8:])
+    with pytest.raises(PerfitError) as raised:
+        read_records(str(path))
+    assert raised.value.problem == f"{path}: is a damaged Parquet file, or one of a kind that cannot be read"
+    assert "perfit.records" in caplog.text
+
+
+ESCAPE = "\x1b]52;c;aGk=\x07\u202e"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {ESCAPE: 1},
+        {"messages": [{"role": ESCAPE, "content": "Hi"}]},
+        {"messages": [{"role": [ESCAPE], "content": "Hi"}]},
+    ],
+)
+def test_nothing_of_a_record_moves_a_terminal(fields):
+    with pytest.raises(BadRecord) as raised:
+        to_messages(fields)
+    assert str(raised.value).isprintable()
+
+
+def test_a_reason_quotes_no_character_of_a_line(tmp_path):
+    source = write(tmp_path / "a.jsonl", GOOD, '{"a": "\\q"}', '{"a": "\x1b"}', '{"a": "\\u12"}', '{"a": 1} x')
+    reasons = [reason for _, reason in check_records(source, "skip").skipped]
+    assert reasons == [
+        "not valid JSON (column 8: Invalid \\escape)",
+        "not valid JSON (column 8: Invalid control character at)",
+        "not valid JSON (column 9: Invalid \\uXXXX escape)",
+        "not valid JSON (column 10: Extra data)",
+    ]
 
 
 def test_reading_leaves_nothing_behind(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from perfit.export import peft_files
 from perfit.protocol import RoundSummary
 from perfit.round import ClientRound, split_state
 from perfit.sampling import sample_clients
-from perfit.simulation import State, simulate
-from perfit_components.steps.aggregate import aggregate
+from perfit.simulation import Simulation, State
 from perfit_components.steps.client import train
+from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.plan import plan_round
 from perfit_components.steps.prepare import prepare
@@ -101,7 +102,7 @@ class Site:
         return [self.train_client(client, round) for client in self.planned(round)]
 
     def aggregate(self, round: int) -> RoundSummary:
-        return aggregate(self.context, round)
+        return commit_round(self.context, round)
 
     def run_round(self, round: int) -> RoundSummary:
         """Let a round's clients tune, then aggregate."""
@@ -114,6 +115,10 @@ class Site:
         for round in range(1, self.spec.rounds + 1):
             self.run_round(round)
         return self
+
+    def summary(self, round: int) -> RoundSummary:
+        """The summary of a committed round."""
+        return self.context.summary_of(self.context.base_after(round))
 
     def mask_file(self, client: str) -> AdapterFile:
         """A client's architecture as it is stored."""
@@ -128,35 +133,40 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def in_memory(spec: ClusterSpec) -> dict[str, bytes]:
     """Simulate a federation; return the files that its last round must leave in the store, by key."""
-    state = simulate(spec, Path("no-cache-needed"))
-    assert state.round == spec.rounds
-    found = _server_files(spec, state)
+    simulation = Simulation.load(spec, Path("no-cache-needed"))
+    before = state = simulation.start()
+    for _ in range(spec.rounds):
+        before, state = state, simulation.next_round(state)
+    found = _server_files(spec, before, state)
     for client, result in state.results.items():
         for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
             found[f"clients/{client}/adapter/{name}"] = content
     return found
 
 
-def _server_files(spec: ClusterSpec, state: State) -> dict[str, bytes]:
+def _server_files(spec: ClusterSpec, before: State, state: State) -> dict[str, bytes]:
     space = next(iter(state.results.values())).adapter.space
+    base = dump_server_vectors(spec, space, before.round, split_state(spec, before.vectors)[0])
+    base_sha256 = hashlib.sha256(base).hexdigest()
     downloads, own = split_state(spec, state.vectors)
     place = f"rounds/{state.round}"
     found = {f"{place}/global.safetensors": dump_server_vectors(spec, space, state.round, downloads)}
     if own:
         found[f"{place}/state.safetensors"] = dump_server_vectors(spec, space, state.round, own)
     for client in _sampled(spec, state.round):
-        found |= _client_files(spec, state, client)
+        found |= _client_files(spec, state, client, base_sha256)
     return found
 
 
-def _client_files(spec: ClusterSpec, state: State, client: str) -> dict[str, bytes]:
+def _client_files(spec: ClusterSpec, state: State, client: str, base_sha256: str) -> dict[str, bytes]:
     """A client's update, and what it keeps, after the last round."""
     result, number = state.results[client], state.round
     space, sha256 = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
     header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
     roles, found = ClientRound(spec, space, result.adapter.mask).roles, {}
     if roles.shared.any():
-        update = dump_vectors(header, space, roles.shared, result.update.vectors, spec.wire_dtype)
+        header_of_update = header.at_base(base_sha256)
+        update = dump_vectors(header_of_update, space, roles.shared, result.update.vectors, spec.wire_dtype)
         found[f"rounds/{number}/updates/{client}.safetensors"] = update
     if result.kept:
         kept = dump_vectors(header, space, roles.trained, result.kept)

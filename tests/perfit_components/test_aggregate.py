@@ -15,7 +15,8 @@ from perfit.aggregation import aggregate as mean
 from perfit.errors import PerfitError
 from perfit.protocol import ClientStatus, parse_outcome
 from perfit.spec import Participation
-from perfit_components.steps.aggregate import aggregate, close_round
+from perfit_components.steps.aggregate import close_round
+from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext
 from perfit_storage import CorruptObject, ObjectNotFound
 
@@ -71,6 +72,7 @@ def test_a_round_is_the_mean_of_its_updates(trained):
         "positions": masks[0].size,
         "positions_held": np.count_nonzero(np.logical_or.reduce(masks)),
         "clients": [json.loads(stored[f"rounds/1/updates/{client}.json"]) for client in ("ann", "bob", "eve")],
+        "limited": [],
     }
 
 
@@ -215,6 +217,36 @@ def test_an_aggregation_that_was_cut_off_gives_the_same_bytes(trained, lost):
     assert files(trained.root) == before
 
 
+@pytest.mark.parametrize("method", ["perfit", "fedadam"])
+def test_what_a_round_starts_from_is_made_again_from_its_updates(make_site, method):
+    site = make_site(method={"name": method}, rounds=2).prepare()
+    site.run_round(1)
+    before = files(site.root)
+    for key in [key for key in before if key.startswith(("rounds/1/global", "rounds/1/state", "rounds/1/summary"))]:
+        (site.root / key).unlink()
+    site.planned(2)
+    assert {key: data for key, data in files(site.root).items() if "rounds/2" not in key} == before
+
+
+def test_what_cannot_be_made_again_is_said(make_site):
+    site = make_site(rounds=2).prepare()
+    site.run_round(1)
+    for name in ("global.safetensors", "updates/bob.json"):
+        (site.root / "rounds/1" / name).unlink()
+    with pytest.raises(PerfitError, match=r"is missing, and the updates of round 1 give other bytes.*\n.*backup"):
+        site.planned(2)
+
+
+def test_summaries_are_a_chain_from_the_head(make_site):
+    site = make_site(rounds=3).run()
+    assert [summary.round for summary in site.context.summaries()] == [1, 2, 3]
+    assert [summary.round for summary in site.context.summaries(last=2)] == [1, 2]
+    path = site.root / "rounds/2/summary.json"
+    path.write_bytes(path.read_bytes().replace(b'"round": 2', b'"round": 3'))
+    with pytest.raises(CorruptObject, match=r"rounds/2/summary\.json has sha256"):
+        site.context.summaries()
+
+
 def test_a_summary_that_is_missing_is_written_also_after_later_rounds(make_site):
     site = make_site(rounds=2).run()
     before = files(site.root)
@@ -250,7 +282,7 @@ def interrupted(site: Site, meanwhile) -> Interrupted:
 
 def test_an_aggregator_whose_head_is_stale_agrees_with_the_one_that_was_first(trained):
     first = []
-    second = aggregate(interrupted(trained, lambda: first.append(trained.aggregate(1))), 1)
+    second = commit_round(interrupted(trained, lambda: first.append(trained.aggregate(1))), 1)
     assert first == [second]
     assert trained.store.read_head().round == 1
     assert [key for key in files(trained.root) if key.startswith("rounds/1/global")] == ["rounds/1/global.safetensors"]
@@ -265,9 +297,9 @@ def test_an_aggregator_that_has_seen_another_update_does_not_commit_over_the_fir
         late.rename(record)
 
     with pytest.raises(PerfitError, match="round 1 of 'tiny' was committed by another run with other values"):
-        aggregate(interrupted(trained, another_run), 1)
+        commit_round(interrupted(trained, another_run), 1)
     assert (committed(trained) == mean_of(trained, "ann", "bob")).all()
-    assert trained.context.summary(1).clients[2].status == "missing"
+    assert trained.summary(1).clients[2].status == "missing"
 
 
 def test_a_head_whose_adapter_was_exchanged(trained):

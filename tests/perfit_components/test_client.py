@@ -17,6 +17,7 @@ from perfit.protocol import ClientStatus, parse_outcome
 from perfit_components.steps.client import train
 from perfit_storage import open_store
 
+from ..perfit.tiny import save_gguf
 from .running import RECORDS, Site, files
 
 
@@ -158,7 +159,7 @@ NO_RESPONSE = '{"instruction": "What is the sea?"}\n'
             "{data}: 1 of 6 records cannot be used: line 6: no response",
             "repair them, or set data.bad_records: skip to leave them out",
         ),
-        (lambda path: path.write_text(""), "{data}: there is no record in it", "give a client at least 2 records"),
+        (lambda path: path.write_text(""), "{data}: contains no records", "give a client at least 2 records"),
         (
             lambda path: path.write_text(path.read_text().splitlines()[0]),
             "{data}: 1 usable record(s): too few to train on one and hold out another",
@@ -205,6 +206,34 @@ def test_a_client_that_does_not_take_part(make_site):
     (other,) = {"ann", "bob"} - {planned}
     said = site.train_client(other)
     assert said["reason"].startswith(f"client '{other}' does not take part in round 1")
+
+
+def test_a_model_that_differs_is_not_loaded(make_site, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERFIT_CACHE", str(tmp_path / "cache"))
+    site = make_site(model=save_gguf(tiny_llama, tmp_path / "tiny.gguf")).prepare()
+    site.planned(1)
+    (weights,) = (tmp_path / "cache").glob("*/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = site.train_client("ann")
+    assert said["status"] == "failed"
+    assert said["reason"].startswith(f"model: {weights} has other bytes than when the federation was founded\n  fix: ")
+
+
+def test_a_client_writes_nothing_to_the_cache(make_site, tiny_llama, tmp_path, monkeypatch):
+    """What the cache lacks it converts for itself: the same files, the same update."""
+    monkeypatch.setenv("PERFIT_CACHE", str(tmp_path / "cache"))
+    site = make_site(model=save_gguf(tiny_llama, tmp_path / "tiny.gguf")).prepare()
+    site.planned(1)
+    assert site.train_client("ann")["status"] == "trained"
+    with_cache = files(site.root)
+    shutil.rmtree(tmp_path / "cache")
+    for key in [key for key in with_cache if "ann" in key]:
+        (site.root / key).unlink()
+    assert site.train_client("ann")["status"] == "trained"
+    assert files(site.root) == with_cache
+    assert not (tmp_path / "cache").exists()
 
 
 def test_threads_are_those_that_the_task_is_given(make_site):

@@ -44,7 +44,7 @@ def test_a_round_takes_the_fraction_of_every_tier(site):
     assert stored == {
         "federation": "tiny",
         "round": 1,
-        "base": {key: head[key] for key in ("round", "adapter", "state")},
+        "base": {key: head[key] for key in ("round", "adapter", "state", "summary")},
         "participants": [
             {"client": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]]} for id in ids
         ],

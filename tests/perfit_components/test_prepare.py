@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from perfit.adapter_file import AdapterFile
+from perfit.cluster_spec import Cluster
 from perfit.errors import PerfitError
+from perfit.model_files import describe_files
 from perfit_components.steps.prepare import prepare
-from perfit_storage import StoreUnreachable
+from perfit_storage import StoreUnreachable, UnsafeStore, federation_names, open_store
 
+from ..faults.s3_proxy import Behaviour, faulty
+from ..perfit.tiny import save_gguf
 from .running import Site, files, make_spec
 
-FOUNDED = {"spec.yaml", "head.json", "rounds/0/global.safetensors", "rounds/1/plan.json"}
+FOUNDED = {
+    "spec.yaml",
+    "model.json",
+    "head.json",
+    "rounds/0/global.safetensors",
+    "rounds/0/state.probe.safetensors",
+    "rounds/1/plan.json",
+}
 
 
 def vectors(file: AdapterFile) -> dict[str, np.ndarray]:
@@ -113,7 +126,7 @@ def test_a_name_in_use_by_another_federation(make_site, section, key, value, the
         f"the name 'tiny' is already used by another federation at {site.uri}: "
         f"{section}.{key} is {value!r} here and {there!r} there"
     )
-    assert caught.value.fix == "choose another name, or go on with the file that the federation was founded with"
+    assert caught.value.fix == "choose another name, or continue with the file that the federation was created with"
     assert files(site.root) == before
 
 
@@ -177,6 +190,17 @@ def test_a_store_that_cannot_be_reached(make_site, unreachable_s3):
         prepare(make_site().spec.to_yaml(), unreachable_s3)
 
 
+@pytest.mark.parametrize("behaviour", [Behaviour(conditions="dropped"), Behaviour(etag=lambda etag: f"W/{etag}")])
+def test_nothing_is_founded_in_a_store_that_lets_two_win(make_site, s3_server, monkeypatch, behaviour):
+    uri = f"{s3_server.store_uri}/{uuid.uuid4()}"
+    with faulty(s3_server, behaviour) as (_, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UnsafeStore, match=r"If-None-Match|weak ETag"):
+            prepare(make_site().spec.to_yaml(), uri)
+    assert federation_names(open_store(uri, s3_server.environment)) == []
+
+
 def test_another_method_has_a_directory_of_its_own(make_site):
     site = make_site().prepare()
     before = files(site.root)
@@ -194,6 +218,75 @@ def test_two_founders_at_once(make_site):
         found = list(pool.map(lambda _: prepare(site.spec.to_yaml(), site.store_uri), range(4)))
     assert {prepared.round for prepared in found} == {1}
     assert set(files(site.root)) == FOUNDED
+
+
+# The files of the model
+
+
+@pytest.fixture
+def gguf(tiny_llama, tmp_path, monkeypatch) -> str:
+    """The tiny Llama as a GGUF file, and an empty cache for its conversion."""
+    monkeypatch.setenv("PERFIT_CACHE", str(tmp_path / "cache"))
+    return save_gguf(tiny_llama, tmp_path / "tiny.gguf")
+
+
+def test_the_files_of_the_model_are_recorded(make_site, gguf, tmp_path):
+    site = make_site(model=gguf).prepare()
+    (converted,) = (tmp_path / "cache").iterdir()
+    assert site.context.model() == describe_files(gguf, converted)
+    assert {file.name for file in site.context.model().files} >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_cache_that_was_emptied_is_filled_again(make_site, gguf, tmp_path):
+    site = make_site(model=gguf).prepare()
+    before = files(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    site.prepare()
+    assert files(tmp_path / "cache") == before
+    shutil.rmtree(tmp_path / "cache")
+    prepare(
+        changed(site, cluster=Cluster(model_cache=None)), site.store_uri
+    )  # another file: its tiers are checked anew
+    shutil.rmtree(tmp_path / "cache")
+    prepare(changed(site, cluster=Cluster(model_cache=None)), site.store_uri)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_was_changed_is_not_believed(make_site, gguf, tmp_path):
+    site = make_site(model=gguf).prepare()
+    before = files(site.root)
+    (config,) = (tmp_path / "cache").glob("*/config.json")
+    config.write_text(config.read_text().replace("silu", "gelu"))
+    with pytest.raises(PerfitError, match=r"config\.json has other bytes than when the federation was founded"):
+        prepare(changed(site, rounds=9), site.store_uri)
+    assert files(site.root) == before
+
+
+def test_a_federation_without_a_record_of_its_model_gets_one(make_site):
+    site = make_site().prepare()
+    before = files(site.root)
+    (site.root / "model.json").unlink()
+    with pytest.raises(PerfitError, match=r"model\.json is missing.*\n.*prepare the federation again"):
+        site.context.model()
+    site.prepare()
+    assert files(site.root) == before
+
+
+def test_a_founder_with_other_files_of_the_model(make_site, tiny_llama, tmp_path):
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    site = make_site(model=str(model)).prepare()
+    (site.root / "head.json").unlink()
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    with pytest.raises(PerfitError, match=r"config\.json has other bytes than when the federation was founded"):
+        site.prepare()
+    assert not (site.root / "head.json").exists()
+
+
+def test_a_damaged_record_of_the_model(make_site):
+    site = make_site().prepare()
+    (site.root / "model.json").write_text("{}")
+    with pytest.raises(PerfitError, match=r"model\.json: .*\n.*backup"):
+        site.prepare()
 
 
 # The compiled pipeline
@@ -229,6 +322,6 @@ def test_a_federation_of_version_0_1_is_refused_with_what_to_do(make_site):
     (site.root / "head.json").write_text(json.dumps(old))
     before = files(site.root)
     for act in (site.prepare, lambda: site.context):
-        with pytest.raises(PerfitError, match=r"founded by perfit 0\.1.*\n  fix: give the federation another name"):
+        with pytest.raises(PerfitError, match=r"created by perfit 0\.1.*\n  fix: give the federation another name"):
             act()
     assert files(site.root) == before

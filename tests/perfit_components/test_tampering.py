@@ -16,20 +16,25 @@ from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_vectors
 from perfit.aggregation import aggregate
 from perfit.space import LoraSpace
+from perfit_components.steps.aggregate import close_round
+from perfit_components.steps.commit import commit_round
+from perfit_components.steps.context import FederationContext
+from perfit_storage import FederationStore
 
 from .running import Site, files
 from .test_aggregate import committed, update_of, values_of
 
 
 class Eve:
-    """What client eve left in round 1, and how she may change it."""
+    """What a client, eve unless another is named, left in round 1, and how she may change it."""
 
-    def __init__(self, site: Site):
+    def __init__(self, site: Site, name: str = "eve"):
         self.root, self.spec = site.root, site.spec
-        self.record_path = self.root / "rounds/1/updates/eve.json"
-        self.update_path = self.root / "rounds/1/updates/eve.safetensors"
+        self.key = f"rounds/1/updates/{name}.safetensors"
+        self.record_path = self.root / f"rounds/1/updates/{name}.json"
+        self.update_path = self.root / self.key
         self.record: dict[str, Any] = json.loads(self.record_path.read_text())
-        self.space, self.mask = site.mask_file("eve").space, site.mask_file("eve").mask
+        self.space, self.mask = site.mask_file(name).space, site.mask_file(name).mask
         file = AdapterFile.parse(self.update_path.read_bytes())
         self.header, self.values = file.header, file.vectors(self.mask, ["values"])["values"]
 
@@ -43,7 +48,7 @@ class Eve:
 
     def sends_bytes(self, data: bytes, **fields: Any) -> None:
         self.update_path.write_bytes(data)
-        blob = {"key": "rounds/1/updates/eve.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
+        blob = {"key": self.key, "sha256": hashlib.sha256(data).hexdigest()}
         self.says(update=blob, **fields)
 
     def names(self, key: str | None) -> None:
@@ -155,7 +160,7 @@ CASES = {
     "other expansion": (other_header(expansion=4), "its update says expansion 4, the plan 2"),
     "nan": (one_value(np.nan), "1 values are not finite"),
     "infinite": (one_value(np.inf), "1 values are not finite"),
-    "surplus tensor": (surplus_tensor, "it holds 8 tensors beside values"),
+    "surplus tensor": (surplus_tensor, "it holds 8 tensors besides values"),
     "bob's update": (update_of_bob, "its update says client 'bob', the plan 'eve'"),
     "bob's record": (record_of_bob, "its record says client 'bob', the plan 'eve'"),
     "below the budget": (architecture_of_bob, "its mask says budget 224, the plan 448"),
@@ -190,7 +195,7 @@ CASES = {
     "nested without end": (text("[" * 100_000), "Invalid JSON"),
     "a lone surrogate": (text('{"status": "failed", "reason": "\\ud800"}'), "Invalid JSON"),
     "no UTF-8": (lambda eve: eve.record_path.write_bytes(b'{"a": "\xff"}'), "Invalid JSON"),
-    "too large": (text('{"reason": "' + "x" * 2**22 + '"}'), "bytes, 4,194,304 are the most"),
+    "too large": (text('{"reason": "' + "x" * 2**22 + '"}'), "it has more than 4,194,304 bytes"),
     "no object": (text("[]"), "Input should be"),
     "no record": (text("{}"), "Unable to extract tag"),
 }
@@ -201,7 +206,7 @@ def test_a_tampered_update_is_refused_named_and_left_out(trained, case):
     tamper, reason = CASES[case]
     tamper(Eve(trained))
     others = [record.client for record in trained.aggregate(1).trained]
-    outcome = trained.context.summary(1).clients[2]
+    outcome = trained.summary(1).clients[2]
     assert (outcome.client, outcome.rank, outcome.tier) == ("eve", 2, "default")
     assert outcome.status == "refused"
     assert reason in outcome.reason
@@ -213,11 +218,81 @@ def test_a_tampered_update_is_refused_named_and_left_out(trained, case):
 
 @pytest.mark.parametrize("method", ["fedit", "local"])
 def test_a_record_of_another_round_or_client_is_refused_where_all_masks_are_alike(make_site, method):
-    site = make_site(method={"name": method}, clients={"ann": {}, "bob": {}}, rounds=2).run()
+    site = make_site(method={"name": method}, clients={"ann": {}, "bob": {}}, rounds=2).prepare()
+    site.run_round(1)
+    site.train(2)
     updates = site.root / "rounds/2/updates"
-    (site.root / "rounds/2/summary.json").unlink()
-    for source in (site.root / "rounds/1/updates/bob.json", updates / "ann.json"):
-        shutil.copy(source, updates / "bob.json")
-        outcome = site.aggregate(2).clients[1]
+    for number, source in enumerate([site.root / "rounds/1/updates/bob.json", updates / "ann.json"]):
+        copy = Site(site.spec, (site.root.parents[2] / f"copy-{number}").as_uri())
+        shutil.copytree(site.root, copy.root)
+        shutil.copy(source, copy.root / "rounds/2/updates/bob.json")
+        outcome = copy.aggregate(2).clients[1]
         assert (outcome.client, outcome.status) == ("bob", "refused")
-        (site.root / "rounds/2/summary.json").unlink(missing_ok=True)
+
+
+def test_an_update_tuned_from_another_base_is_refused(make_site):
+    site = make_site(clients={"ann": {}, "bob": {}}).prepare()
+    site.train(1)
+    eve = Eve(site, "bob")
+    eve.sends(replace(eve.header, base_sha256="0" * 64), eve.values)
+    outcome = site.aggregate(1).clients[1]
+    assert (outcome.client, outcome.status) == ("bob", "refused")
+    assert "its update says base_sha256" in outcome.reason
+
+
+# Values that are well formed and harmful
+
+
+def committed_by(site: Site, *clients: str) -> np.ndarray:
+    """The global values if these clients alone had counted."""
+    start = values_of(files(site.root)["rounds/0/global.safetensors"])
+    return aggregate(start, [update_of(site, client) for client in clients])
+
+
+def test_values_out_of_all_proportion_are_cut_and_named(trained, capsys):
+    eve = Eve(trained)
+    eve.sends(eve.header, np.full_like(eve.values, 1e30))
+    close_round(trained.uri, 1)
+    (limited,) = trained.summary(1).limited
+    assert (limited.client, limited.weight, limited.samples) == ("eve", eve.record["samples"], eve.record["samples"])
+    assert 0 < limited.factors["values"] < 1e-28
+    assert "eve counts as" in capsys.readouterr().out
+    start, honest = values_of(files(trained.root)["rounds/0/global.safetensors"]), committed_by(trained, "ann", "bob")
+    assert np.abs(committed(trained) - start).max() < 10 * np.abs(honest - start).max()
+
+
+def test_a_client_that_claims_all_samples_has_half_the_weight(trained):
+    Eve(trained).says(samples=10**9)
+    summary = trained.aggregate(1)
+    samples = {record.client: record.samples for record in summary.trained}
+    (limited,) = summary.limited
+    assert (limited.client, limited.weight, limited.factors) == ("eve", samples["ann"] + samples["bob"], {})
+    honest = update_of(trained, "eve")
+    updates = [*(update_of(trained, client) for client in ("ann", "bob")), replace(honest, samples=limited.weight)]
+    start = values_of(files(trained.root)["rounds/0/global.safetensors"])
+    assert (committed(trained) == aggregate(start, updates)).all()
+
+
+def test_honest_updates_are_averaged_in_one_pass_as_they_are(trained):
+    assert trained.aggregate(1).limited == ()
+    assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
+
+
+def test_an_update_exchanged_between_two_passes_is_refused(trained):
+    eve = Eve(trained)
+    eve.sends(eve.header, np.full_like(eve.values, 1e30))
+
+    class Exchanging(FederationStore):
+        """A store in which eve writes another update once her first was read."""
+
+        def read_blob(self, blob, limit=None):
+            data = super().read_blob(blob, limit=limit)
+            if blob.key.endswith("eve.safetensors"):
+                eve.sends(eve.header, eve.values + np.float32(np.random.default_rng().random()))
+            return data
+
+    store = Exchanging.open(trained.store_uri, trained.spec.name)
+    summary = commit_round(FederationContext(store, trained.spec), 1)
+    assert (summary.clients[2].client, summary.clients[2].status) == ("eve", "refused")
+    assert "exchanged while the round was averaged" in summary.clients[2].reason
+    assert (committed(trained) == committed_by(trained, "ann", "bob")).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -40,16 +41,18 @@ def make(tiny_llama, tmp_path) -> Callable[..., Home]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A home whose federation has run to its end, and what that command printed."""
+    """A home whose federation has run to its end, what that command printed, and how long it took."""
 
     home: Home
     result: Result
+    seconds: float
 
 
 @pytest.fixture(scope="session")
 def finished(tiny_llama, tmp_path_factory) -> Finished:
     """``perfit run`` on a file store. Leave the home as it is."""
     home = make_home(tmp_path_factory.mktemp("finished"), tiny_llama)
+    started = time.monotonic()
     result = home.stored("run", home.file)
     assert result.code == 0, result.err
-    return Finished(home, result)
+    return Finished(home, result, time.monotonic() - started)

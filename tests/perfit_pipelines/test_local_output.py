@@ -8,13 +8,13 @@ import threading
 from perfit_components.log_lines import parse_task
 from perfit_pipelines.local_run import _ErrorFinder, _OutputLog
 
-# As KFP 2.17 printed it when no client of a federation had an architecture (inputs left out, paths shortened).
+# As KFP 2.17 printed it when no client of a federation delivered (inputs left out, paths shortened).
 FAILED_TASK = """\
-21:37:02.906 - INFO - Executing task \x1b[96m'close-search'\x1b[0m
+21:37:02.906 - INFO - Executing task \x1b[96m'aggregate'\x1b[0m
 21:37:02.906 - INFO - Streamed logs:
 
     [KFP Executor 2026-11-22 21:37:02,960 INFO]: Got executor_input:
-    0 of 1 clients have an architecture
+    0 of 1 clients delivered
       ann: /data/ann.jsonl: no such file
       fix: check the path
     Traceback (most recent call last):
@@ -28,22 +28,22 @@ FAILED_TASK = """\
       File "/site-packages/kfp/dsl/executor.py", line 453, in execute
         result = self.func(**func_kwargs)
                  ^^^^^^^^^^^^^^^^^^^^^^^^
-      File "/tmp/a/ephemeral_component.py", line 19, in close_search
-        check_search(federation, statuses)
-      File "/work/perfit_components/steps/search_result.py", line 24, in check_search
+      File "/tmp/a/ephemeral_component.py", line 42, in aggregate
+        closed = close_round(federation, round, tiers if plan_next else [])
+      File "/work/perfit_components/steps/aggregate.py", line 180, in _check_quorum
         raise PerfitError(
-    perfit.errors.PerfitError: 0 clients have an architecture, participation.minimum_clients is 1:
-      ann: /data/ann.jsonl: no such file
+    perfit.errors.PerfitError: round 1 is not committed: 0 of 1 clients delivered. Without an update:
+      ann (failed): /data/ann.jsonl: no such file
       fix: check the path
-      fix: repair these clients and run again (who has an architecture does not search again)
+      fix: repair these clients and run again (who delivered does not train again), or lower minimum_clients
 
-21:37:03.192 - ERROR - Task \x1b[96m'close-search'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m
+21:37:03.192 - ERROR - Task \x1b[96m'aggregate'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m
 """
 
 
 def test_a_task_in_a_line():
-    assert parse_task(FAILED_TASK.splitlines()[0]) == "close-search"
-    assert parse_task("Task 'close-search' finished with status FAILURE") is None
+    assert parse_task(FAILED_TASK.splitlines()[0]) == "aggregate"
+    assert parse_task("Task 'aggregate' finished with status FAILURE") is None
 
 
 def test_lines_of_interleaved_threads_stay_whole():
@@ -85,11 +85,11 @@ def test_the_error_of_a_task_is_found_whole():
         finder.read(line)
     problem, _, fix = finder.last.rpartition("\n  fix: ")
     assert problem == (
-        "0 clients have an architecture, participation.minimum_clients is 1:\n"
-        "  ann: /data/ann.jsonl: no such file\n"
+        "round 1 is not committed: 0 of 1 clients delivered. Without an update:\n"
+        "  ann (failed): /data/ann.jsonl: no such file\n"
         "  fix: check the path"
     )
-    assert fix == "repair these clients and run again (who has an architecture does not search again)"
+    assert fix == "repair these clients and run again (who delivered does not train again), or lower minimum_clients"
 
 
 def test_errors_that_are_not_ours_are_left():

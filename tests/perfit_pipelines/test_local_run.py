@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
+import time
 import uuid
 from pathlib import Path
 
 import pytest
+import yaml
 from kfp import local
 
 from perfit.errors import PerfitError
-from perfit_components.log_lines import plain
+from perfit.federation_file import parse_federation
+from perfit_components.log_lines import parse_task, plain
 from perfit_pipelines import local_run
 from perfit_pipelines.local_run import run_locally
 from perfit_pipelines.pipelines import federated_round
+from perfit_report import scalar_metrics
 from perfit_storage import open_store
 
 from ..perfit_components.running import Site, files, in_memory
@@ -43,13 +48,27 @@ def test_a_run_on_a_real_s3_server_leaves_the_same_files(finished, s3_server, tm
 
 def test_a_second_run_trains_nothing_and_prints_the_same(finished):
     before = files(finished.home.site.root)
+    started = time.monotonic()
     again = finished.home.stored("run", finished.home.file)
     assert again.code == 0, again.err
+    assert time.monotonic() - started < finished.seconds
     assert files(finished.home.site.root) == before
     assert "  step " in finished.result.out
     assert "  step " not in again.out
     table = finished.result.out[finished.result.out.index("Perplexity") :]
     assert again.out.endswith(table)
+    log = (finished.home.directory / ".perfit/tiny/run.log").read_text()
+    assert list(filter(None, map(parse_task, log.splitlines()))) == ["prepare", "aggregate", "aggregate-2"]
+
+
+def test_every_round_leaves_a_page_and_metrics_to_kfp(finished):
+    outputs = files(finished.home.directory / ".perfit/tiny/kfp")
+    first = min(key.partition("/")[0] for key in outputs)  # another test runs the federation again
+    for round, task in [(1, "aggregate"), (2, "aggregate-2")]:
+        assert outputs[f"{first}/{task}/page"] == files(finished.home.site.root)[f"rounds/{round}/report.html"]
+        artifacts = json.loads(outputs[f"{first}/{task}/executor_output.json"])["artifacts"]
+        (metrics,) = artifacts["metrics"]["artifacts"]
+        assert metrics["metadata"] == scalar_metrics(finished.home.site.summary(round))
 
 
 def test_a_run_whose_clients_all_fail_says_why(make):
@@ -58,11 +77,37 @@ def test_a_run_whose_clients_all_fail_says_why(make):
     result = home.stored("run", home.file)
     assert result.code == 1
     first, *rest = result.err.splitlines()
-    assert first == "error: 0 clients have an architecture, participation.minimum_clients is 1:"
-    assert rest[0].startswith(f"  ann: {home.directory}/data/ann.jsonl: no usable record: line 1: the prompt alone has")
-    assert rest[-1] == "  fix: repair these clients and run again (who has an architecture does not search again)"
+    assert first == (
+        "error: round 1 is not committed: 0 of 1 clients delivered, participation.minimum_clients is 1. "
+        "The head stays where it was. Without an update:"
+    )
+    assert rest[0].startswith(
+        f"  ann (failed): {home.directory}/data/ann.jsonl: no usable record: line 1: the prompt alone has"
+    )
+    assert rest[-1] == (
+        "  fix: repair these clients and run again (who delivered does not train again), or lower minimum_clients"
+    )
     assert f"client ann has no result: {home.directory}/data/ann.jsonl" in result.out
     assert home.site.store.read_head().round == 0
+
+
+def test_a_round_is_committed_without_the_client_that_fails(make):
+    """Prompts of 200 words, which the command's own check of the records does not measure."""
+    home = make(rounds=1)
+    record = {"instruction": "sea " * 200, "output": "blue"}
+    (home.directory / "data/bob.jsonl").write_text(f"{json.dumps(record)}\n" * 4)
+    result = home.stored("run", home.file)
+    assert result.code == 0, result.err
+    reason = f"{home.directory}/data/bob.jsonl: no usable record: line 1: the prompt alone has"
+    assert [line for line in result.out.splitlines() if line.startswith(f"client bob has no result: {reason}")]
+    rows = {line.split()[0]: line.split() for line in result.out.splitlines() if line.startswith((" ann", " bob"))}
+    assert (rows["ann"][-1], rows["bob"]) == ("ok", ["bob", "1", *["-"] * 7, "failed"])
+    assert "round 1 is committed: 1 of 2 clients delivered" in (home.directory / ".perfit/tiny/run.log").read_text()
+    assert sorted(path.name for path in (home.directory / ".perfit/tiny/adapters").iterdir()) == ["ann"]
+    (status,) = [line.split() for line in home.stored("status").out.splitlines() if " of 2 " in line]
+    assert (status[:4], status[-2:]) == (["1", "1", "of", "2"], ["bob", "failed"])
+    page = (home.directory / ".perfit/tiny/report.html").read_text()
+    assert "no usable record: line 1: the prompt alone has" in page
 
 
 def test_an_error_that_is_not_ours_points_at_the_log(home, tmp_path):
@@ -73,7 +118,7 @@ def test_an_error_that_is_not_ours_points_at_the_log(home, tmp_path):
     spec = home.site.spec.model_copy(update={"model": str(broken)})
     with pytest.raises(PerfitError) as caught:
         run_locally(spec, home.site.store_uri, {}, tmp_path / "run", lambda line: None)
-    assert "prepare-federation" in caught.value.problem
+    assert "Inner task failed: 'prepare'" in caught.value.problem
     assert caught.value.fix == f"look at the end of {tmp_path}/run/run.log"
     assert "hidden_size" in (tmp_path / "run/run.log").read_text()
 
@@ -81,11 +126,11 @@ def test_an_error_that_is_not_ours_points_at_the_log(home, tmp_path):
 # One round from the head
 
 
-def run_round(site: Site, root: Path) -> None:
+def run_round(site: Site, root: Path, **parameters: str) -> None:
     """Run ``federated_round`` as a scheduled run does, here through the local runner."""
     with local_run._settings({}):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
-        federated_round(site.spec, site.store_uri)()
+        federated_round(site.spec, site.store_uri)(**parameters)
 
 
 def test_one_round_after_the_other_with_a_client_that_joins(tiny_llama, tmp_path, capfd):
@@ -95,15 +140,39 @@ def test_one_round_after_the_other_with_a_client_that_joins(tiny_llama, tmp_path
     first = files(home.site.root)
     assert [key for key in first if key.startswith("masks/")] == [key for key in first if key.startswith("masks/ann/")]
 
-    home.file.write_text(home.file.read_text() + "- {id: bob, data: data/bob.jsonl, tier: weak, rank: 1}\n")
+    tree = yaml.safe_load(home.file.read_text())
+    tree["clients"].append({"id": "bob", "data": "data/bob.jsonl", "tier": "weak", "rank": 1})
+    home.file.write_text(yaml.safe_dump(tree))
     capfd.readouterr()
     run_round(home.site, tmp_path / "kfp")
     assert home.site.store.read_head().round == 2
     second = files(home.site.root)
-    assert [outcome["client"] for outcome in home.site.store.read_summary(2)["clients"]] == ["ann", "bob"]
+    assert [outcome.client for outcome in home.site.summary(2).trained] == ["ann", "bob"]
     assert len([key for key in second if key.startswith("masks/bob/")]) == 1
     printed = capfd.readouterr().out
     assert "round=0 client=bob" in printed
     assert "round=0 client=ann" not in printed
     kept = [key for key in first if key not in ("head.json", "spec.yaml") and not key.startswith("clients/")]
     assert {key: second[key] for key in kept} == {key: first[key] for key in kept}
+
+
+def test_a_run_by_another_method_has_a_directory_that_every_command_opens(home, tmp_path):
+    run_round(home.site, tmp_path / "kfp", method="fedsa-lora")
+    root = home.site.root.with_name("tiny.fedsa-lora")
+    assert not home.site.root.exists()
+    assert parse_federation((root / "spec.yaml").read_text()).method.name == "fedsa-lora"
+    assert (root / "clients/ann/state/1.safetensors").exists()
+    home.site.prepare()
+    several = "holds the federations tiny, tiny.fedsa-lora\n  fix: name one with --federation\n"
+    assert home.stored("status").err.endswith(several)
+
+    status = home.stored("status", "-f", "tiny.fedsa-lora").out.splitlines()
+    assert status[0].startswith(f"file://{root}: round 1 committed, ")
+    assert [line.split()[:3] for line in status if line.startswith((" ann", " bob"))] == [
+        ["ann", "2", "448"],
+        ["bob", "1", "224"],
+    ]
+    assert home.stored("report", "-f", "tiny.fedsa-lora", "-o", "page.html").code == 0
+    assert (tmp_path / "page.html").read_bytes() == (root / "rounds/1/report.html").read_bytes()
+    assert home.stored("export", "bob", "bob", "-f", "tiny.fedsa-lora").code == 0
+    assert files(tmp_path / "bob") == files(root / "clients/bob/adapter")

@@ -11,6 +11,8 @@ import pytest
 from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
 from perfit.models import locate, prepare_model
+from perfit.protocol import parse_outcome
+from perfit_storage import Blob
 
 from ..perfit_components.running import Site
 from .commands import Home
@@ -50,27 +52,30 @@ def test_a_real_model_from_gguf_to_a_peft_adapter(site, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from perfit.adapter_file import load_mask, load_values
+    from perfit.adapter import SparseAdapter
+    from perfit.adapter_file import AdapterFile
     from perfit.client import load_client_data, load_expanded
     from perfit.lora import compact
     from perfit_pipelines.cli.results import export_adapter
 
     site.run()
-    record = site.store.read_record(1, "bank")
-    _, space, mask = load_mask(site.store.get_mask("bank", record["mask_sha256"]))
-    assert np.count_nonzero(mask) == space.budget(4) == record["budget"]
-    _, adapter = load_values(site.store.read_update(record), mask)
+    record = parse_outcome(site.store.read_record(1, "bank"))
+    file = site.mask_file("bank")
+    space, mask = file.space, file.mask
+    assert np.count_nonzero(mask) == space.budget(4) == record.budget
+    update = AdapterFile.parse(site.store.read_blob(Blob(record.update.key, record.update.sha256)))
+    adapter = SparseAdapter(space, mask, update.vectors(mask, ["values"])["values"])
     assert np.any(adapter.values != space.initial_values(0)[mask])
-    assert record["perplexity"]["round_0"] == record["perplexity"]["before"] != record["perplexity"]["after"]
+    assert record.perplexity.round_0 == record.perplexity.before != record.perplexity.after
 
-    export_adapter(site.store, "bank", tmp_path / "bank")
+    export_adapter(site.context, "bank", tmp_path / "bank")
     assert json.loads((tmp_path / "bank/adapter_config.json").read_text())["r"] == 8
     model = load_expanded(site.spec, tmp_path / "cache")
     example = load_client_data(site.spec, site.spec.clients[0], model.tokenizer).held_out.examples[0]
     tokens = torch.tensor([example.input_ids])
     with torch.inference_mode():
         plain = model.peft.eval()(input_ids=tokens).logits
-        with compact(model.peft, adapter):
+        with compact(model.peft, space, adapter.dense(), mask):
             tuned = model.peft(input_ids=tokens).logits
     base = AutoModelForCausalLM.from_pretrained(prepare_model(MODEL, tmp_path / "cache"), dtype=torch.float32)
     exported = PeftModel.from_pretrained(base, tmp_path / "bank").eval()

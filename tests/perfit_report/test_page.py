@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from perfit.methods import METHODS
-from perfit.protocol import Base, Blob, ClientStatus, Perplexity, RoundSummary, UpdateRecord
+from perfit.protocol import Base, Blob, ClientStatus, Limited, Perplexity, RoundSummary, UpdateRecord
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 from perfit_report import last_records, render_report, scalar_metrics
@@ -193,6 +193,26 @@ def test_failures_of_a_round_are_grouped_by_reason():
 
 def test_no_section_of_failures_without_any():
     assert "Failures" not in page(summaries=[by_hand()[1]])
+
+
+def test_updates_that_counted_for_less_are_listed_with_the_limits():
+    summaries = by_hand()
+    limited = (
+        Limited(client="late", samples=900, weight=12, factors={}),
+        Limited(client="early", samples=8, weight=8, factors={"values": 0.25, "control": 0.5}),
+    )
+    summaries[1] = summaries[1].model_copy(update={"limited": limited})
+    found = section(page(summaries=summaries), "Limited updates")
+    assert rows(found) == [
+        ["2", "late", "900", "12", "\u2013"],
+        ["2", "early", "8", "8", "values: 25 %, control: 50 %"],
+    ]
+    assert "no client has more than 50 %" in text(found)
+    assert "no change exceeds 3 times the median" in text(found)
+
+
+def test_no_section_of_limits_where_none_was_met():
+    assert "Limited updates" not in page()
 
 
 def test_overlap_beside_chance():

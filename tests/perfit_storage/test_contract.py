@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from perfit_storage import ObjectNotFound, ObjectStore, StoreError
+from perfit_storage import ObjectNotFound, ObjectStore, ObjectTooLarge, StoreError
 
 
 def test_put_then_get(store: ObjectStore):
@@ -142,3 +142,15 @@ def test_readers_see_whole_objects(store: ObjectStore):
         for writer in writers:
             writer.result()
         assert {kind for reader in readers for kind in reader.result()} == {(size, 1)}
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_an_object_of_more_bytes_than_the_limit_is_refused(store: ObjectStore, size: int):
+    store.put("a", b"x" * size)
+    assert len(store.get("a", limit=size).data) == len(store.get("a", limit=size + 1).data) == size
+    if size:
+        with pytest.raises(ObjectTooLarge, match=f"more than {size - 1:,} bytes"):
+            store.get("a", limit=size - 1)
+        assert not store.create("a", b"")
+    with pytest.raises(ObjectNotFound):
+        store.get("b", limit=size)

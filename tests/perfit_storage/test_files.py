@@ -86,3 +86,42 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "file", b"")
     assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_what_killed_writers_left_is_swept_after_a_day(tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    assert store.sweep("") == 0
+    assert not (tmp_path / "store").exists()
+    for key in ("a/b", "a/c/d", "other/e"):
+        store.put(key, b"1")
+    old, new = f".perfit-{'0' * 32}", f".perfit-{'1' * 32}"
+    for directory in ("a", "a/c", "other"):
+        for name in (old, new, ".perfit-lock", "object"):
+            (tmp_path / "store" / directory / name).write_bytes(b"half")
+            if name != new:
+                os.utime(tmp_path / "store" / directory / name, (0, 0))
+    assert store.sweep("a/") == 2
+    assert not (tmp_path / "store" / "a" / "c" / old).exists()
+    assert store.sweep("") == 1
+    assert store.sweep("") == 0
+    for directory in ("a", "a/c", "other"):
+        assert {new, ".perfit-lock", "object"} <= {path.name for path in (tmp_path / "store" / directory).iterdir()}
+    assert list(store.list("")) == ["a/b", "a/c/d", "a/c/object", "a/object", "other/e", "other/object"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the names of open directories")
+def test_new_directories_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced, fsync = [], os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    store = open_store((tmp_path / "new" / "store").as_uri())
+    store.create("a/b/c", b"1")
+    directories = [path for path in synced if not path.rpartition("/")[2].startswith(".perfit-")]
+    assert directories == [".", "new", "new/store", "new/store/a", "new/store/a/b"]
+    synced.clear()
+    store.put("a/b/d", b"1")
+    assert len(synced) == 2, "the file and its directory"

@@ -13,7 +13,7 @@ ADAPTER, STATE = Blob("rounds/3/global.safetensors", "ab" * 32), Blob("rounds/3/
 WHERE = "file:///store/federations/demo/head.json"
 
 
-@pytest.mark.parametrize("head", [Head(3, ADAPTER), Head(3, ADAPTER, STATE)], ids=["adapter", "adapter and state"])
+@pytest.mark.parametrize("head", [Head(3, ADAPTER), Head(3, ADAPTER, STATE), Head(3, ADAPTER, None, STATE)])
 def test_a_head_comes_back(head: Head):
     assert parse_head(WHERE, dump_head(head)) == head
 
@@ -24,6 +24,7 @@ def test_its_text():
         "round": 3,
         "adapter": {"key": "rounds/3/global.safetensors", "sha256": "ab" * 32},
         "state": None,
+        "summary": None,
     }
     assert dump_head(Head(3, ADAPTER, STATE)).startswith(b'{\n "adapter": {\n  "key": "rounds/3/global.safetensors",')
 
@@ -33,17 +34,17 @@ def test_a_head_of_perfit_0_1():
         parse_head(WHERE, b'{\n "key": "rounds/2/global.safetensors",\n "round": 2,\n "sha256": "ab"\n}\n')
     assert type(caught.value) is StoreError, "nothing is corrupt"
     assert caught.value.problem == (
-        f"{WHERE} is of a federation that was founded by perfit 0.1, whose files this version does not read"
+        f"{WHERE} belongs to a federation created by perfit 0.1, whose files this version cannot read"
     )
     assert caught.value.fix == (
-        "give the federation another name to found it anew, or go on with perfit 0.1; its adapters are PEFT "
+        "give the federation another name to start again, or continue with perfit 0.1; its adapters are PEFT "
         "directories under clients/<id>/adapter and load without perfit"
     )
 
 
 def test_a_head_of_a_later_version():
     text = json.dumps({**json.loads(dump_head(Head(3, ADAPTER))), "format": 3, "shards": 2})
-    with pytest.raises(StoreError, match="is of a later version of perfit") as caught:
+    with pytest.raises(StoreError, match="was written by a later version of perfit") as caught:
         parse_head(WHERE, text.encode())
     assert caught.value.fix == "upgrade perfit"
 

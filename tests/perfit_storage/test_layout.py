@@ -81,6 +81,14 @@ def test_spec_is_created_once_and_then_compared(federation: FederationStore):
     assert federation.read_spec() == b"v2"
 
 
+def test_the_models_files_are_written_once(federation: FederationStore):
+    assert federation.read_model() is None
+    assert federation.create_model(b"these")
+    assert federation.create_model(b"these")
+    assert not federation.create_model(b"others")
+    assert federation.read_model() == b"these"
+
+
 def test_spec_of_an_unknown_federation(store: ObjectStore, federation: FederationStore):
     with pytest.raises(ObjectNotFound, match="no federation yet"):
         federation.read_spec()
@@ -228,7 +236,7 @@ def test_a_federation_of_perfit_0_1_is_refused_with_what_to_do(store: ObjectStor
         lambda: federation.advance_head(Head(0, Blob("k", "00")), Head(1, Blob("l", "11"))),
     ):
         with pytest.raises(
-            StoreError, match=r"demo/head\.json is of a federation that was founded by perfit 0\.1"
+            StoreError, match=r"demo/head\.json belongs to a federation created by perfit 0\.1"
         ) as caught:
             act()
         assert caught.value.fix.startswith("give the federation another name")
@@ -240,15 +248,14 @@ def test_a_record_cannot_lead_out_of_the_federation(store: ObjectStore, federati
         federation.read_blob(Blob("../../secret", sha256(b"of another").hexdigest()))
 
 
-def test_summaries_are_in_the_order_of_rounds(federation: FederationStore):
-    assert federation.summarised_rounds() == []
-    assert federation.read_summary(1) is None
-    for round in (10, 9, 1):
-        federation.put_summary(round, f"round {round}".encode())
-    assert federation.summarised_rounds() == [1, 9, 10]
-    federation.put_summary(9, b"round 9 again")
-    assert federation.read_summary(9) == b"round 9 again"
-    assert federation.summarised_rounds() == [1, 9, 10]
+def test_a_summary_is_never_overwritten(federation: FederationStore):
+    first, again = (federation.put_summary(9, text) for text in (b"round 9", b"round 9 otherwise"))
+    assert first.key == "rounds/9/summary.json"
+    assert again.key == f"rounds/9/summary.{sha256(b'round 9 otherwise').hexdigest()}.json"
+    assert federation.put_summary(9, b"round 9") == first
+    assert [federation.read_blob(blob) for blob in (first, again)] == [b"round 9", b"round 9 otherwise"]
+    assert federation.has_blob(first.key)
+    assert not federation.has_blob("rounds/8/summary.json")
 
 
 def test_reports_and_client_files(federation: FederationStore):

@@ -1,4 +1,4 @@
-"""The methods by name: those of this package, one paper a file, and those that installed packages add.
+"""The methods by name: those of this package, one file per paper, and those that installed packages add.
 
 A package adds methods with entry points of the group ``perfit.methods``, each naming a :class:`Method`::
 
@@ -53,4 +53,4 @@ _TABLE = (
 METHODS: dict[str, Method] = {
     method.name: method for method in (*(entry.load() for entry in entry_points(group="perfit.methods")), *_TABLE)
 }
-"""Every method by the name that federation files know it by; a package cannot replace one of the table."""
+"""Every method by its name in federation files; installed packages cannot replace one of this package."""

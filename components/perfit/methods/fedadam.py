@@ -1,6 +1,6 @@
 """FedAdam: Adam at the server (Reddi et al., 2020, arXiv 2003.00295, algorithm 2).
 
-With D the mean of the clients' values less the global ones: m <- b1 * m + (1 - b1) * D, v <- b2 * v + (1 - b2) * D^2,
+With D the mean of the clients' values minus the global ones: m <- b1 * m + (1 - b1) * D, v <- b2 * v + (1 - b2) * D^2,
 x <- x + rate * m / (sqrt(v) + tau), v starting at tau^2. A position that nobody shared this round keeps all three.
 """
 

@@ -1,6 +1,6 @@
 """FedAvgM: momentum at the server (Hsu et al., 2019, arXiv 1909.06335; Reddi et al., 2020, arXiv 2003.00295).
 
-With D the mean of the clients' values less the global ones: m <- momentum * m + D, x <- x + rate * m. A position that
+With D the mean of the clients' values minus the global ones: m <- momentum * m + D, x <- x + rate * m. A position that
 nobody shared this round keeps both.
 """
 
@@ -31,12 +31,12 @@ def init(values: np.ndarray) -> Vectors:
 
 
 def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
-    """Take one step of gradient descent with momentum, D for the negative gradient."""
+    """Take one step of gradient descent with momentum, where D is the negative gradient."""
     shared = cohort.holders > 0
     mean = cohort.mean(VALUES, state[VALUES])
     step = mean - state[VALUES]
     momentum = np.where(shared, options.momentum * state[MOMENTUM] + step, state[MOMENTUM])
-    # x + rate * m, from the mean: at rate 1 without momentum nothing is added to it, and it keeps its very bits.
+    # x + rate * m, written from the mean: at rate 1 without momentum it is the mean bit for bit.
     values = np.where(shared, mean - (step - options.server_learning_rate * momentum), state[VALUES])
     return {VALUES: values.astype(np.float32), MOMENTUM: momentum.astype(np.float32)}
 

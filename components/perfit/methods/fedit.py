@@ -8,7 +8,7 @@ from perfit.methods.method import Method, MethodOptions
 
 
 class Options(MethodOptions):
-    """FedIT has none."""
+    """FedIT has no options."""
 
     name: Literal["fedit"] = "fedit"
 

@@ -1,6 +1,6 @@
-"""FedSA-LoRA: A and B are trained, A alone is shared (Guo et al., 2024, arXiv 2410.01463).
+"""FedSA-LoRA: A and B are trained, only A is shared (Guo et al., 2024, arXiv 2410.01463).
 
-A is found to learn what clients have in common, B what is each client's own.
+The paper finds that A learns what clients have in common, and B what is specific to a client.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from perfit.space import LoraSpace
 
 
 class Options(MethodOptions):
-    """FedSA-LoRA has none."""
+    """FedSA-LoRA has no options."""
 
     name: Literal["fedsa-lora"] = "fedsa-lora"
 

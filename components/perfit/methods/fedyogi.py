@@ -15,7 +15,7 @@ from perfit.methods.method import Method, Vectors
 
 
 class Options(fedadam.Options):
-    """FedYogi's are those of FedAdam."""
+    """The same options as FedAdam's."""
 
     name: Literal["fedyogi"] = "fedyogi"
 

@@ -1,7 +1,7 @@
-"""FFA-LoRA: A stays as it was drawn, B alone is trained and shared (Sun et al., 2024, arXiv 2403.12313).
+"""FFA-LoRA: A keeps its initial values, only B is trained and shared (Sun et al., 2024, arXiv 2403.12313).
 
 With A the same everywhere, the average of the products BA is the product of the average B with A: averaging is exact
-among clients of one rank. Among several ranks a column of B is averaged over the clients that hold it alone.
+among clients of one rank. If ranks differ, a column of B is averaged only over the clients that hold it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from perfit.space import LoraSpace
 
 
 class Options(MethodOptions):
-    """FFA-LoRA has none."""
+    """FFA-LoRA has no options."""
 
     name: Literal["ffa-lora"] = "ffa-lora"
 

@@ -1,4 +1,4 @@
-"""Local tuning: a plain LoRA that each client trains alone; the baseline that joining must beat."""
+"""Local tuning: each client trains a plain LoRA on its own; the baseline that a federation must beat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perfit.space import LoraSpace
 
 
 class Options(MethodOptions):
-    """Local tuning has none."""
+    """Local tuning has no options."""
 
     name: Literal["local"] = "local"
 

@@ -1,8 +1,8 @@
-"""What a federated tuning method is: a value that names its roles, its client hooks and its server rule.
+"""The type of a federated tuning method: its roles, its client hooks and its server rule.
 
-The shape is that of a federated algorithm as state in, state out, cut at the trust boundary: a client's hooks see its
-own values and gradients, the server's rule sees nothing but the mean of what was shared. Everything else that depends
-on a method (budgets, bytes, memory, reports, export) is derived from its :class:`Roles`.
+Hooks and rule are functions from state to state, on two sides of the trust boundary: a client's hooks see its own
+values and gradients, the server's rule sees only the mean of what was shared. Everything else that depends on a method
+(budgets, bytes, memory, reports, export) is derived from its :class:`Roles`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VALUES = "values"
 """The vector that every method has: the LoRA itself."""
 
 Vectors = Mapping[str, np.ndarray]
-"""Float32 vectors by name. At the server they have shape (N,): one entry a position of the expanded space."""
+"""Float32 vectors by name. At the server they have shape (N,): one entry per position of the expanded space."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Roles:
 class ClientStart:
     """What a client begins a round with, at its T trained positions.
 
-    Correction hooks get it block by block, as torch tensors of one LoRA matrix; the other hooks whole, as arrays.
+    Correction hooks get one for each LoRA matrix, with torch tensors; the other hooks get all positions, as arrays.
 
     Args:
         values: float32, shape (T,): what training starts from.
         received: What the server sent, by name, each float32 of shape (T,), zero where nothing is shared.
-        kept: What the client kept of its last round, by name, each float32 of shape (T,); empty in its first round.
+        kept: What the client kept from its last round, by name, each float32 of shape (T,); empty in its first round.
     """
 
     values: np.ndarray
@@ -78,11 +78,11 @@ class ClientStart:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What local training gave, at the T trained positions.
+    """The result of local training, at the T trained positions.
 
     Args:
         values: float32, shape (T,).
-        mean_gradient: float32, shape (T,): mean over the steps of the loss's gradient, clipped but not corrected.
+        mean_gradient: float32, shape (T,): gradient of the loss, clipped but not corrected, averaged over the steps.
     """
 
     values: np.ndarray
@@ -91,7 +91,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class AfterTuning:
-    """What a client does with its round beside sharing its values.
+    """What a client shares and keeps after its round, besides its values.
 
     Args:
         shared: Further vectors to share, by name, each of shape (T,); only the shared positions are sent.
@@ -110,14 +110,14 @@ class MethodOptions(Section):
 
 @dataclass(frozen=True)
 class Search:
-    """How a client searches its architecture in the expanded space.
+    """How a client searches for its architecture in the expanded space.
 
     Args:
-        metric: Importance of a parameter.
-        scope: Within which group of parameters they compete.
-        steps: Optimizer steps.
-        warmup_steps: Of these, before the first pruning.
-        pruning_iterations: How often is pruned.
+        metric: Importance metric of parameters.
+        scope: The group within which parameters compete.
+        steps: Number of optimiser steps.
+        warmup_steps: Number of steps before the first pruning, of ``steps``.
+        pruning_iterations: Number of prunings.
     """
 
     metric: MetricName
@@ -133,7 +133,7 @@ def share_all(space: LoraSpace, held: np.ndarray) -> Roles:
 
 
 def keep_mean(options: Any, state: Vectors, cohort: Cohort) -> Vectors:
-    """Let the mean over the clients that share a position be its new value (FedAvg, arXiv 1602.05629)."""
+    """Set each position to the mean over the clients that share it (FedAvg, arXiv 1602.05629)."""
     return {**state, VALUES: cohort.mean(VALUES, state[VALUES])}
 
 
@@ -146,22 +146,22 @@ class Method:
     """A federated tuning method.
 
     Args:
-        title: As people write it.
-        paper: Where it is from.
+        title: The method's name as papers write it.
+        paper: The paper that describes it.
         options: Its section of the federation file; the default of ``name`` is the method's name.
         roles: (space, held) -> what a client that holds ``held`` trains and shares.
-        search: (options) -> how clients search their architecture; None for a plain LoRA of the client's own rank.
+        search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
         start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
             ``shared`` those with the server's at the shared positions. Without it a client starts from ``shared``.
             A client of such a method does not train on the validation records of the round.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
-            for each LoRA matrix with torch tensors, so it may use arithmetic operators alone.
+            for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.
         init: (initial values, shape (N,)) -> the server's state.
         merge: (options, state, cohort) -> the server's next state.
         uploads: Names of the vectors that a client shares.
         downloads: Names of the state's vectors that clients read; the others are the server's own.
-        weighted: Whether a client counts by its samples in the mean, or each the same.
+        weighted: Whether the mean weighs clients by their samples; otherwise all count the same.
     """
 
     title: str
@@ -180,5 +180,5 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The word in the federation file."""
+        """The method's name in federation files."""
         return self.options.model_fields["name"].default

@@ -1,7 +1,7 @@
 """PerFIT: a personal sparse LoRA for each client (Zhang et al., 2024, arXiv 2402.16919).
 
-Each client searches its architecture in an expanded space (:mod:`perfit.search`) and trains what survived; the server
-averages parameter by parameter over the clients that hold each one.
+Each client searches for its architecture in an expanded space (:mod:`perfit.search`) and trains its positions; the
+server averages each position over the clients that hold it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Options(MethodOptions):
 
 
 def search(options: Options) -> Search:
-    """Return how clients search their architecture."""
+    """Return how clients search for their architectures."""
     return Search(options.metric, options.scope, options.search_steps, options.warmup_steps, options.pruning_iterations)
 
 

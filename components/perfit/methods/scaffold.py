@@ -19,7 +19,7 @@ CONTROL = "control"
 
 
 class Options(MethodOptions):
-    """SCAFFOLD has none: the global step size is 1."""
+    """SCAFFOLD has no options: the global step size is 1."""
 
     name: Literal["scaffold"] = "scaffold"
 
@@ -35,7 +35,7 @@ def correct_drift(options: Options, values: Any, start: ClientStart) -> Any:
 
 
 def renew_control(options: Options, start: ClientStart, tuned: Tuned) -> AfterTuning:
-    """Keep the new control variate, share its change."""
+    """Keep the new control variate, and share its change."""
     change = tuned.mean_gradient - start.kept.get(CONTROL, np.float32(0))
     return AfterTuning(shared={CONTROL: change}, kept={CONTROL: tuned.mean_gradient})
 

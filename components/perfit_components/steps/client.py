@@ -22,7 +22,7 @@ from perfit_components.steps.client_context import (
     read_kept,
     state_file,
 )
-from perfit_components.steps.failure import Failure, failure_as_record
+from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
 from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
     Returns:
         client, status (trained or failed) and reason: what the task shows of the record.
     """
-    result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
+    with stoppable():
+        result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
     if isinstance(result, Failure):
         return _record_failure(uri, round, name, result)
     return _task_output(result)
@@ -66,6 +67,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     if done is not None and is_final(done):
         return parse_outcome(done)
     participant = context.participant
+    stop_after(context.spec.participation.client_deadline_seconds)
     import torch  # which a round that is done does not need
 
     from perfit.client import run_client
@@ -145,7 +147,7 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
     update, adapter = result.update, result.adapter
     if not update.positions.any():
         return None, 0
-    header = context.header(adapter.budget, architecture.sha256)
+    header = context.header(adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
     data = dump_vectors(header, adapter.space, update.positions, update.vectors, context.spec.wire_dtype)
     blob = context.store.put_update(context.round, context.client.id, data)
     return Blob(key=blob.key, sha256=blob.sha256), len(data)

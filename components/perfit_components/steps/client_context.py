@@ -20,7 +20,7 @@ from perfit.methods import Roles, Vectors
 from perfit.protocol import Participant, Plan
 from perfit.round import received_by
 from perfit_components.log_lines import format_step
-from perfit_components.steps.context import FederationContext, model_cache
+from perfit_components.steps.context import FederationContext, model_cache, store_patience
 from perfit_storage import FederationStore, open_store
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ClientContext:
         Raises:
             PerfitError: The store cannot be reached, or the federation has no such client.
         """
-        federation = FederationContext.open(uri)
+        federation = FederationContext.open(uri, store_patience())
         return cls(federation, federation.client_named(name), round)
 
     @property
@@ -90,10 +90,16 @@ class ClientContext:
 
     @cached_property
     def loaded(self) -> tuple[ExpandedModel, ClientData]:
-        """The model with the expanded LoRA, and the client's records."""
-        from perfit.client import load_client_data, load_expanded
+        """The model with the expanded LoRA, and the client's records.
 
-        model = load_expanded(self.spec, model_cache())
+        The cache of models is only read, and believed as far as its files are those that the federation was founded
+        with.
+        """
+        from perfit.client import load_client_data, load_prepared
+        from perfit.models import checked_model
+
+        with tempfile.TemporaryDirectory() as scratch:
+            model = load_prepared(self.spec, checked_model(self.federation.model(), model_cache(), Path(scratch)))
         with tempfile.TemporaryDirectory() as downloads:
             return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
 

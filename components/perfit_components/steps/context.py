@@ -12,6 +12,7 @@ from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
 from perfit.cluster_spec import ClusterClient, ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
+from perfit.model_files import ModelManifest
 from perfit.protocol import Base, MessageError, Plan, RoundSummary
 from perfit.space import LoraSpace
 from perfit_storage import Blob, FederationStore, Head
@@ -42,8 +43,12 @@ class FederationContext:
     spec: ClusterSpec
 
     @classmethod
-    def open(cls, uri: str) -> FederationContext:
+    def open(cls, uri: str, patience_s: float = 0.0) -> FederationContext:
         """Open a federation at ``<store URI>/federations/<name>``, with credentials from the process's environment.
+
+        Args:
+            uri: Of the federation.
+            patience_s: How many seconds to wait for a store that has gone; see :mod:`perfit_storage.patience`.
 
         Raises:
             PerfitError: The store cannot be reached or holds no such federation; the URI or a stored file is wrong.
@@ -51,7 +56,7 @@ class FederationContext:
         store, directory, name = uri.rpartition(_DIRECTORY)
         if not directory:
             raise PerfitError(f"{uri!r} names no federation", "give <store URI>/federations/<name>")
-        return cls.of(FederationStore.open(store, name))
+        return cls.of(FederationStore.open(store, name, patience_s=patience_s))
 
     @classmethod
     def of(cls, store: FederationStore) -> FederationContext:
@@ -77,6 +82,20 @@ class FederationContext:
                 f"use one of: {', '.join(by_name)}",
             )
         return by_name[name]
+
+    def model(self) -> ModelManifest:
+        """Read what the base model's files are.
+
+        Raises:
+            PerfitError: It is not written, or damaged.
+        """
+        manifest = stored_model(self.store)
+        if manifest is None:
+            raise PerfitError(
+                f"{self.store.uri}/model.json is missing: what files the base model consists of",
+                "prepare the federation again (every run does), or restore it from a backup of the store",
+            )
+        return manifest
 
     def downloads(self, base: Base) -> StoredVectors:
         """Read the vectors that clients read.
@@ -117,22 +136,44 @@ class FederationContext:
         except MessageError as error:
             raise self._damaged(f"rounds/{round}/plan.json", error) from error
 
-    def summary(self, round: int) -> RoundSummary | None:
-        """Read the summary of a round, None if there is none (yet).
+    def base_after(self, round: int) -> Base:
+        """Return what a committed round left for the next one: found from the head, back over the summaries.
 
         Raises:
-            PerfitError: It is damaged.
+            PerfitError: The round is not committed, or a later round's summary is missing or damaged.
         """
-        data = self.store.read_summary(round)
+        base = base_of(self.store.read_head())
+        if base.round < round:
+            raise PerfitError(f"round {round} of {self.spec.name!r} is not committed", "run it first")
+        while base.round > round:
+            base = self.summary_of(base).base
+        return base
+
+    def summary_of(self, after: Base) -> RoundSummary:
+        """Read the summary of the round that left ``after``.
+
+        Raises:
+            PerfitError: It is missing or damaged.
+        """
+        if after.summary is None:
+            raise PerfitError(f"no round of {self.spec.name!r} is committed yet", "run a round first")
+        data = self.store.read_blob(Blob(after.summary.key, after.summary.sha256))
         try:
-            return None if data is None else RoundSummary.parse(data)
+            return RoundSummary.parse(data)
         except MessageError as error:
-            raise self._damaged(f"rounds/{round}/summary.json", error) from error
+            raise self._damaged(after.summary.key, error) from error
 
     def summaries(self, last: int | None = None) -> list[RoundSummary]:
-        """Read all summaries in the order of their rounds, up to round ``last``."""
-        rounds = (n for n in self.store.summarised_rounds() if last is None or n <= last)
-        return [summary for n in rounds if (summary := self.summary(n)) is not None]
+        """Read the summaries of all committed rounds in order, up to round ``last``.
+
+        Raises:
+            PerfitError: One is missing or damaged.
+        """
+        base, found = base_of(self.store.read_head()), []
+        while base.summary is not None:
+            found.append(self.summary_of(base))
+            base = found[-1].base
+        return [summary for summary in reversed(found) if last is None or summary.round <= last]
 
     def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
         data = self.store.read_blob(Blob(blob.key, blob.sha256))
@@ -151,6 +192,19 @@ class FederationContext:
         return PerfitError(f"{self.store.uri}/{path}: {error}", "restore it from a backup of the store")
 
 
+def stored_model(store: FederationStore) -> ModelManifest | None:
+    """Read what a federation's base model's files are, None if it is not written (yet).
+
+    Raises:
+        PerfitError: It is damaged.
+    """
+    data = store.read_model()
+    try:
+        return None if data is None else ModelManifest.parse(data)
+    except MessageError as error:
+        raise PerfitError(f"{store.uri}/model.json: {error}", "restore it from a backup of the store") from error
+
+
 def base_of(head: Head) -> Base:
     """Return what a round starts from that is planned when the head is here."""
     return Base.model_validate(asdict(head))
@@ -158,10 +212,24 @@ def base_of(head: Head) -> Base:
 
 def head_of(base: Base) -> Head:
     """Return the head that a round's plan was made at."""
-    state = base.state and Blob(base.state.key, base.state.sha256)
-    return Head(base.round, Blob(base.adapter.key, base.adapter.sha256), state)
+    adapter, state, summary = (
+        blob and Blob(blob.key, blob.sha256) for blob in (base.adapter, base.state, base.summary)
+    )
+    return Head(base.round, adapter, state, summary)
+
+
+def store_patience() -> float:
+    """Return for how many seconds a client waits for a store that has gone: $PERFIT_STORE_PATIENCE_S, or five minutes.
+
+    Raises:
+        PerfitError: The variable is not a number of seconds.
+    """
+    text = os.environ.get("PERFIT_STORE_PATIENCE_S") or "300"
+    if not text.isascii() or not text.isdecimal():
+        raise PerfitError(f"PERFIT_STORE_PATIENCE_S is {text!r}", "set it to a whole number of seconds, or unset it")
+    return float(text)
 
 
 def model_cache() -> Path:
-    """Return where converted models are kept: $PERFIT_CACHE, a volume on the cluster, or the user's cache."""
+    """Return where prepare keeps converted models: $PERFIT_CACHE, a volume on the cluster, or the user's cache."""
     return Path(os.environ.get("PERFIT_CACHE") or Path.home() / ".cache" / "perfit")

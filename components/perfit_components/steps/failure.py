@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,8 +28,48 @@ class Failure:
     reason: str
 
 
+class Stopped(BaseException):
+    """The task was told to stop; no ``except Exception`` of a library on the way may keep it."""
+
+
+_STOPS = {
+    signal.SIGTERM: "the task was told to stop (its pod was deleted, evicted or preempted)\n"
+    "  fix: run the round again; who delivered does not train again",
+    signal.SIGALRM: "the client took longer than participation.client_deadline_seconds\n"
+    "  fix: raise it, lower training.steps, or give the client's tier more",
+}
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the context, SIGTERM and the alarm of :func:`stop_after` raise ``Stopped``, with the reason.
+
+    Only a process's main thread gets signals; elsewhere nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame) -> None:
+        raise Stopped(_STOPS[number])
+
+    before = {number: signal.signal(number, stop) for number in _STOPS}
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_after(seconds: int | None) -> None:
+    """Stop what runs in :func:`stoppable` in so many seconds; None for never."""
+    if threading.current_thread() is threading.main_thread():
+        signal.alarm(seconds or 0)
+
+
 def failure_as_record(action: Callable[[], T]) -> T | Failure:
-    """Return what the action returns, or why it failed.
+    """Return what the action returns, or why it failed or was stopped.
 
     A reason quotes our own messages alone. The text of any other exception stays in the pod's log: it may hold records.
     """
@@ -34,6 +77,8 @@ def failure_as_record(action: Callable[[], T]) -> T | Failure:
         return action()
     except PerfitError as error:
         return Failure(cut(str(error)))
+    except Stopped as stopped:
+        return Failure(str(stopped))
     except MemoryError:
         return Failure(_OUT_OF_MEMORY)
     except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from perfit.errors import PerfitError
 from perfit.protocol import Participant, Plan
 from perfit.sampling import sample_clients
+from perfit_components.steps.commit import ensure_base
 from perfit_components.steps.context import FederationContext, base_of
 
 LoopItem = str | dict[str, str]
@@ -16,6 +17,8 @@ called otherwise."""
 
 def plan_round(context: FederationContext, round: int) -> Plan:
     """Return the plan of a round, which is written once, by whoever comes first, and read by everybody else.
+
+    What the round starts from is made again if it got lost.
 
     Raises:
         PerfitError: The round before is not committed, or the store cannot be reached or written.
@@ -29,6 +32,7 @@ def plan_round(context: FederationContext, round: int) -> Plan:
             f"round {round} of {spec.name!r} cannot start: the head is at round {head.round}",
             f"run round {head.round + 1} first; a compiled tuning goes on where an earlier run of it stopped",
         )
+    ensure_base(context, base_of(head))
     sampled = sample_clients(spec.clients, spec.participation, spec.training.seed, round)
     participants = [Participant(client=c.id, tier=c.tier, rank=spec.rank_of(c)) for c in sampled]
     plan = Plan(federation=spec.name, round=round, base=base_of(head), participants=tuple(participants))

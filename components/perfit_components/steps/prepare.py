@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,9 +15,10 @@ from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.methods import METHODS
+from perfit.model_files import ModelManifest, check_files, describe_files
 from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
-from perfit_components.steps.context import FederationContext, model_cache
+from perfit_components.steps.context import FederationContext, model_cache, stored_model
 from perfit_components.steps.plan import LoopItem, participants
 from perfit_storage import FederationStore, Head, ObjectNotFound
 
@@ -98,15 +100,28 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
 
 
 def _found(spec: ClusterSpec, store: FederationStore) -> None:
-    """Write what is missing: the federation file, the vectors of round 0, the head."""
+    """Write what is missing: the federation file, the files of the model, the vectors of round 0, the head.
+
+    Before that, what killed writers left is removed.
+    """
+    store.sweep()
     head, stored, text = _if_there(store.read_head), _if_there(store.read_spec), spec.to_yaml().encode()
+    model = stored_model(store)
     if stored is not None:
         _check_same(spec, stored, store.uri)
-    if stored == text and head is not None:
-        return
-    space = _check_model(spec)
+    if stored == text and head is not None and model is not None:
+        return _fill_cache(spec, model)
+    source, model = _prepared_model(spec, model)
+    space = _check_model(spec, source)
+    if head is None:
+        store.check_conditions()
     if not store.write_spec(text, stored):
         raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")
+    if not store.create_model(model.to_json()):
+        raise PerfitError(
+            f"{store.uri}/model.json was written by somebody else meanwhile: other files than {spec.model} has here",
+            "use the same model files everywhere (for a hub id, owner/name@revision), then run again",
+        )
     if head is None:
         downloads, own = split_state(spec, initial_state(spec, space))
         adapter = store.put_global(0, dump_server_vectors(spec, space, 0, downloads))
@@ -121,17 +136,38 @@ def _if_there(read: Callable[[], T]) -> T | None:
         return None
 
 
-def _check_model(spec: ClusterSpec) -> LoraSpace:
+def _prepared_model(spec: ClusterSpec, known: ModelManifest | None) -> tuple[str, ModelManifest]:
+    """Convert or download the model into the cache; return its directory and its files, which are as known if known."""
+    from perfit.models import is_hub_id, prepare_model
+
+    source = prepare_model(spec.model, model_cache(), known and known.commit)
+    if known is None:
+        commit = Path(source).name if is_hub_id(spec.model) else None
+        return source, describe_files(spec.model, source, commit)
+    check_files(known, source)
+    return source, known
+
+
+def _fill_cache(spec: ClusterSpec, model: ModelManifest) -> None:
+    """See to it that clients find the model in the cache, which only this step fills."""
+    from perfit.models import cached_model
+
+    if spec.cluster.model_cache and cached_model(spec.model, model_cache(), model.commit) is None:
+        _prepared_model(spec, model)
+
+
+def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
     """Return the expanded space of the model, once every tier is known to hold a training."""
     from perfit.lora import expand  # torch, which a federation that is there does not need
     from perfit.memory import check_memory, memory_need
-    from perfit.models import model_skeleton, prepare_model
+    from perfit.models import model_skeleton
 
-    model = model_skeleton(prepare_model(spec.model, model_cache()))
+    model = model_skeleton(source)
     space = expand(model, spec.expanded_lora)[1]
     for name in spec.tiers_in_use():
-        if (offered := spec.tiers[name].training_memory) is None:
+        if (memory := spec.tiers[name].training_memory) is None:
             continue
+        key, available = memory
         rank = max(spec.rank_of(client) for client in spec.clients if client.tier == name)
         roles = spec.algorithm.roles(space, space.plain_mask(rank))
         need = memory_need(
@@ -142,7 +178,7 @@ def _check_model(spec: ClusterSpec) -> LoraSpace:
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,
         )
-        check_memory(f"tiers.{name}.{offered[0]}", offered[1], need)
+        check_memory(f"tiers.{name}.{key}", available, need)
     return space
 
 
@@ -151,5 +187,5 @@ def _check_same(spec: ClusterSpec, stored: bytes, uri: str) -> None:
     if difference:
         raise PerfitError(
             f"the name {spec.name!r} is already used by another federation at {uri}: {difference}",
-            "choose another name, or go on with the file that the federation was founded with",
+            "choose another name, or continue with the file that the federation was created with",
         )

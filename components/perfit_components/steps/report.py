@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from perfit_report import last_records, render_report, scalar_metrics
 
 from perfit.adapter_file import AdapterFile
 from perfit.errors import PerfitError
 from perfit_components.steps.context import FederationContext, base_of
+from perfit_report import last_records, render_report, scalar_metrics
 from perfit_storage import FederationStore
 
 

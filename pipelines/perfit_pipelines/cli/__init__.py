@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
 from perfit_pipelines.cli import data, read, run
 from perfit_pipelines.cluster import commands as cluster
@@ -28,9 +28,9 @@ def main() -> None:
         app()
     except PerfitError as error:
         errors.print("[bold red]error:[/]", end=" ")
-        errors.print(error.problem, markup=False)
+        errors.print(printable(error.problem, keep="\n"), markup=False)
         errors.print("  [bold]fix:[/]", end=" ")
-        errors.print(error.fix, markup=False)
+        errors.print(printable(error.fix, keep="\n"), markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on where it stopped", file=sys.stderr)

@@ -92,7 +92,7 @@ def split_data_set(
     from perfit.partition import by_category, dirichlet, iid, write_partition
     from perfit.records import check_records
 
-    records = check_records(source).usable
+    records = check_records(source, also=[label]).usable
     if scheme == "iid":
         parts = iid(len(records), clients, seed)
     else:

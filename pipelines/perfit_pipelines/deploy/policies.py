@@ -31,6 +31,7 @@ _HASH = "?" * 64
 _READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
 _GLOBAL = ("global.safetensors", "global.*.safetensors")
 _STATE = ("state.safetensors", "state.*.safetensors")
+_SUMMARY = ("summary.json", "summary.*.json")
 _WILD = ("*", "?", "${")
 
 
@@ -71,10 +72,10 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
         PerfitError: The store is not of S3.
     """
     bucket = Bucket(store)
-    written = ["spec.yaml", "head.json"]
-    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, *_STATE, "summary.json", "report.html")]
+    written = ["spec.yaml", "model.json", "head.json"]
+    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, *_STATE, *_SUMMARY, "report.html")]
     return _policy(
-        _allow([_READ], bucket.arns(spec, "spec.yaml", "head.json", "masks/*", "rounds/*")),
+        _allow([_READ], bucket.arns(spec, "spec.yaml", "model.json", "head.json", "masks/*", "rounds/*")),
         _allow([_WRITE], bucket.arns(spec, *written)),
         _allow_list(bucket, bucket.keys(spec, "rounds/")),
         _statement("Deny", [_WRITE], bucket.arns(spec, "masks/*", "rounds/*/updates/*")),
@@ -94,7 +95,7 @@ def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Polic
     bucket, name = Bucket(store), client.id
     updates = [f"rounds/*/updates/{name}.{end}" for end in ("json", "safetensors", "*.safetensors")]
     own = [f"masks/{name}/{_HASH}", *updates, f"clients/{name}/*"]
-    shared = ["spec.yaml", "head.json", "rounds/*/plan.json", *(f"rounds/*/{name}" for name in _GLOBAL)]
+    shared = ["spec.yaml", "model.json", "head.json", "rounds/*/plan.json", *(f"rounds/*/{name}" for name in _GLOBAL)]
     return _policy(
         _allow([_READ, _WRITE], bucket.arns(spec, *own)),
         _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client, store)),
@@ -110,7 +111,7 @@ def policy_text(policy: Policy) -> str:
 
 def _deeper() -> list[str]:
     """The layout of a federation below one of its directories, where nothing of it is."""
-    return [f"*/{path}" for path in ("spec.yaml", "head.json", "masks/*", "rounds/*", "clients/*")]
+    return [f"*/{path}" for path in ("spec.yaml", "model.json", "head.json", "masks/*", "rounds/*", "clients/*")]
 
 
 def _matched_by_accident(client: str) -> list[str]:

@@ -1,8 +1,9 @@
-"""Whether the store treats every role's key as the policies say, tested with requests that change nothing.
+"""Whether the store treats every role's key as the policies say, and keeps the conditions of writes.
 
-Writes are tested with ``If-Match`` and a version that no object has: a store that allows the write rejects the
-condition, one that denies it says so, and neither writes. Whether it respects conditions at all is tested first, where
-a write would do no harm.
+Conditions are tested first, with the server's key, by writers that race for a scratch object of one line, which stays
+in the federation's directory. Keys are then tested with requests that change nothing: a write with ``If-Match`` and a
+version that no object has. A store that allows the write rejects the condition, one that denies it says so, and
+neither writes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 from perfit_pipelines.doctor.secrets_check import RoleKeys
-from perfit_storage import AccessDenied, ObjectNotFound, ObjectStore, StoreError, StoreUnreachable, open_store
+from perfit_storage import (
+    AccessDenied,
+    FederationStore,
+    ObjectNotFound,
+    ObjectStore,
+    StoreError,
+    StoreUnreachable,
+    UnreadableObject,
+    UnsafeStore,
+    open_store,
+)
+from perfit_storage.conditions import CONDITIONS_FIX
 
 NAME = "store"
 _NO_VERSION = '"perfit-doctor"'
@@ -25,7 +37,6 @@ _PROBE = "perfit-doctor"
 _NO_HASH = "0" * 64
 _OF_THE_SERVER = ("rounds/1/summary.json", "rounds/0/state.safetensors")
 _AT_ONCE = 8
-_CONDITIONS_FIX = "use a store with conditional writes: MinIO, SeaweedFS 4 or newer, AWS S3"
 _POLICY_FIX = (
     "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says about them"
 )
@@ -63,6 +74,8 @@ def check_store(spec: ClusterSpec, uri: str | None, roles: Sequence[RoleKeys], e
         return [_unreachable(error, roles[0], endpoint)]
     except StoreError:
         pass  # It answers; its errors are reported role by role.
+    if unsafe := _check_conditions(spec, uri, roles, endpoint):
+        return [unsafe]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         results = list(pool.map(lambda role: _check_role(spec, _open(uri, role, endpoint), role), roles))
     problems = [finding for finding in results if finding]
@@ -85,6 +98,18 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
         )
         return unknown(NAME, f"{host} has a name of the cluster, which this machine does not reach", fix)
     return fail(NAME, error.problem, error.fix)
+
+
+def _check_conditions(spec: ClusterSpec, uri: str, roles: Sequence[RoleKeys], endpoint: str | None) -> Finding | None:
+    for role in roles:
+        if role.client is None:
+            try:
+                FederationStore(_open(uri, role, endpoint), spec.name).check_conditions()
+            except UnsafeStore as error:
+                return fail(NAME, error.problem, error.fix)
+            except StoreError:
+                pass  # Reported with the rest of what this key may not.
+    return None
 
 
 def _check_role(spec: ClusterSpec, objects: ObjectStore, role: RoleKeys) -> Finding | None:
@@ -120,7 +145,7 @@ def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
     other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
     theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}/{_NO_HASH}")
     mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}/{_NO_HASH}")
-    shared = ("head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
+    shared = ("model.json", "head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
     return _Rights(
         reads=(*mine, *shared),
         lists=(f"masks/{client}/", f"clients/{client}/"),
@@ -134,7 +159,7 @@ def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
 def _server_rights(spec: ClusterSpec) -> _Rights:
     private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
     return _Rights(
-        reads=("head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
+        reads=("model.json", "head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
         lists=("rounds/",),
         writes=("rounds/0/report.html", "rounds/0/state.safetensors"),
         no_reads=private,
@@ -168,8 +193,8 @@ def _first_wrong(objects: ObjectStore, root: str, rights: _Rights) -> str | None
 
 def _may_read(objects: ObjectStore, key: str) -> bool:
     try:
-        objects.get(key)
-    except ObjectNotFound:
+        objects.get(key, limit=0)  # What clients wrote is not for here to read.
+    except (ObjectNotFound, UnreadableObject):
         return True
     except AccessDenied:
         return False
@@ -192,5 +217,5 @@ def _may_write(objects: ObjectStore, key: str) -> bool:
         # Where the write is allowed, the store then reads what is there instead, which may be denied.
         return not error.problem.startswith("cannot replace")
     if written:
-        raise StoreError(f"it ignores the condition If-Match: {key} was written", _CONDITIONS_FIX)
+        raise StoreError(f"it ignores the condition If-Match: {key} was written", CONDITIONS_FIX)
     return True

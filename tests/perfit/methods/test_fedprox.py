@@ -49,7 +49,7 @@ def test_with_mu_0_it_is_fedit():
         ("nu: 1", "method.nu: method fedprox has no option 'nu'; known keys: name, mu"),
         ("mu: -1", "method.mu: Input should be greater than or equal to 0, but it is -1"),
         ("mu: .inf", "method.mu: Input should be a finite number, but it is inf"),
-        ("mu: yes", "method.mu: True is a truth value, not what this key takes"),
+        ("mu: yes", "method.mu: True is a boolean, which this key does not take"),
     ],
 )
 def test_bounds_of_its_options(options, problem):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import yaml
 
 from ...perfit_components.running import files
 from ..commands import Home
@@ -63,8 +64,8 @@ MISTAKES = {
     ),
     "rank above": Mistake(
         edit("  rank: 1", "  rank: 3"),
-        "federation.yaml:{  rank: 3}: clients.1.rank: 3 is above lora.rank 2, the rank of the largest client, whose "
-        "expanded space of rank 4 all share; raise lora.rank or lower this",
+        "federation.yaml:{  rank: 3}: clients.1.rank: 3 is above lora.rank 2, the largest rank of a client; raise "
+        "lora.rank or lower this",
         "correct this key",
     ),
     "missing data file": Mistake(
@@ -79,7 +80,7 @@ MISTAKES = {
     ),
     "empty client": Mistake(
         lambda home: (home.directory / "data/bob.jsonl").write_text(""),
-        "client bob: {at}/data/bob.jsonl: there is no record in it",
+        "client bob: {at}/data/bob.jsonl: contains no records",
         "give a client at least 2 records",
     ),
     "two mistakes at once": Mistake(
@@ -138,7 +139,8 @@ def test_a_name_that_another_federation_has(finished, make):
     assert (result.code, result.err) == (
         1,
         f"error: the name 'tiny' is already used by another federation at {finished.home.site.uri}: training.seed is 1 "
-        "here and 0 there\n  fix: choose another name, or go on with the file that the federation was founded with\n",
+        "here and 0 there\n"
+        "  fix: choose another name, or continue with the file that the federation was created with\n",
     )
     assert files(finished.home.site.root) == there
 
@@ -192,3 +194,13 @@ def test_names_are_printed_as_they_are(home):
     """Also those that a terminal's markup or emoji codes would change."""
     result = home.perfit("validate", "a:train:[red].yaml")
     assert result.err.startswith("error: a:train:[red].yaml cannot be read")
+
+
+def test_nothing_of_a_file_moves_the_terminal(home):
+    spec = yaml.safe_load(home.file.read_text())
+    spec["clients"][0]["data"] = "\x1b]0;title\x07\x1b[2J.jsonl"
+    home.file.write_text(yaml.safe_dump(spec))
+    result = home.perfit("validate", "federation.yaml")
+    assert result.code == 1
+    assert result.err.replace("\n", "").isprintable()
+    assert "\\x1b]0;title\\x07" in result.err

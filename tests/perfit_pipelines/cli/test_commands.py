@@ -50,8 +50,12 @@ def test_the_template_says_what_the_defaults_are(tmp_path):
     spec = load_federation(tmp_path / "f.yaml")
     needed = {key: tree[key] for key in ("name", "model", "clients")}
     defaults = ClusterSpec.model_validate(needed)
-    for section in ("method", "lora", "training", "data", "participation"):
+    for section in ("method", "training", "data", "participation"):
         assert getattr(spec, section) == getattr(defaults, section), section
+    # The expansion is 2 unless the file says otherwise, for methods that search; for others it may not be given.
+    assert spec.lora.model_copy(update={"expansion": None}) == defaults.lora
+    assert spec.expanded_lora.rank == defaults.expanded_lora.rank == 2 * defaults.lora.rank
+    for section in ("method", "lora", "training", "data", "participation"):
         assert set(tree[section]) == set(type(getattr(spec, section)).model_fields), section
     assert (spec.rounds, spec.wire_dtype) == (defaults.rounds, defaults.wire_dtype)
     written = (tmp_path / "f.yaml").read_text()
@@ -157,22 +161,29 @@ def test_run_shows_every_stage_and_where_things_are(finished):
     lines = out.splitlines()
     assert lines[0] == f"federation tiny: perfit, store {finished.home.site.store_uri}"
     shown = [line.split("  loss")[0] for line in lines if "  loss " in line]
-    stages = [("search", 3), ("round 1/2", 2), ("round 2/2", 2)]
-    for stage, steps in stages:  # one tier after the other, in an order of KFP's own
-        printed, shown = shown[: 2 * steps], shown[2 * steps :]
-        assert sorted(printed) == [
-            f"{stage}  {client}  step {n}/{steps}" for client in ("ann", "bob") for n in range(1, steps + 1)
-        ]
+    own = {"search": 3, "round 1/2": 2}, {"round 2/2": 2}  # a client searches in its first round, then tunes
+    for stages in own:
+        steps = [f"{stage}  {{}}  step {n}/{count}" for stage, count in stages.items() for n in range(1, count + 1)]
+        printed, shown = (
+            shown[: 2 * len(steps)],
+            shown[2 * len(steps) :],
+        )  # one tier after the other, in KFP's own order
+        for client in ("ann", "bob"):
+            assert [line for line in printed if f"  {client}  " in line] == [step.format(client) for step in steps]
     assert shown == []
+    assert [line for line in lines if line.endswith((" report", "converted)"))] == [
+        "preparing the federation (the first time, the model is converted)",
+        *["averaging the updates and drawing the report"] * 2,
+    ]
     rows = {line.split()[0]: line.split() for line in lines if line.startswith((" ann", " bob"))}
-    summary = finished.home.site.store.read_summary(2)
-    for record in summary["clients"]:
-        shown = rows[record["client"]]
-        perplexity = record["perplexity"]
-        assert shown[1:6] == [
-            str(record["rank"]),
-            f"{record['budget']:,}",
-            *(f"{perplexity[key]:.2f}" for key in ("round_0", "before", "after")),
+    records = finished.home.site.summary(2).trained
+    assert [record.client for record in records] == ["ann", "bob"]
+    for record in records:
+        values = record.perplexity
+        assert rows[record.client][1:6] == [
+            str(record.rank),
+            f"{record.budget:,}",
+            *(f"{value:.2f}" for value in (values.round_0, values.before, values.after)),
         ]
     assert lines[-2].startswith("adapters: .perfit/tiny/adapters/<client>")
     assert lines[-1] == "report:   .perfit/tiny/report.html"
@@ -209,7 +220,7 @@ def test_status(finished):
     result = finished.home.stored("status")
     head = finished.home.site.store.read_head()
     lines = result.out.splitlines()
-    assert lines[0] == f"{finished.home.site.uri}: round 2 committed, global adapter sha256 {head.sha256[:12]}"
+    assert lines[0] == f"{finished.home.site.uri}: round 2 committed, global adapter sha256 {head.adapter.sha256[:12]}"
     rounds = [line.split() for line in lines if line.split()[1:4] == ["2", "of", "2"]]
     assert [row[0] for row in rounds] == ["1", "2"]
     assert [line for line in lines if line.startswith(" ann")]

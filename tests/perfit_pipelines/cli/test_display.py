@@ -14,10 +14,11 @@ def test_a_line_for_each_step_without_a_terminal(make):
     out = io.StringIO()
     with RunDisplay(spec, Console(file=out, width=200)) as display:
         for line in [
-            "21:40:02.101 - INFO - Executing task \x1b[96m'prepare-federation'\x1b[0m",
+            "21:40:02.101 - INFO - Executing task \x1b[96m'prepare'\x1b[0m",
+            "21:40:02.101 - INFO - Executing task \x1b[96m'client-strong-2'\x1b[0m",
             "[perfit] round=0 client=ann step=1/3 loss=2.5000",
             "[perfit] round=6 client=bob step=2/2 loss=1.0000",
-            "21:40:02.101 - INFO - Executing task \x1b[96m'aggregate-round-2'\x1b[0m",
+            "21:40:02.101 - INFO - Executing task \x1b[96m'aggregate-2'\x1b[0m",
             "    client eve has no result: [/data/eve.jsonl]: no such file",
             "anything else",
         ]:
@@ -26,7 +27,7 @@ def test_a_line_for_each_step_without_a_terminal(make):
         "preparing the federation (the first time, the model is converted)",
         "search  ann  step 1/3  loss 2.500",
         "round 6/7  bob  step 2/2  loss 1.000",
-        "averaging the updates",
+        "averaging the updates and drawing the report",
         "client eve has no result: [/data/eve.jsonl]: no such file",
     ]
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ..goldens import FEDERATION, STORE
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
+HERE = "name: n\nmodel: owner/model\nclients: [{id: a, data: a.parquet}, {id: b, data: b.jsonl}]\n"
 CODE = f"""
 import sys
 from perfit_pipelines import cli
@@ -27,11 +30,15 @@ finally:
         ["data", "--help"],
         ["init", "new.yaml"],
         ["compile", "federation.yaml", "-o", "tuning.yaml", "--store", STORE],
+        ["validate", "here.yaml"],
     ],
-    ids=["help", "data-help", "init", "compile"],
+    ids=["help", "data-help", "init", "compile", "validate"],
 )
 def test_a_command_that_needs_no_model(arguments, tmp_path):
     (tmp_path / "federation.yaml").write_text(FEDERATION)
+    (tmp_path / "here.yaml").write_text(HERE)
+    pq.write_table(pa.table({"instruction": ["Add.", "Greet."], "output": ["5", "Hi"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"instruction": "Add.", "output": "5"}\n' * 2)
     result = subprocess.run([sys.executable, "-c", CODE, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "imported:"

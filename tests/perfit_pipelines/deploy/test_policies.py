@@ -99,7 +99,7 @@ def own_paths(client: str) -> list[str]:
     ]
 
 
-READ_BY_ALL = ["spec.yaml", "head.json"] + [
+READ_BY_ALL = ["spec.yaml", "model.json", "head.json"] + [
     f"rounds/{n}/{name}"
     for n in (0, 1, 12)
     for name in ("plan.json", "global.safetensors", f"global.{HASH}.safetensors")
@@ -380,7 +380,7 @@ def test_methods_that_exchange_nothing_upload_nothing(real_server, model, spec):
 
 def test_preparing_needs_nothing_of_clients(real_server, model, spec):
     """It runs the clients' image under the server's key: a narrower one does, with nothing that a client wrote."""
-    founding = ("spec.yaml", "head.json", "rounds/0/*.safetensors", "rounds/1/plan.json")
+    founding = ("spec.yaml", "model.json", "head.json", "rounds/0/*.safetensors", "rounds/1/plan.json")
     keys = [f"arn:aws:s3:::perfit/founding/federations/tiny/{path}" for path in founding]
     narrow = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": keys}
     real_server.add_users({"preparing": ("secret", {"Version": "2012-10-17", "Statement": [narrow]})})
@@ -431,6 +431,7 @@ def readable(objects, key: str) -> bool:
     "path",
     [
         "spec.yaml",
+        "model.json",
         "head.json",
         "rounds/2/plan.json",
         "rounds/2/plan.json/updates/ann.json",

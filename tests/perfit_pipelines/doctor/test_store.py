@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import socket
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from perfit_pipelines.deploy.policies import client_policy, server_policy
 from perfit_storage import open_store
 
+from ...faults.s3_proxy import Behaviour, faulty
 from ..store_roles import SERVER, role_policies
 
 BUCKET = "arn:aws:s3:::perfit"
@@ -163,6 +165,22 @@ def test_a_store_that_does_not_answer(site):
         probe.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
     assert "cannot look up" in site.only("fail", "store", "--store-endpoint", endpoint)["finding"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "finding"),
+    [
+        (Behaviour(conditions="dropped"), "it ignores the condition If-None-Match|several writers"),
+        (Behaviour(conditions="unlocked"), "several writers|writers replaced one version"),
+        (Behaviour(etag=lambda etag: f"W/{etag}"), "the weak ETag"),
+    ],
+    ids=["dropped", "unlocked", "weak"],
+)
+def test_a_store_that_lets_two_writers_win(site, behaviour, finding):
+    with faulty(site.store.server.server, behaviour) as (_, environment):
+        found = site.only("fail", "store", "--store-endpoint", environment["AWS_ENDPOINT_URL"])
+    assert re.search(finding, found["finding"])
+    assert "4.18" in found["fix"] or "ETag" in found["fix"]
 
 
 def test_a_name_that_another_federation_has(site):

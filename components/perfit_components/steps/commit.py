@@ -1,0 +1,189 @@
+"""A round's result: the mean of its updates by the method's rule, committed once, made again if it got lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from perfit.adapter_file import dump_server_vectors
+from perfit.aggregation import Cohort
+from perfit.errors import PerfitError
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
+from perfit.robustness import Measure, Scale
+from perfit.round import limit, limits, measure_update, merge, new_cohort, split_state
+from perfit.space import LoraSpace
+from perfit_components.steps.context import FederationContext, StoredVectors, base_of, head_of
+from perfit_components.steps.contribution import read_contribution, refusal
+from perfit_storage import Head, ObjectNotFound
+
+
+@dataclass
+class _Tally:
+    """What became of a round's participants so far, the positions that they hold, and the mean of their updates.
+
+    ``hashes`` are those of the updates; ``limited`` is how those of them count that count for less than they say.
+    """
+
+    cohort: Cohort
+    held: np.ndarray
+    limited: dict[str, Scale]
+    outcomes: list[Outcome] = field(default_factory=list)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def commit_round(context: FederationContext, round: int) -> RoundSummary:
+    """Average a round's updates by the method's rule, then move the head to the result.
+
+    A client's update that does not keep to the plan is left out and named. A round that is committed already is left as
+    it is.
+
+    Args:
+        context: Of the federation.
+        round: From 1.
+
+    Returns:
+        The summary of the round, which the head names.
+
+    Raises:
+        PerfitError: Fewer than the minimum of clients delivered, the head was moved by somebody else, or the store
+            cannot be reached or written.
+    """
+    store = context.store
+    if store.read_head().round >= round:
+        return _committed(context, round)
+    plan = context.plan(round)
+    tally, previous = _average(context, plan)
+    summary = _summary(context, plan, tally, previous)
+    _check_quorum(summary)
+    head = _put_result(context, plan, summary, tally, previous)
+    if not store.advance_head(head_of(plan.base), head):
+        raise PerfitError(
+            f"round {round} of {context.spec.name!r} was committed by another run with other values",
+            "nothing is lost: look which runs train this federation, and let one of them go on",
+        )
+    return summary
+
+
+def ensure_base(context: FederationContext, base: Base) -> None:
+    """Make what a round starts from again, if it got lost and the updates of the round that made it are there.
+
+    Raises:
+        PerfitError: It is lost for good.
+    """
+    blobs = [blob for blob in (base.adapter, base.state) if blob]
+    if base.round > 0 and not all(context.store.has_blob(blob.key) for blob in blobs):
+        _make_again(context, base)
+
+
+def _committed(context: FederationContext, round: int) -> RoundSummary:
+    after = context.base_after(round)
+    try:
+        return context.summary_of(after)
+    except ObjectNotFound:
+        return _make_again(context, after)
+
+
+def _make_again(context: FederationContext, after: Base) -> RoundSummary:
+    plan = context.plan(after.round)
+    tally, previous = _average(context, plan)
+    summary = _summary(context, plan, tally, previous)
+    if base_of(_put_result(context, plan, summary, tally, previous)) != after:
+        raise PerfitError(
+            f"{context.store.uri}/{after.adapter.key} or what belongs to it is missing, and the updates of round "
+            f"{after.round} give other bytes than it had",
+            "restore it from a backup of the store",
+        )
+    return summary
+
+
+def _average(context: FederationContext, plan: Plan) -> tuple[_Tally, StoredVectors]:
+    """Average the updates of a round, in one pass unless some of them are to count for less than they say.
+
+    How far one client may move the others is known when all have been seen. A second pass must meet the same updates: a
+    client whose update is another one then is refused.
+    """
+    ensure_base(context, plan.base)
+    previous = context.state(plan.base)
+    refused: dict[str, ClientStatus] = {}
+    tally = _pass(context, plan, previous, {}, refused)
+    while (limited := limits(context.spec, tally.measures)) != tally.limited:
+        first, tally = tally, _pass(context, plan, previous, limited, refused)
+        exchanged = [p for p in plan.participants if tally.hashes.get(p.client) != first.hashes.get(p.client)]
+        if exchanged:  # once more from the beginning, without them
+            reason = "its update was exchanged while the round was averaged"
+            refused |= {participant.client: refusal(plan, participant, reason) for participant in exchanged}
+            tally = _pass(context, plan, previous, {}, refused)
+    return tally, previous
+
+
+def _pass(
+    context: FederationContext,
+    plan: Plan,
+    previous: StoredVectors,
+    limited: dict[str, Scale],
+    refused: dict[str, ClientStatus],
+) -> _Tally:
+    """Verify each participant's update, note what became of it, add it to the mean, and drop it."""
+    space = previous.space
+    tally = _Tally(new_cohort(context.spec, space), np.zeros(space.size, dtype=bool), limited)
+    for participant in plan.participants:
+        client = participant.client
+        contribution = refused.get(client) or read_contribution(context, plan, participant, space)
+        if isinstance(contribution, ClientStatus):
+            tally.outcomes.append(contribution)
+            continue
+        tally.outcomes.append(contribution.record)
+        tally.held |= contribution.mask
+        if contribution.update is not None:
+            tally.measures[client] = measure_update(previous.vectors, contribution.update)
+            tally.hashes[client] = contribution.record.update.sha256
+            tally.cohort.add(limit(previous.vectors, contribution.update, limited.get(client)))
+    return tally
+
+
+def _summary(context: FederationContext, plan: Plan, tally: _Tally, previous: StoredVectors) -> RoundSummary:
+    return RoundSummary(
+        federation=context.spec.name,
+        method=context.spec.method.name,
+        round=plan.round,
+        base=plan.base,
+        # As the file has it now: lowering it rescues a round whose planned clients are gone for good.
+        minimum_clients=context.spec.participation.minimum_clients,
+        positions=previous.space.size,
+        positions_held=int(np.count_nonzero(tally.held)),
+        clients=tuple(tally.outcomes),
+        limited=tuple(
+            Limited(client=client, samples=tally.measures[client].samples, weight=scale.weight, factors=scale.factors)
+            for client, scale in tally.limited.items()
+        ),
+    )
+
+
+def _check_quorum(summary: RoundSummary) -> None:
+    if len(summary.trained) >= summary.minimum_clients:
+        return
+    head = (
+        f"round {summary.round} is not committed: {len(summary.trained)} of {len(summary.clients)} clients delivered, "
+        f"participation.minimum_clients is {summary.minimum_clients}. The head stays where it was. Without an update:"
+    )
+    raise PerfitError(
+        "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in summary.lost)]),
+        "repair these clients and run again (who delivered does not train again), or lower minimum_clients",
+    )
+
+
+def _put_result(
+    context: FederationContext, plan: Plan, summary: RoundSummary, tally: _Tally, previous: StoredVectors
+) -> Head:
+    """Write everything that the head will name; move nothing."""
+    store, round = context.store, plan.round
+    downloads, own = split_state(context.spec, merge(context.spec, previous.vectors, tally.cohort))
+    adapter = store.put_global(round, _dump(context, previous.space, round, downloads))
+    state = store.put_state(round, _dump(context, previous.space, round, own)) if own else None
+    return Head(round, adapter, state, store.put_summary(round, summary.to_json()))
+
+
+def _dump(context: FederationContext, space: LoraSpace, round: int, vectors: dict[str, np.ndarray]) -> bytes:
+    return dump_server_vectors(context.spec, space, round, vectors)

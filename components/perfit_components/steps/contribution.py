@@ -1,0 +1,152 @@
+"""The trust boundary: what a participant wrote becomes a verified contribution, or a refusal with a reason.
+
+Nothing else reads what a client can write. Sizes are bounded by what the space allows before anything is read, every
+value is compared with the plan, and any failure but an outage of the store is that client's refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
+from perfit.aggregation import Update
+from perfit.protocol import (
+    MAX_OUTCOME_BYTES,
+    ClientStatus,
+    MessageError,
+    Participant,
+    Plan,
+    UpdateRecord,
+    cut,
+    parse_outcome,
+)
+from perfit.space import LoraSpace
+from perfit_components.steps.context import FederationContext
+from perfit_storage import Blob, StoreError, StoreUnreachable
+
+_HEADER_BYTES = 2**16
+"""Beside the names of matrices: what the header of an adapter file may take."""
+
+
+class Refused(ValueError):
+    """Why an update does not count."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a client delivered, verified.
+
+    Args:
+        record: What it says of its round.
+        mask: Its architecture: bool, shape (N,).
+        update: What it shares; None where the method shares nothing.
+    """
+
+    record: UpdateRecord
+    mask: np.ndarray
+    update: Update | None
+
+
+def read_contribution(
+    context: FederationContext, plan: Plan, participant: Participant, space: LoraSpace
+) -> Contribution | ClientStatus:
+    """Read what a participant wrote in a round.
+
+    Args:
+        context: Of the federation.
+        plan: Of the round.
+        participant: Of the plan.
+        space: The expanded space of N positions.
+
+    Returns:
+        A contribution that keeps to the plan, or why there is none.
+
+    Raises:
+        StoreUnreachable: The store does not answer, which is nobody's fault.
+    """
+    try:
+        data = context.store.read_record(plan.round, participant.client, limit=MAX_OUTCOME_BYTES)
+        if data is None:
+            reason = "its task left no record: it did not start, or its pod died"
+            return _status(plan, participant, "missing", reason)
+        outcome = parse_outcome(data)
+        _check_promise(outcome, plan, participant)
+        if isinstance(outcome, ClientStatus):
+            return outcome
+        return _verified(context, plan, participant, outcome, space)
+    except StoreUnreachable:
+        raise
+    except (Refused, MessageError, AdapterFileError, StoreError) as error:
+        return refusal(plan, participant, str(error))
+    except Exception as error:  # a stranger's bytes must not stop the others, whatever they make of a library
+        return refusal(plan, participant, f"what it wrote cannot be read ({type(error).__name__})")
+
+
+def refusal(plan: Plan, participant: Participant, reason: str) -> ClientStatus:
+    """Return what becomes of a participant whose update does not count."""
+    return _status(plan, participant, "refused", reason)
+
+
+def _status(plan: Plan, participant: Participant, status: str, reason: str) -> ClientStatus:
+    return ClientStatus(**participant.model_dump(), round=plan.round, status=status, reason=cut(reason))
+
+
+def _check_promise(outcome: UpdateRecord | ClientStatus, plan: Plan, participant: Participant) -> None:
+    promised = {**participant.model_dump(), "round": plan.round}
+    for name, value in promised.items():
+        if getattr(outcome, name) != value:
+            raise Refused(f"its record says {name} {getattr(outcome, name)!r}, the plan {value!r}")
+
+
+def _verified(
+    context: FederationContext, plan: Plan, participant: Participant, record: UpdateRecord, space: LoraSpace
+) -> Contribution:
+    """Hold a mask and an update, each parsed once, against the plan."""
+    client, method = participant.client, context.spec.algorithm
+    expected = AdapterHeader.of_client(
+        context.spec, client, plan.round, space.budget(participant.rank), record.mask_sha256
+    )
+    data = context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space))
+    file = _parse(data, expected, space, "mask", skip="round")
+    roles = method.roles(space, file.mask)
+    for name, role in (("budget", roles.trained), ("shared", roles.shared)):
+        if getattr(record, name) != np.count_nonzero(role):
+            raise Refused(f"its record says {name} {getattr(record, name)}, its mask {np.count_nonzero(role)}")
+    if not roles.shared.any():
+        return Contribution(record, file.mask, None)
+    key = record.update.key if record.update else ""
+    if not re.fullmatch(rf"rounds/{plan.round}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
+        raise Refused(f"its record names {key!r} as its update")
+    limit = _update_bytes(space, record.shared, len(method.uploads))
+    update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
+    file_of_update = _parse(update, expected.at_base(plan.base.adapter.sha256), space, "update")
+    vectors = file_of_update.vectors(roles.shared, method.uploads)
+    return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
+
+
+def _parse(data: bytes, expected: AdapterHeader, space: LoraSpace, what: str, skip: str = "") -> AdapterFile:
+    file = AdapterFile.parse(data)
+    if file.space != space:
+        raise Refused(f"its {what} is of another space")
+    for name, value in vars(expected).items():
+        if name != skip and getattr(file.header, name) != value:
+            raise Refused(f"its {what} says {name} {getattr(file.header, name)!r}, the plan {value!r}")
+    return file
+
+
+def _header_bytes(space: LoraSpace, vectors: int) -> int:
+    """The header names each matrix in the space and, once a vector, beside its dtype, shape and place."""
+    names = len(json.dumps(space.to_list()))
+    return _HEADER_BYTES + 2 * names + vectors * (names + 200 * len(space.matrices))
+
+
+def _mask_bytes(space: LoraSpace) -> int:
+    return _header_bytes(space, 1) + space.size // 8 + len(space.matrices)
+
+
+def _update_bytes(space: LoraSpace, shared: int, vectors: int) -> int:
+    return _header_bytes(space, vectors) + 4 * shared * vectors

@@ -139,7 +139,8 @@ def test_a_name_that_another_federation_has(finished, make):
     assert (result.code, result.err) == (
         1,
         f"error: the name 'tiny' is already used by another federation at {finished.home.site.uri}: training.seed is 1 "
-        "here and 0 there\n  fix: choose another name, or continue with the file that the federation was created with\n",
+        "here and 0 there\n"
+        "  fix: choose another name, or continue with the file that the federation was created with\n",
     )
     assert files(finished.home.site.root) == there
 

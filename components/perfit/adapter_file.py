@@ -46,7 +46,7 @@ class AdapterHeader:
         expansion: Expanded rank divided by the federation's rank.
         budget: Positions that the client holds; N for the server's files.
         mask_sha256: Hash of the mask of these positions, or ``ALL_POSITIONS``.
-        base_sha256: Of an update: hash of the global adapter that the round started from.
+        base_sha256: In an update: hash of the global adapter that the round started from.
         format_version: Version of the file format.
     """
 

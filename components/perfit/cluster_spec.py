@@ -94,7 +94,7 @@ class Cluster(Section):
     """Settings of runs in a cluster; a local run ignores them.
 
     Args:
-        model_cache: Claim of the volume in which clients' pods keep models; None for a scratch volume per pod.
+        model_cache: Claim of the volume that prepare fills with models; None for a scratch volume per pod.
         shared_memory: Size of /dev/shm.
         server_memory: Limit of Prepare and of Aggregate, each.
         deadline_seconds: A run that takes longer is ended; None for never, as Kubeflow Pipelines 2.16 requires.

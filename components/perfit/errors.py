@@ -21,11 +21,11 @@ class PerfitError(ValueError):
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return text with escapes for what does something to a terminal: control characters, changes of direction.
+    """Return text with control characters and changes of direction, which act on a terminal, as escapes.
 
     Args:
-        text: From outside: of a record, a file, a library's error.
-        keep: Characters to leave as they are.
+        text: Text from outside: a record, a file, a library's error.
+        keep: Characters that are not escaped.
     """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 

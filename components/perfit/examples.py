@@ -155,7 +155,7 @@ def _render(
         )
     except TemplateError as error:
         log_error("chat template", error)
-        raise BadRecord("the model's chat template refuses it") from error
+        raise BadRecord("the model's chat template rejects it") from error
     # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
     adds_bos = not has_template and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return tokenizer.bos_token + text if adds_bos else text

@@ -15,7 +15,7 @@ from perfit.locations import hide_credentials, is_local
 from perfit.spec import METHODS
 
 MAX_CHARACTERS = 1_000_000
-"""Of a federation file: several thousand clients."""
+"""Maximum length of a federation file: enough for several thousand clients."""
 _MAX_SCALAR = 4096  # characters of one value
 
 
@@ -68,12 +68,12 @@ class _Refused(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as long as it is written: no aliases, by which eight lines can stand for billions of values."""
+    """YAML without aliases, with which a few lines could expand to billions of values."""
 
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            fix = "write the value out wherever it is used"
+            fix = "write the value in full wherever it is used"
             raise _Refused(event.start_mark, "anchors and aliases (&name, *name) are not read", fix)
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_SCALAR:
             fix = f"use at most {_MAX_SCALAR} characters"
@@ -82,10 +82,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _load(text: str, source: str) -> tuple[Any, dict[tuple, int]]:
-    """Return what the text says, and the line of each key's path."""
+    """Return the parsed text, and the line of each key's path."""
     if len(text) > MAX_CHARACTERS:
         raise PerfitError(
-            f"{source} has more than {MAX_CHARACTERS:,} characters", "give a federation file, of fewer clients"
+            f"{source} has more than {MAX_CHARACTERS:,} characters", "give a federation file with fewer clients"
         )
     loader = _Loader(text)
     try:

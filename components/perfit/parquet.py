@@ -1,8 +1,7 @@
-"""The text columns of a Parquet file, and nothing else of it.
+"""Reads chosen text columns of a Parquet file, and nothing else.
 
-What the file's metadata say of the other columns (images and audio as paths or URLs, extension types) is not acted
-upon: no column but those asked for is decoded, and in these no value but text, numbers, and lists and structures of
-them.
+Other columns (images and audio as paths or URLs, extension types) are never decoded. In the chosen columns, only text,
+numbers, and lists and structures of these are decoded.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 UNREAD = False
-"""Stands in for a value of another type than text, which is not decoded."""
+"""Replaces a value that is not decoded because of its type."""
 _ROWS = 1000
 
 
 class Unreadable(ValueError):
-    """Why a source cannot be read, in our own words; what a library says of it is the cause."""
+    """Why a source cannot be read, in perfit's own words; a library's error is its cause."""
 
 
-def read_columns(path: Path, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, each with those of the wanted columns that the file has.
+def read_columns(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, each with those of the given columns that the file has.
 
     Args:
-        path: Of the file. It is opened here: no library takes it for a URL or a pattern.
-        wanted: Names of columns.
+        path: The file. It is opened here, so that no library treats it as a URL or a pattern.
+        columns: Names of columns.
 
     Raises:
         Unreadable: The file cannot be read, or has none of the columns, though it has rows.
@@ -37,25 +36,25 @@ def read_columns(path: Path, wanted: Collection[str]) -> Iterator[dict[str, Any]
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PAR1":
-            raise Unreadable("is no Parquet file")
+            raise Unreadable("is not a Parquet file")
         import pyarrow as pa
 
         try:
-            yield from _rows(file, wanted)
+            yield from _rows(file, columns)
         except Unreadable:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
-            raise Unreadable("is a damaged Parquet file, or one of a kind that cannot be read") from error
+            raise Unreadable("is a damaged Parquet file, or of a type that cannot be read") from error
 
 
-def _rows(file: Any, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+def _rows(file: Any, columns: Collection[str]) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     source = parquet.ParquetFile(file, arrow_extensions_enabled=False)
-    columns = source.schema_arrow.names
-    names = [name for name in dict.fromkeys(columns) if name in wanted]
-    if any(columns.count(name) > 1 for name in names):
-        raise Unreadable("has two columns of one name")
+    in_file = source.schema_arrow.names
+    names = [name for name in dict.fromkeys(in_file) if name in columns]
+    if any(in_file.count(name) > 1 for name in names):
+        raise Unreadable("has two columns of the same name")
     if source.metadata.num_rows and not names:
         raise Unreadable("has none of the columns that records have")
     for batch in source.iter_batches(_ROWS, columns=names):
@@ -64,7 +63,7 @@ def _rows(file: Any, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
 
 
 def _plain(array: pa.Array) -> list[Any]:
-    """The values of an array as Python's, with `UNREAD` in place of those that are neither text nor made of it."""
+    """Return an array's values as Python objects, with `UNREAD` in place of those that are not decoded."""
     from pyarrow import BaseExtensionType, types
 
     kind = array.type
@@ -79,15 +78,17 @@ def _plain(array: pa.Array) -> list[Any]:
     valid = array.is_valid().to_pylist()
     if types.is_list(kind) or types.is_large_list(kind):
         values, ends = _plain(array.values), pairwise(array.offsets.to_pylist())
-        return [values[start:end] if there else None for there, (start, end) in zip(valid, ends, strict=True)]
+        return [values[start:end] if present else None for present, (start, end) in zip(valid, ends, strict=True)]
     if types.is_struct(kind) and kind.num_fields:
         names, rows = [field.name for field in kind], zip(*map(_plain, array.flatten()), strict=True)
-        return [dict(zip(names, row, strict=True)) if there else None for there, row in zip(valid, rows, strict=True)]
-    return [UNREAD if there else None for there in valid]
+        return [
+            dict(zip(names, row, strict=True)) if present else None for present, row in zip(valid, rows, strict=True)
+        ]
+    return [UNREAD if present else None for present in valid]
 
 
 def _texts(array: pa.Array) -> list[Any]:
-    """Text, where it is UTF-8: the format does not see to it."""
+    """Return texts, `UNREAD` for those that are not UTF-8, which the format does not guarantee."""
     try:
         return array.to_pylist()
     except UnicodeDecodeError:

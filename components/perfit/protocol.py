@@ -183,13 +183,13 @@ Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
 
 
 class Limited(Message):
-    """An update that counted for less than it said.
+    """An update that counted for less than it would without limits.
 
     Args:
-        client: Whose.
-        samples: That its record says.
-        weight: That it had in the mean.
-        factors: What its change in a vector was multiplied by, by the vector's name.
+        client: Id of its client.
+        samples: Number of samples in its record.
+        weight: Its weight in the mean.
+        factors: Factors of its changes, by the vector's name.
     """
 
     client: Text

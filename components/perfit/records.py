@@ -4,9 +4,9 @@ A record is Alpaca (`instruction`, `input`, `output`), Dolly (`instruction`, `co
 (`messages`). Unusable records are refused or skipped, as the user chooses, and reported by line.
 
 Records are private: they are streamed, never cached on disk, and the reason for a refusal quotes keys and roles, never
-content. It is in our own words: what a library says of a failure may hold values and file names, and goes to the log
-alone. Of a Parquet file and a hub data set only the columns in `TEXT_COLUMNS` are read: nothing that a schema declares
-(images, say) makes a path be opened or a URL requested.
+content. A library's own message may contain values and file names, so it only goes to the log. Of a Parquet file and a
+hub data set only the columns in `TEXT_COLUMNS` are read: whatever else a schema declares (images, for example), no path
+is opened and no URL requested.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Message = dict[str, str]
 T = TypeVar("T")
 
 TEXT_COLUMNS = ("instruction", "input", "output", "context", "response", "category", "messages")
-"""The columns that records have."""
+"""The columns of all three schemas."""
 
 _LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
@@ -107,12 +107,12 @@ def read_records(source: str, also: Collection[str] = ()) -> list[Record]:
 
 
 def log_error(what: str, error: BaseException) -> None:
-    """Write to the log, which stays with the records' owner, what a library says of a failure."""
+    """Write a library's error to the log, which stays with the records' owner."""
     _LOG.warning("%s: %s: %s", printable(what), type(error).__name__, printable(str(error)))
 
 
 def _reader(source: str, columns: Sequence[str]) -> tuple[Callable[[], Iterator[Record]], str]:
-    """Find how to read a source, and what to do where reading fails."""
+    """Return a function that reads a source, and the fix if reading fails."""
     path = Path(source)
     if source.startswith("s3://"):
         raise PerfitError(f"{source}: is not a local file", "let the pipeline fetch it, or download it first")
@@ -134,7 +134,7 @@ def _reader(source: str, columns: Sequence[str]) -> tuple[Callable[[], Iterator[
 
 
 def _read_lines(path: Path) -> Iterator[Record]:
-    # Other bytes become \\xNN, which JSON refuses: one line is named, and not the whole file lost.
+    # Invalid bytes become \\xNN, which JSON rejects: only their line is bad, not the whole file.
     with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:
         for line, text in enumerate(file, start=1):
             if line == 1 and text.startswith("["):
@@ -155,7 +155,7 @@ def _parse(line: int, text: str) -> Record:
 
 
 def _json_reason(text: str, error: json.JSONDecodeError) -> str:
-    """What the parser says, without the character that it may quote."""
+    """Return the parser's message without the character that it may quote."""
     if re.compile(r"\\x[0-9a-f]{2}").match(text, error.pos):
         return "not UTF-8"
     return error.msg.split(": '")[0]
@@ -165,7 +165,7 @@ def _read_hub(name: str, split: str, columns: Sequence[str]) -> Iterator[dict[st
     from datasets import load_dataset
 
     try:
-        # Even where it only streams, the library keeps lock files in its cache: this one vanishes with them.
+        # Even when it only streams, the library keeps lock files in its cache, so give it a temporary one.
         with tempfile.TemporaryDirectory() as cache:
             rows = load_dataset(name, split=split, streaming=True, cache_dir=cache).decode(False)
             if rows.column_names:

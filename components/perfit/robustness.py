@@ -1,7 +1,7 @@
-"""How far one client can move a round: a cap on its weight, and a bound on its change.
+"""Limits the influence of one client on a round: a cap on its weight, and a bound on its change.
 
-A client's weight is what it says of its records, and its values are whatever it sends. Both are held against the other
-clients of the round. With fewer than three updates there is nobody to tell which of them is out of line.
+Clients report their own weights and may send any values. Both are therefore compared with those of the round's other
+clients. With fewer than three updates it is impossible to tell which one is the outlier.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 
 from perfit.aggregation import Update
 
-LEAST_UPDATES = 3
+MIN_UPDATES = 3
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared between the updates of a round.
+    """The quantities of an update that are compared within a round.
 
     Args:
-        samples: Training records of the client.
+        samples: Number of the client's training records.
         changes: Root mean square of the change in each vector, by name.
     """
 
@@ -34,8 +34,8 @@ class Scale:
     """How an update counts.
 
     Args:
-        weight: In the mean.
-        factors: What its change in each vector is multiplied by, by name; 1 where it is not there.
+        weight: Its weight in the mean.
+        factors: Factors of its changes, by the vector's name; 1 for vectors that are missing here.
     """
 
     weight: int
@@ -50,15 +50,16 @@ def measure(update: Update, base: Mapping[str, np.ndarray]) -> Measure:
     """Measure an update.
 
     Args:
-        update: Of a client.
-        base: What its vectors changed from, float32, shape (N,), by name; a vector that is missing there is a change.
+        update: A client's update.
+        base: The vectors before the change, float32, shape (N,), by name; a vector that is missing here is a change
+            already.
     """
     changes = {name: _change(update, name, base) for name in update.vectors}
     return Measure(update.samples, {name: float(np.sqrt(np.mean(change**2))) for name, change in changes.items()})
 
 
 def scaled(update: Update, base: Mapping[str, np.ndarray], scale: Scale) -> Update:
-    """Return an update with its changes multiplied by the scale's factors, and the scale's weight for its samples."""
+    """Return an update with its changes multiplied by the scale's factors and its samples replaced by the weight."""
     vectors = dict(update.vectors)
     for name, factor in scale.factors.items():
         start = base[name][update.positions].astype(np.float64) if name in base else 0.0
@@ -72,27 +73,27 @@ def scales(
     """Return how each update of a round counts.
 
     Args:
-        measures: Of the updates, by client.
-        max_share: Of the sum of all weights that one client has at most.
-        clip: A change in a vector is at most this multiple of the median over clients; None for any.
-        weighted: Whether clients count by their samples, or each the same.
+        measures: Measures of the updates, by client.
+        max_share: Maximum share of one client in the sum of all weights.
+        clip: A change in a vector is at most this multiple of the median over clients; None for no limit.
+        weighted: Whether clients count by their samples; otherwise all count the same.
     """
-    weights = {client: found.samples if weighted else 1 for client, found in measures.items()}
-    if len(measures) < LEAST_UPDATES:
+    weights = {client: measured.samples if weighted else 1 for client, measured in measures.items()}
+    if len(measures) < MIN_UPDATES:
         return {client: Scale(weight) for client, weight in weights.items()}
     cap = _weight_cap(list(weights.values()), max_share)
     factors: dict[str, dict[str, float]] = {client: {} for client in measures}
-    names = {name for found in measures.values() for name in found.changes} if clip else set()
+    names = {name for measured in measures.values() for name in measured.changes} if clip else set()
     for name in sorted(names):
-        limit = clip * float(np.median([found.changes[name] for found in measures.values()]))
-        for client, found in measures.items():
-            if 0 < limit < found.changes[name]:
-                factors[client][name] = limit / found.changes[name]
+        limit = clip * float(np.median([measured.changes[name] for measured in measures.values()]))
+        for client, measured in measures.items():
+            if 0 < limit < measured.changes[name]:
+                factors[client][name] = limit / measured.changes[name]
     return {client: Scale(min(weight, cap), factors[client]) for client, weight in weights.items()}
 
 
 def _weight_cap(weights: list[int], max_share: float) -> int:
-    """The largest cap that is at most ``max_share`` of the sum of the weights when they are cut to it; at least 1."""
+    """Return the largest cap that is at most ``max_share`` of the sum of the capped weights; at least 1."""
     low, high = 1, max(weights)
     while low < high:
         cap = (low + high + 1) // 2

@@ -127,14 +127,15 @@ def measure_update(state: Vectors, update: Update) -> Measure:
 
 
 def limits(spec: FederationSpec, measures: Mapping[str, Measure]) -> dict[str, Scale]:
-    """Return, by client, how those updates of a round count that count for less than they say."""
+    """Return the scales of the updates that count for less than they would without limits, by client."""
     options = spec.aggregation
-    found = scales(measures, max_share=options.max_share, clip=options.clip, weighted=spec.algorithm.weighted)
-    return {client: scale for client, scale in found.items() if scale.limits(measures[client], spec.algorithm.weighted)}
+    weighted = spec.algorithm.weighted
+    by_client = scales(measures, max_share=options.max_share, clip=options.clip, weighted=weighted)
+    return {client: scale for client, scale in by_client.items() if scale.limits(measures[client], weighted)}
 
 
 def limit(state: Vectors, update: Update, scale: Scale | None) -> Update:
-    """Return an update as it counts."""
+    """Return an update scaled as it counts in the mean."""
     return update if scale is None else scaled(update, {VALUES: state[VALUES]}, scale)
 
 

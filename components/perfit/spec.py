@@ -81,10 +81,10 @@ class Participation(Section):
 
 
 class Aggregation(Section):
-    """How far one client can move a round of at least three updates.
+    """Limits of one client's influence on a round of at least three updates.
 
     Args:
-        max_share: Of all weights in the mean that one client has at most.
+        max_share: Maximum share of one client in the sum of all weights.
         clip: A client's change is cut to this multiple of the clients' median change; None for never.
     """
 

@@ -22,7 +22,7 @@ def aggregate(
         federation: URI of the federation.
         round: From 1.
         tiers: The tiers that the pipeline was compiled for, in order.
-        plan_next: Whether this run goes on with the next round.
+        plan_next: Whether this run continues with the next round.
         page: The report of all rounds up to this one.
         metrics: Perplexity, loss, bytes and numbers of clients.
 

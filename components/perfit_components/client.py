@@ -7,12 +7,12 @@ from perfit_components.images import CLIENT_IMAGE
 
 @dsl.component(base_image=CLIENT_IMAGE, install_kfp_package=False)
 def client(federation: str, round: int, name: str, threads: int) -> dict[str, str]:
-    """Search the client's architecture if it has none yet, tune its values on its own records, and upload them.
+    """Search for the client's architecture if it has none yet, tune its values on its own records, and upload them.
 
     Args:
         federation: URI of the federation.
         round: From 1.
-        name: The client's name in the cluster: that of its Secret.
+        name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training.
 
     Returns:

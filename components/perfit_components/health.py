@@ -1,4 +1,4 @@
-"""What an image holds, and whether tasks can work in it: ``python -m perfit_components.health client`` (or server)."""
+"""What an image contains, and whether tasks run in it: ``python -m perfit_components.health client`` (or server)."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def check(image: str) -> dict[str, str]:
         image: ``client`` or ``server``.
 
     Returns:
-        The version of each distribution, of Python, and of CUDA where torch is there and can use a GPU.
+        The version of each distribution, of Python, and of CUDA if torch is installed and can use a GPU.
 
     Raises:
         PerfitError: There is no such image, nothing can be written, or a module cannot be imported.
     """
     if image not in MODULES:
         raise PerfitError(f"there is no image {image!r}", f"give one of {', '.join(MODULES)}")
-    # As KFP's launcher sets it: its executor then imports nothing of what compiling needs.
+    # KFP's launcher sets it too: its executor then imports nothing that only compiling needs.
     os.environ["_KFP_RUNTIME"] = "true"
     _write_temporary_file()
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for module, distribution in MODULES[image].items():
-        found[distribution] = _version(module, distribution)
-    return {**found, **_accelerators()}
+        versions[distribution] = _version(module, distribution)
+    return {**versions, **_accelerators()}
 
 
 def _write_temporary_file() -> None:

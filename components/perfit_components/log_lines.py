@@ -13,7 +13,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step of one client; round 0 is the search."""
+    """One optimiser step of one client; round 0 is the search."""
 
     round: int
     client: str
@@ -31,7 +31,7 @@ class Failure:
 
 
 def format_step(round: int, client: str, step: int, steps: int, loss: float) -> str:
-    """Return the line that reports one optimizer step."""
+    """Return the line that reports one optimiser step."""
     return f"[perfit] round={round} client={client} step={step}/{steps} loss={loss:.4f}"
 
 
@@ -45,7 +45,7 @@ def parse_step(line: str) -> Step | None:
 
 
 def format_failure(client: str, reason: str) -> str:
-    """Return the text that reports why a client has no result; a reason may have several lines."""
+    """Return the text that reports why a client has no result; the reason may have several lines."""
     return f"client {client} has no result: {reason}"
 
 

@@ -1,4 +1,4 @@
-"""Component: found a federation, or find it again, and plan the round that the run begins with."""
+"""Component: create a federation or open an existing one, and plan the first round of the run."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ def prepare(
         store: Where federations are kept, e.g. s3://bucket/prefix.
         tiers: The tiers that the pipeline was compiled for, in order.
         claim_tiers: Those of them whose loops pass the names of volume claims.
-        method: A method's name, to run the file's federation by that method, under a name of its own.
+        method: A method's name, to run the file's federation with that method, under a name of its own.
         round: The round that the run begins with; 0 for the one after the head.
 
     Returns:

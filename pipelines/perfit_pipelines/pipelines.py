@@ -266,6 +266,7 @@ def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def _with_model(task: dsl.PipelineTask, cluster: Cluster) -> None:
     """Give a task that loads the model its cache, a token for the hub where there is one, and shared memory."""
     if cluster.model_cache:
+        # Clients only read it, but KFP 2.17 cannot mount it so: they check what they load (perfit/model_files.py).
         kubernetes.mount_pvc(task, pvc_name=cluster.model_cache, mount_path=CACHE_MOUNT)
     else:
         kubernetes.empty_dir_mount(task, volume_name="cache", mount_path=CACHE_MOUNT)

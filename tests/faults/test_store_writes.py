@@ -18,7 +18,7 @@ from perfit_storage.patience import with_patience
 
 from .s3_proxy import BUSY, FLIP_UPLOAD, KINDS, LOSE, REPEAT, RESET, Behaviour, faulty
 
-SECONDS = float(os.environ.get("PERFIT_FAULTS_SECONDS", 8))
+SECONDS = float(os.environ.get("PERFIT_FAULTS_SECONDS", 5))
 PATIENCE_S = 60
 
 
@@ -81,14 +81,13 @@ def test_a_conditional_write_that_needed_many_attempts_has_one_winner(s3_server,
     with faulty(s3_server) as (proxy, environment):
         store, other = with_patience(open_store(uri, environment), PATIENCE_S), open_store(uri, s3_server.environment)
         assert not store.exists("a")
-        proxy.behaviour.plan = [fault] * 6
+        proxy.behaviour.plan = [fault] * 5
         assert store.create("a", b"ours")
         assert not other.create("a", b"theirs")
         version = store.get("a").version
-        proxy.behaviour.plan = [fault] * 6
+        proxy.behaviour.plan = [fault] * 5
         assert store.replace("a", b"ours again", version)
         assert not other.replace("a", b"theirs", version)
-        proxy.behaviour.plan = [fault] * 6
         assert not store.create("a", b"later")
         assert other.get("a").data == b"ours again"
 

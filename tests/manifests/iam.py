@@ -65,9 +65,9 @@ class PolicedStore:
     def uri(self) -> str:
         return self.objects.uri
 
-    def get(self, key: str) -> StoredObject:
+    def get(self, key: str, limit: int | None = None) -> StoredObject:
         self._check("s3:GetObject", key)
-        return self.objects.get(key)
+        return self.objects.get(key, limit)
 
     def put(self, key: str, data: bytes) -> None:
         self._check("s3:PutObject", key)

@@ -123,7 +123,7 @@ def test_a_template_that_refuses_a_record():
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         + tokenizer.chat_template
     )
-    with pytest.raises(BadRecord, match="the model's chat template refuses it"):
+    with pytest.raises(BadRecord, match="the model's chat template rejects it"):
         tokenize(TWO_TURNS, tokenizer, 200)
 
 

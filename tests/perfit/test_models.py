@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from perfit.models import (
 )
 from perfit.spec import Lora
 
+from .hub import Hub, serving
 from .tiny import save_gguf
 from .tiny import tiny_tokenizer as make_tokenizer
 
@@ -277,3 +281,34 @@ def test_a_model_of_the_hub_is_checked(hub, tmp_path):
     (hub / "adapter_config.json").write_text("{}")
     with pytest.raises(PerfitError, match=r"adapter_config\.json was not there when the federation was founded"):
         checked_model(manifest, tmp_path / "cache", tmp_path / "scratch")
+
+
+def test_the_hubs_files_are_downloaded_at_the_commit_that_the_federation_was_founded_with(tiny_llama, tmp_path):
+    """Prepare fills the cache; a client without it downloads the same commit into a place of its own."""
+    directory = shutil.copytree(tiny_llama, tmp_path / "repository")
+    for name in ("README.md", "modeling.py", "pytorch_model.bin", "onnx/config.json"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("{}")
+    code = f"""
+from pathlib import Path
+from perfit.model_files import describe_files
+from perfit.models import checked_model, prepare_model
+here = Path({str(tmp_path)!r})
+source = prepare_model("owner/name", here / "cache")
+manifest = describe_files("owner/name", source, Path(source).name)
+print(*[file.name for file in manifest.files])
+print(manifest.commit, checked_model(manifest, here / "cache", here / "none") == source)
+(here / "home/hub").rename(here / "elsewhere")
+print(Path(checked_model(manifest, here / "cache", here / "scratch")).relative_to(here))
+"""
+    with serving(Hub(directory, COMMIT)) as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = sorted(path.name for path in Path(tiny_llama).iterdir())
+    names, commit, scratch = done.stdout.splitlines()
+    assert names.split() == loaded
+    assert commit == f"{COMMIT} True"
+    assert scratch == f"scratch/hub/models--owner--name/snapshots/{COMMIT}"
+    assert set(hub.downloads) == set(loaded)

@@ -73,8 +73,8 @@ def test_parquet_rows(tmp_path):
         ("empty.jsonl", b"", "contains no records"),
         ("blank.jsonl", b"\n \n", "contains no records"),
         ("table.csv", b"a,b\n", "unknown file type '.csv'"),
-        ("bad.parquet", b"not parquet", "is no Parquet file"),
-        ("cut.parquet", b"PAR1 and no more", "is a damaged Parquet file, or one of a kind that cannot be read"),
+        ("bad.parquet", b"not parquet", "is not a Parquet file"),
+        ("cut.parquet", b"PAR1 and no more", "is a damaged Parquet file, or of a type that cannot be read"),
         ("array.json", b'[{"a": 1}]', "is a JSON array, not one JSON object a line"),
     ],
 )
@@ -249,7 +249,7 @@ def test_other_columns_are_read_if_they_are_asked_for(tmp_path):
     ("table", "problem"),
     [
         (pa.table({"question": ["?"]}), "has none of the columns that records have"),
-        (pa.table([["a"], ["b"]], ["output", "output"]), "has two columns of one name"),
+        (pa.table([["a"], ["b"]], ["output", "output"]), "has two columns of the same name"),
     ],
 )
 def test_tables_that_hold_no_records(tmp_path, table, problem):
@@ -266,7 +266,7 @@ def test_what_a_library_says_goes_to_the_log_alone(tmp_path, caplog):
     path.write_bytes(whole.replace(b"SECRET", b"\xff\xff\xff\xff\xff\xff")[: -len(whole) // 2] + whole[-8:])
     with pytest.raises(PerfitError) as raised:
         read_records(str(path))
-    assert raised.value.problem == f"{path}: is a damaged Parquet file, or one of a kind that cannot be read"
+    assert raised.value.problem == f"{path}: is a damaged Parquet file, or of a type that cannot be read"
     assert "perfit.records" in caplog.text
 
 

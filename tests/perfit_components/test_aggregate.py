@@ -137,7 +137,7 @@ def test_a_round_without_its_quorum_is_finished_once_the_client_is_repaired(make
         f"  eve (failed): {path}: 1 of 7 records cannot be used: line 7: no response\n"
         "  fix: repair them, or set data.bad_records: skip to leave them out"
     )
-    assert caught.value.fix.startswith("repair these clients and run again (who delivered does not train again)")
+    assert caught.value.fix.startswith("repair these clients and run again (those that delivered do not train again)")
     assert site.store.read_head().round == 0
     assert not [
         key for key in files(site.root) if key.startswith("rounds/1/") and "updates" not in key and "plan" not in key

@@ -302,7 +302,7 @@ def test_a_run_over_committed_rounds_has_nobody_to_wait_for(trained):
     ("tiers", "claim_tiers", "problem"),
     [
         (["office"], [], "tier 'default' has clients, but the compiled pipeline does not have it"),
-        (["default"], ["default"], "tier 'default': the volume claims are named otherwise than when"),
+        (["default"], ["default"], "tier 'default': the names of its volume claims have changed since"),
     ],
 )
 def test_a_file_that_the_compiled_pipeline_does_not_fit(make_site, tiers, claim_tiers, problem):

@@ -165,7 +165,7 @@ CASES = {
     "bob's record": (record_of_bob, "its record says client 'bob', the plan 'eve'"),
     "below the budget": (architecture_of_bob, "its mask says budget 224, the plan 448"),
     "above the budget": (all_positions, "its mask says budget 896, the plan 448"),
-    "other shapes": (another_space, "its mask is of another space"),
+    "other shapes": (another_space, "its mask belongs to another space"),
     "unknown mask": (says(mask_sha256="0" * 64), "run the search of client 'eve' again"),
     "mask that is a path": (says(mask_sha256="../" * 21 + "x"), "trained.mask_sha256: String should match"),
     "mask that is null": (says(mask_sha256=None), "trained.mask_sha256: Input should be a valid string"),
@@ -278,7 +278,7 @@ def test_honest_updates_are_averaged_in_one_pass_as_they_are(trained):
     assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
 
 
-def test_an_update_exchanged_between_two_passes_is_refused(trained):
+def test_an_update_that_changes_between_two_passes_is_refused(trained):
     eve = Eve(trained)
     eve.sends(eve.header, np.full_like(eve.values, 1e30))
 
@@ -294,5 +294,5 @@ def test_an_update_exchanged_between_two_passes_is_refused(trained):
     store = Exchanging.open(trained.store_uri, trained.spec.name)
     summary = commit_round(FederationContext(store, trained.spec), 1)
     assert (summary.clients[2].client, summary.clients[2].status) == ("eve", "refused")
-    assert "exchanged while the round was averaged" in summary.clients[2].reason
+    assert "changed while the round was averaged" in summary.clients[2].reason
     assert (committed(trained) == committed_by(trained, "ann", "bob")).all()

@@ -35,7 +35,7 @@ FAILED_TASK = """\
     perfit.errors.PerfitError: round 1 is not committed: 0 of 1 clients delivered. Without an update:
       ann (failed): /data/ann.jsonl: no such file
       fix: check the path
-      fix: repair these clients and run again (who delivered does not train again), or lower minimum_clients
+      fix: repair these clients and run again (those that delivered do not train again), or lower minimum_clients
 
 21:37:03.192 - ERROR - Task \x1b[96m'aggregate'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m
 """
@@ -89,7 +89,9 @@ def test_the_error_of_a_task_is_found_whole():
         "  ann (failed): /data/ann.jsonl: no such file\n"
         "  fix: check the path"
     )
-    assert fix == "repair these clients and run again (who delivered does not train again), or lower minimum_clients"
+    assert (
+        fix == "repair these clients and run again (those that delivered do not train again), or lower minimum_clients"
+    )
 
 
 def test_errors_that_are_not_ours_are_left():

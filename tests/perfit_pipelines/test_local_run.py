@@ -85,7 +85,7 @@ def test_a_run_whose_clients_all_fail_says_why(make):
         f"  ann (failed): {home.directory}/data/ann.jsonl: no usable record: line 1: the prompt alone has"
     )
     assert rest[-1] == (
-        "  fix: repair these clients and run again (who delivered does not train again), or lower minimum_clients"
+        "  fix: repair these clients and run again (those that delivered do not train again), or lower minimum_clients"
     )
     assert f"client ann has no result: {home.directory}/data/ann.jsonl" in result.out
     assert home.site.store.read_head().round == 0

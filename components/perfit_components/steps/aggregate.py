@@ -1,4 +1,4 @@
-"""Close a round: commit it, report, and plan the next."""
+"""Closes a round: commits it, draws the report, and plans the next round."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from perfit_components.steps.report import RoundReport, draw_report
 
 
 @dataclass(frozen=True)
-class Closed:
-    """A round that is committed: its report, and in each tier the participants of the next."""
+class ClosedRound:
+    """A committed round: its report, and the participants of the next round by tier."""
 
     report: RoundReport
     participants: list[list[LoopItem]]
 
 
-def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> Closed:
-    """Commit a round, draw its report and keep it in the store, and plan the next one.
+def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> ClosedRound:
+    """Commit a round, draw its report and store it, and plan the next round.
 
     Args:
-        uri: Of the federation.
+        uri: URI of the federation.
         round: From 1.
-        next_tiers: Tiers of the compiled pipeline, in order, if the run goes on with the next round.
+        next_tiers: Tiers of the compiled pipeline, in order, if the run continues with the next round.
 
     Raises:
         PerfitError: As :func:`perfit_components.steps.commit.commit_round`.
@@ -40,4 +40,4 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> Closed:
         print(f"  {limited.client} counts as {limited.weight:,} of {limited.samples:,} samples{factors}", flush=True)
     report = draw_report(context, round)
     context.store.put_report(round, report.html.encode())
-    return Closed(report, participants(context, round + 1, next_tiers) if next_tiers else [])
+    return ClosedRound(report, participants(context, round + 1, next_tiers) if next_tiers else [])

@@ -1,4 +1,4 @@
-"""What a client's pod does in a round: search its architecture if it has none yet, tune, upload."""
+"""A client's task in a round: search for its architecture if it has none yet, tune, upload."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ _BASELINE = "baseline.json"
 
 
 def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
-    """Do a client's part of a round, unless it is done: the outcome is a record in the store, never an exception.
+    """Do a client's part of a round, unless it is done. The outcome is a record in the store, never an exception.
 
-    The personal adapter and what the client keeps are written to its own part of the store, then the update, then its
+    The personal adapter and what the client keeps are written to its own part of the store, then the update, then the
     record.
 
     Args:
-        uri: Of the federation.
+        uri: URI of the federation.
         round: From 1.
         name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training; 0 for torch's own choice.
 
     Returns:
-        client, status (trained or failed) and reason: what the task shows of the record.
+        client, status (trained or failed) and reason: the part of the record that the task shows.
     """
     with stoppable():
         result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
@@ -56,19 +56,19 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
 
 
 def is_final(record: bytes) -> bool:
-    """Whether what a client said of a round may not be replaced: it delivered."""
+    """Whether a client's record of a round must not be replaced, because the client delivered."""
     with suppress(MessageError):
         return isinstance(parse_outcome(record), UpdateRecord)
     return False
 
 
 def _train(context: ClientContext, threads: int) -> Outcome:
-    round, done = context.round, context.store.read_record(context.round, context.client.id)
-    if done is not None and is_final(done):
-        return parse_outcome(done)
+    round, existing = context.round, context.store.read_record(context.round, context.client.id)
+    if existing is not None and is_final(existing):
+        return parse_outcome(existing)
     participant = context.participant
     stop_after(context.spec.participation.client_deadline_seconds)
-    import torch  # which a round that is done does not need
+    import torch  # imported only now: a round that is done does not need it
 
     from perfit.client import run_client
 
@@ -105,7 +105,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
 
 
 def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
-    """Write why there is no update, as far as the store lets us; a record that is final holds."""
+    """Write why there is no update, if the store can be written; a final record stays."""
     output = {"client": name, "status": "failed", "reason": failure.reason}
     with suppress(PerfitError):
         context = ClientContext.open(uri, round, name)
@@ -143,7 +143,7 @@ def _write_own_files(context: ClientContext, roles: Roles, architecture: Archite
 
 
 def _upload(context: ClientContext, architecture: Architecture, result: ClientResult) -> tuple[Blob | None, int]:
-    """Upload what crosses to the server; return what the record says of it, and its bytes."""
+    """Upload the update; return its blob (None if nothing is shared) and its number of bytes."""
     update, adapter = result.update, result.adapter
     if not update.positions.any():
         return None, 0
@@ -154,7 +154,7 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
 
 
 def _baseline(context: ClientContext) -> float:
-    """The perplexity under the initial values; measured anew only when the held-out records have changed."""
+    """Return the perplexity under the initial values, measured again only if the held-out records have changed."""
     from perfit.client import evaluate
 
     store, client = context.store, context.client

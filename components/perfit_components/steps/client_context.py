@@ -1,4 +1,4 @@
-"""A client in its pod, for one round: its federation, model and data, and what it reads of the store."""
+"""A client's context in one round: its federation, model and data, and what it reads from the store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STATE = re.compile(r"state/([0-9]+)\.safetensors")
 
 @dataclass(frozen=True)
 class Architecture:
-    """A client's mask (bool, shape (N,)), its hash, and the bytes that it cost this round: it travels once."""
+    """A client's mask (bool, shape (N,)), its hash, and the bytes of its upload, 0 if that was in an earlier round."""
 
     mask: np.ndarray
     sha256: str
@@ -75,7 +75,7 @@ class ClientContext:
 
     @property
     def participant(self) -> Participant:
-        """The client as the plan has it.
+        """The client's entry in the plan.
 
         Raises:
             PerfitError: It does not take part.
@@ -85,7 +85,7 @@ class ClientContext:
                 return participant
         raise PerfitError(
             f"client {self.client.id!r} does not take part in round {self.round}",
-            "it was planned without it; it may be sampled for a later one",
+            "the round was planned without it; it may be sampled for a later one",
         )
 
     @cached_property
@@ -108,7 +108,7 @@ class ClientContext:
         return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_sha256)
 
     def on_step(self, round: int) -> Callable[[int, int, float], None]:
-        """Return what reports the progress of a training: a line a step."""
+        """Return a function that reports the progress of a training, one line per step."""
 
         def report(step: int, steps: int, loss: float) -> None:
             print(format_step(round, self.client.id, step, steps, loss), flush=True)
@@ -117,10 +117,10 @@ class ClientContext:
 
 
 def find_architecture(context: ClientContext) -> Architecture:
-    """Read the client's architecture; without one, search and upload it.
+    """Read the client's architecture; if it has none yet, search for one and upload it.
 
     Raises:
-        PerfitError: What the store has is damaged, or of another model.
+        PerfitError: The stored one is damaged, or of another model.
     """
     from perfit.client import find_architecture as search
 
@@ -143,20 +143,20 @@ def _read_architecture(context: ClientContext, sha256: str) -> Architecture:
         _check_space(context, file)
         if file.header.mask_sha256 != sha256:
             raise AdapterFileError(f"it is mask {file.header.mask_sha256}")
-        cost = len(data) if file.header.round == context.round else 0
-        return Architecture(file.mask, sha256, cost)
+        bytes_up = len(data) if file.header.round == context.round else 0
+        return Architecture(file.mask, sha256, bytes_up)
     except AdapterFileError as error:
         problem = f"the mask {sha256} of client {context.client.id!r}: {error}"
         raise PerfitError(problem, "restore it from a backup of the store") from error
 
 
 def read_downloads(context: ClientContext, roles: Roles) -> tuple[dict[str, np.ndarray], int]:
-    """Return what the server sends to the client, at its shared positions, and how many bytes were read.
+    """Return what the server sends to the client, at its shared positions, and the number of bytes read.
 
-    Where nothing is shared nothing is read.
+    If nothing is shared, nothing is read.
 
     Raises:
-        PerfitError: It is not there, damaged, or of another model.
+        PerfitError: It is missing, damaged, or of another model.
     """
     if not roles.shared.any():
         return {}, 0
@@ -166,7 +166,7 @@ def read_downloads(context: ClientContext, roles: Roles) -> tuple[dict[str, np.n
 
 
 def read_kept(context: ClientContext, roles: Roles) -> Vectors:
-    """Return what the client kept of its last round before this one, at its trained positions; empty if nothing.
+    """Return what the client kept from its last round before this one, at its trained positions; may be empty.
 
     Raises:
         PerfitError: It is damaged.
@@ -184,7 +184,7 @@ def read_kept(context: ClientContext, roles: Roles) -> Vectors:
 
 
 def state_file(round: int) -> str:
-    """Return the name of the file, in the client's own part of the store, of what it kept of a round."""
+    """Return the name of the file with what a client kept from a round, in the client's own part of the store."""
     return f"state/{round}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""A round's result: the mean of its updates by the method's rule, committed once, made again if it got lost."""
+"""Computes and commits a round's result: once, and again if the result was lost from the store."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from perfit_storage import Head, ObjectNotFound
 
 @dataclass
 class _Tally:
-    """What became of a round's participants so far, the positions that they hold, and the mean of their updates.
+    """The outcomes of a round's participants so far, the positions that they hold, and the mean of their updates.
 
-    ``hashes`` are those of the updates; ``limited`` is how those of them count that count for less than they say.
+    ``hashes`` are those of the updates; ``limited`` has the scales of the updates that count for less.
     """
 
     cohort: Cohort
@@ -36,11 +36,11 @@ class _Tally:
 def commit_round(context: FederationContext, round: int) -> RoundSummary:
     """Average a round's updates by the method's rule, then move the head to the result.
 
-    A client's update that does not keep to the plan is left out and named. A round that is committed already is left as
-    it is.
+    An update that does not follow the plan is left out, and reported. A round that is already committed does not
+    change.
 
     Args:
-        context: Of the federation.
+        context: The federation's context.
         round: From 1.
 
     Returns:
@@ -61,20 +61,20 @@ def commit_round(context: FederationContext, round: int) -> RoundSummary:
     if not store.advance_head(head_of(plan.base), head):
         raise PerfitError(
             f"round {round} of {context.spec.name!r} was committed by another run with other values",
-            "nothing is lost: look which runs train this federation, and let one of them go on",
+            "nothing is lost: check which runs train this federation, and let only one of them continue",
         )
     return summary
 
 
 def ensure_base(context: FederationContext, base: Base) -> None:
-    """Make what a round starts from again, if it got lost and the updates of the round that made it are there.
+    """If what a round starts from is missing in the store, compute it again from the updates of the round before.
 
     Raises:
-        PerfitError: It is lost for good.
+        PerfitError: It cannot be computed again.
     """
     blobs = [blob for blob in (base.adapter, base.state) if blob]
     if base.round > 0 and not all(context.store.has_blob(blob.key) for blob in blobs):
-        _make_again(context, base)
+        _recompute(context, base)
 
 
 def _committed(context: FederationContext, round: int) -> RoundSummary:
@@ -82,10 +82,10 @@ def _committed(context: FederationContext, round: int) -> RoundSummary:
     try:
         return context.summary_of(after)
     except ObjectNotFound:
-        return _make_again(context, after)
+        return _recompute(context, after)
 
 
-def _make_again(context: FederationContext, after: Base) -> RoundSummary:
+def _recompute(context: FederationContext, after: Base) -> RoundSummary:
     plan = context.plan(after.round)
     tally, previous = _average(context, plan)
     summary = _summary(context, plan, tally, previous)
@@ -99,10 +99,10 @@ def _make_again(context: FederationContext, after: Base) -> RoundSummary:
 
 
 def _average(context: FederationContext, plan: Plan) -> tuple[_Tally, StoredVectors]:
-    """Average the updates of a round, in one pass unless some of them are to count for less than they say.
+    """Average the updates of a round: in one pass, or in two if some of them must count for less.
 
-    How far one client may move the others is known when all have been seen. A second pass must meet the same updates: a
-    client whose update is another one then is refused.
+    The limits are known only when all updates have been read. The second pass must read the same updates: a client
+    whose update has changed in between is refused.
     """
     ensure_base(context, plan.base)
     previous = context.state(plan.base)
@@ -110,10 +110,10 @@ def _average(context: FederationContext, plan: Plan) -> tuple[_Tally, StoredVect
     tally = _pass(context, plan, previous, {}, refused)
     while (limited := limits(context.spec, tally.measures)) != tally.limited:
         first, tally = tally, _pass(context, plan, previous, limited, refused)
-        exchanged = [p for p in plan.participants if tally.hashes.get(p.client) != first.hashes.get(p.client)]
-        if exchanged:  # once more from the beginning, without them
-            reason = "its update was exchanged while the round was averaged"
-            refused |= {participant.client: refusal(plan, participant, reason) for participant in exchanged}
+        changed = [p for p in plan.participants if tally.hashes.get(p.client) != first.hashes.get(p.client)]
+        if changed:  # start again, without them
+            reason = "its update changed while the round was averaged"
+            refused |= {participant.client: refusal(plan, participant, reason) for participant in changed}
             tally = _pass(context, plan, previous, {}, refused)
     return tally, previous
 
@@ -125,7 +125,7 @@ def _pass(
     limited: dict[str, Scale],
     refused: dict[str, ClientStatus],
 ) -> _Tally:
-    """Verify each participant's update, note what became of it, add it to the mean, and drop it."""
+    """Verify each participant's update, note the outcome and add the update to the mean; none is kept in memory."""
     space = previous.space
     tally = _Tally(new_cohort(context.spec, space), np.zeros(space.size, dtype=bool), limited)
     for participant in plan.participants:
@@ -149,7 +149,7 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, previous: St
         method=context.spec.method.name,
         round=plan.round,
         base=plan.base,
-        # As the file has it now: lowering it rescues a round whose planned clients are gone for good.
+        # From the current file: lowering it rescues a round whose planned clients are gone for good.
         minimum_clients=context.spec.participation.minimum_clients,
         positions=previous.space.size,
         positions_held=int(np.count_nonzero(tally.held)),
@@ -170,14 +170,14 @@ def _check_quorum(summary: RoundSummary) -> None:
     )
     raise PerfitError(
         "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in summary.lost)]),
-        "repair these clients and run again (who delivered does not train again), or lower minimum_clients",
+        "repair these clients and run again (those that delivered do not train again), or lower minimum_clients",
     )
 
 
 def _put_result(
     context: FederationContext, plan: Plan, summary: RoundSummary, tally: _Tally, previous: StoredVectors
 ) -> Head:
-    """Write everything that the head will name; move nothing."""
+    """Write everything that the head will name; the head does not move yet."""
     store, round = context.store, plan.round
     downloads, own = split_state(context.spec, merge(context.spec, previous.vectors, tally.cohort))
     adapter = store.put_global(round, _dump(context, previous.space, round, downloads))

@@ -1,4 +1,4 @@
-"""A federation as every step but the first meets it: its store and its federation file, by URI."""
+"""An existing federation, opened by URI: its store and its federation file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DIRECTORY = "/federations/"
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """Vectors of the server as the store has them.
+    """Vectors of the server, read from the store.
 
     Args:
         space: The expanded space of N positions.
         vectors: float32, shape (N,), by name.
-        size: Bytes that were read.
+        size: Number of bytes read.
     """
 
     space: LoraSpace
@@ -66,7 +66,7 @@ class FederationContext:
             PerfitError: The store cannot be reached or holds no such federation; a stored file is wrong.
         """
         text = store.read_spec()
-        store.read_head()  # names the version that the file is of, if it is another
+        store.read_head()  # raises if another version wrote the federation
         return cls(store, parse_federation(text.decode(), f"{store.uri}/spec.yaml"))
 
     def client_named(self, name: str) -> ClusterClient:
@@ -101,7 +101,7 @@ class FederationContext:
         """Read the vectors that clients read.
 
         Raises:
-            PerfitError: They are not there, or not those of this federation and round.
+            PerfitError: They are missing, or not those of this federation and round.
         """
         return self._vectors(base, base.adapter, self.spec.algorithm.downloads)
 
@@ -109,7 +109,7 @@ class FederationContext:
         """Read all vectors of the server.
 
         Raises:
-            PerfitError: They are not there, or not those of this federation and round.
+            PerfitError: They are missing, or not those of this federation and round.
         """
         stored = self.downloads(base)
         if base.state is None:
@@ -126,7 +126,7 @@ class FederationContext:
         return self.parse_plan(round, self.store.read_plan(round))
 
     def parse_plan(self, round: int, data: bytes) -> Plan:
-        """Return the plan of a round that was read from the store.
+        """Parse the plan of a round.
 
         Raises:
             PerfitError: It is damaged.
@@ -137,7 +137,7 @@ class FederationContext:
             raise self._damaged(f"rounds/{round}/plan.json", error) from error
 
     def base_after(self, round: int) -> Base:
-        """Return what a committed round left for the next one: found from the head, back over the summaries.
+        """Return the base that a committed round left for the next one, following the summaries back from the head.
 
         Raises:
             PerfitError: The round is not committed, or a later round's summary is missing or damaged.
@@ -169,11 +169,11 @@ class FederationContext:
         Raises:
             PerfitError: One is missing or damaged.
         """
-        base, found = base_of(self.store.read_head()), []
+        base, summaries = base_of(self.store.read_head()), []
         while base.summary is not None:
-            found.append(self.summary_of(base))
-            base = found[-1].base
-        return [summary for summary in reversed(found) if last is None or summary.round <= last]
+            summaries.append(self.summary_of(base))
+            base = summaries[-1].base
+        return [summary for summary in reversed(summaries) if last is None or summary.round <= last]
 
     def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
         data = self.store.read_blob(Blob(blob.key, blob.sha256))
@@ -181,7 +181,7 @@ class FederationContext:
             file = AdapterFile.parse(data)
             expected = AdapterHeader.of_server(self.spec, file.space, base.round)
             if file.header != expected:
-                raise AdapterFileError(f"it says that it is {file.header}, but should be {expected}")
+                raise AdapterFileError(f"its header is {file.header}, but should be {expected}")
             everywhere = np.ones(file.space.size, dtype=bool)
             vectors = file.vectors(everywhere, names) if names else file.named_vectors(everywhere)
         except AdapterFileError as error:
@@ -206,12 +206,12 @@ def stored_model(store: FederationStore) -> ModelManifest | None:
 
 
 def base_of(head: Head) -> Base:
-    """Return what a round starts from that is planned when the head is here."""
+    """Return the base of a round that is planned at this head."""
     return Base.model_validate(asdict(head))
 
 
 def head_of(base: Base) -> Head:
-    """Return the head that a round's plan was made at."""
+    """Return the head at which a round was planned."""
     adapter, state, summary = (
         blob and Blob(blob.key, blob.sha256) for blob in (base.adapter, base.state, base.summary)
     )

@@ -1,7 +1,7 @@
-"""The trust boundary: what a participant wrote becomes a verified contribution, or a refusal with a reason.
+"""The trust boundary: turns what a participant wrote into a verified contribution, or a refusal with a reason.
 
-Nothing else reads what a client can write. Sizes are bounded by what the space allows before anything is read, every
-value is compared with the plan, and any failure but an outage of the store is that client's refusal.
+No other server code reads what a client can write. Sizes are limited by the space before anything is read, every value
+is compared with the plan, and any failure other than an outage of the store only refuses that client.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from perfit_components.steps.context import FederationContext
 from perfit_storage import Blob, StoreError, StoreUnreachable
 
 _HEADER_BYTES = 2**16
-"""Beside the names of matrices: what the header of an adapter file may take."""
+"""Maximum size of an adapter file's header, apart from what grows with the matrices."""
 
 
 class Refused(ValueError):
@@ -38,12 +38,12 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a client delivered, verified.
+    """A client's verified delivery.
 
     Args:
-        record: What it says of its round.
+        record: Its record of the round.
         mask: Its architecture: bool, shape (N,).
-        update: What it shares; None where the method shares nothing.
+        update: What it shares; None if the method shares nothing.
     """
 
     record: UpdateRecord
@@ -57,16 +57,16 @@ def read_contribution(
     """Read what a participant wrote in a round.
 
     Args:
-        context: Of the federation.
-        plan: Of the round.
-        participant: Of the plan.
+        context: The federation's context.
+        plan: The round's plan.
+        participant: A participant of the plan.
         space: The expanded space of N positions.
 
     Returns:
-        A contribution that keeps to the plan, or why there is none.
+        A contribution that follows the plan, or why there is none.
 
     Raises:
-        StoreUnreachable: The store does not answer, which is nobody's fault.
+        StoreUnreachable: The store does not answer; no client is refused for that.
     """
     try:
         data = context.store.read_record(plan.round, participant.client, limit=MAX_OUTCOME_BYTES)
@@ -74,7 +74,7 @@ def read_contribution(
             reason = "its task left no record: it did not start, or its pod died"
             return _status(plan, participant, "missing", reason)
         outcome = parse_outcome(data)
-        _check_promise(outcome, plan, participant)
+        _check_participant(outcome, plan, participant)
         if isinstance(outcome, ClientStatus):
             return outcome
         return _verified(context, plan, participant, outcome, space)
@@ -82,12 +82,12 @@ def read_contribution(
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
         return refusal(plan, participant, str(error))
-    except Exception as error:  # a stranger's bytes must not stop the others, whatever they make of a library
+    except Exception as error:  # one client's bytes must not stop the others, whatever error a library raises
         return refusal(plan, participant, f"what it wrote cannot be read ({type(error).__name__})")
 
 
 def refusal(plan: Plan, participant: Participant, reason: str) -> ClientStatus:
-    """Return what becomes of a participant whose update does not count."""
+    """Return the status of a participant whose update is refused."""
     return _status(plan, participant, "refused", reason)
 
 
@@ -95,9 +95,9 @@ def _status(plan: Plan, participant: Participant, status: str, reason: str) -> C
     return ClientStatus(**participant.model_dump(), round=plan.round, status=status, reason=cut(reason))
 
 
-def _check_promise(outcome: UpdateRecord | ClientStatus, plan: Plan, participant: Participant) -> None:
-    promised = {**participant.model_dump(), "round": plan.round}
-    for name, value in promised.items():
+def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, participant: Participant) -> None:
+    planned = {**participant.model_dump(), "round": plan.round}
+    for name, value in planned.items():
         if getattr(outcome, name) != value:
             raise Refused(f"its record says {name} {getattr(outcome, name)!r}, the plan {value!r}")
 
@@ -105,7 +105,7 @@ def _check_promise(outcome: UpdateRecord | ClientStatus, plan: Plan, participant
 def _verified(
     context: FederationContext, plan: Plan, participant: Participant, record: UpdateRecord, space: LoraSpace
 ) -> Contribution:
-    """Hold a mask and an update, each parsed once, against the plan."""
+    """Check a mask and an update, each parsed once, against the plan."""
     client, method = participant.client, context.spec.algorithm
     expected = AdapterHeader.of_client(
         context.spec, client, plan.round, space.budget(participant.rank), record.mask_sha256
@@ -131,7 +131,7 @@ def _verified(
 def _parse(data: bytes, expected: AdapterHeader, space: LoraSpace, what: str, skip: str = "") -> AdapterFile:
     file = AdapterFile.parse(data)
     if file.space != space:
-        raise Refused(f"its {what} is of another space")
+        raise Refused(f"its {what} belongs to another space")
     for name, value in vars(expected).items():
         if name != skip and getattr(file.header, name) != value:
             raise Refused(f"its {what} says {name} {getattr(file.header, name)!r}, the plan {value!r}")
@@ -139,7 +139,7 @@ def _parse(data: bytes, expected: AdapterHeader, space: LoraSpace, what: str, sk
 
 
 def _header_bytes(space: LoraSpace, vectors: int) -> int:
-    """The header names each matrix in the space and, once a vector, beside its dtype, shape and place."""
+    """A header names each matrix in the space and, once per vector, with its dtype, shape and offsets."""
     names = len(json.dumps(space.to_list()))
     return _HEADER_BYTES + 2 * names + vectors * (names + 200 * len(space.matrices))
 

@@ -1,4 +1,4 @@
-"""A client's failure as a record, not as an exit code: one failing pod would stop its siblings and the round."""
+"""A client's failure as a record, not an exit code: a failing pod would stop the other clients and the round."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def stop_after(seconds: int | None) -> None:
 def failure_as_record(action: Callable[[], T]) -> T | Failure:
     """Return what the action returns, or why it failed or was stopped.
 
-    A reason quotes our own messages alone. The text of any other exception stays in the pod's log: it may hold records.
+    A reason quotes only perfit's own messages. Any other exception's text may contain records and stays in the pod's
+    log.
     """
     try:
         return action()

@@ -1,4 +1,4 @@
-"""Sample a round's clients, once, and hand their names to the loops of the pipeline."""
+"""Samples a round's clients, once, and passes their names to the loops of the pipeline."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from perfit_components.steps.commit import ensure_base
 from perfit_components.steps.context import FederationContext, base_of
 
 LoopItem = str | dict[str, str]
-"""A client's name in the cluster, that of its Secret; or its Secret and its volume claim, where a claim of its tier is
-called otherwise."""
+"""A client's name in the cluster, that of its Secret; or its Secret and its volume claim, if a claim in its tier has
+another name than the Secret."""
 
 
 def plan_round(context: FederationContext, round: int) -> Plan:
-    """Return the plan of a round, which is written once, by whoever comes first, and read by everybody else.
+    """Return the plan of a round. The first caller writes it, all others read it.
 
-    What the round starts from is made again if it got lost.
+    If what the round starts from is missing in the store, it is computed again.
 
     Raises:
         PerfitError: The round before is not committed, or the store cannot be reached or written.
@@ -30,7 +30,7 @@ def plan_round(context: FederationContext, round: int) -> Plan:
     if head.round != round - 1:
         raise PerfitError(
             f"round {round} of {spec.name!r} cannot start: the head is at round {head.round}",
-            f"run round {head.round + 1} first; a compiled tuning goes on where an earlier run of it stopped",
+            f"run round {head.round + 1} first; a compiled tuning continues where its last run stopped",
         )
     ensure_base(context, base_of(head))
     sampled = sample_clients(spec.clients, spec.participation, spec.training.seed, round)
@@ -58,7 +58,7 @@ def participants(context: FederationContext, round: int, tiers: Sequence[str]) -
         if participant.tier not in items:
             raise PerfitError(
                 f"client {client.id!r} is of tier {participant.tier!r}, which the compiled pipeline does not have",
-                "compile the pipeline again from the changed federation file (perfit submit and schedule create do)",
+                "compile the pipeline again from the changed federation file (as perfit submit and schedule create do)",
             )
         name = spec.secret_of(client)
         claims = spec.names_claims(participant.tier)

@@ -1,4 +1,4 @@
-"""Write a federation's file and its initial vectors, once, and plan the round that the run begins with."""
+"""Writes a federation's file and its initial vectors, once, and plans the first round of the run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEXT_ROUND = 0
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where a federation is, the round that the run begins with, and its participants in each tier."""
+    """A federation's URI, the first round of the run, and that round's participants by tier."""
 
     uri: str
     round: int
@@ -45,17 +45,17 @@ def prepare(
     tiers: Sequence[str] | None = None,
     claim_tiers: Sequence[str] | None = None,
 ) -> Prepared:
-    """Found a federation, or find it again.
+    """Create a federation, or open an existing one.
 
-    Everything is checked before anything is written. A federation that exists may change its rounds, participation,
-    tiers and clients; see :meth:`perfit.spec.FederationSpec.difference`.
+    Everything is checked before anything is written. An existing federation may change its rounds, participation, tiers
+    and clients; see :meth:`perfit.spec.FederationSpec.difference`.
 
     Args:
         federation_file: The text of the federation file.
         store_uri: Where federations are kept.
-        method: One of the methods, to run the file's federation by another one, in a directory of its own.
-        round: That the run begins with; ``NEXT_ROUND`` for the one after the head.
-        tiers: Of the compiled pipeline, in order; None for the file's.
+        method: A method's name, to run the file's federation with that method, in a directory of its own.
+        round: First round of the run; ``NEXT_ROUND`` for the one after the head.
+        tiers: Tiers of the compiled pipeline, in order; None for the file's.
         claim_tiers: Those of them whose loops pass the names of volume claims; None for the file's.
 
     Raises:
@@ -68,13 +68,13 @@ def prepare(
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
     store = FederationStore.open(store_uri, directory)
-    _found(spec, store)
+    _write_missing(spec, store)
     number = round or store.read_head().round + 1
     return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
 
 
 def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
-    """Return a federation by another method, with that method's own options.
+    """Return a federation with another method and that method's default options.
 
     Raises:
         PerfitError: There is no such method.
@@ -93,19 +93,20 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
         if tier not in tiers:
             problem = f"tier {tier!r} has clients, but the compiled pipeline does not have it"
         elif claim_tiers is not None and spec.names_claims(tier) != (tier in claim_tiers):
-            problem = f"tier {tier!r}: the volume claims are named otherwise than when the pipeline was compiled"
+            problem = f"tier {tier!r}: the names of its volume claims have changed since the pipeline was compiled"
         else:
             continue
-        raise PerfitError(problem, "compile it again from this federation file (perfit submit and schedule create do)")
+        fix = "compile it again from this federation file (as perfit submit and schedule create do)"
+        raise PerfitError(problem, fix)
 
 
-def _found(spec: ClusterSpec, store: FederationStore) -> None:
+def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
     """Write what is missing: the federation file, the files of the model, the vectors of round 0, the head.
 
     Before that, what killed writers left is removed.
     """
     store.sweep()
-    head, stored, text = _if_there(store.read_head), _if_there(store.read_spec), spec.to_yaml().encode()
+    head, stored, text = _read_or_none(store.read_head), _read_or_none(store.read_spec), spec.to_yaml().encode()
     model = stored_model(store)
     if stored is not None:
         _check_same(spec, stored, store.uri)
@@ -129,7 +130,7 @@ def _found(spec: ClusterSpec, store: FederationStore) -> None:
         store.create_head(Head(0, adapter, state))
 
 
-def _if_there(read: Callable[[], T]) -> T | None:
+def _read_or_none(read: Callable[[], T]) -> T | None:
     try:
         return read()
     except ObjectNotFound:
@@ -157,8 +158,8 @@ def _fill_cache(spec: ClusterSpec, model: ModelManifest) -> None:
 
 
 def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
-    """Return the expanded space of the model, once every tier is known to hold a training."""
-    from perfit.lora import expand  # torch, which a federation that is there does not need
+    """Check that every tier has the memory for a training; return the expanded space of the model."""
+    from perfit.lora import expand  # imports torch, which an existing federation does not need
     from perfit.memory import check_memory, memory_need
     from perfit.models import model_skeleton
 

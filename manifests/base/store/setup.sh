@@ -83,8 +83,6 @@ mc ready store
 read_attached
 remove_others  # before all that takes long or may fail
 mc mb --ignore-existing "store/$bucket"
-# What somebody overwrites can be found again. Clients' own files are left out: each round replaces them.
-mc version enable --excluded-prefixes "federations/*/clients/" "store/$bucket"
 mc admin policy create store "$mark" "$root/policies/no-self-service.json"
 for file in "$root"/clients/*.secret-key; do
     [ -e "$file" ] || continue
@@ -93,4 +91,6 @@ for file in "$root"/clients/*.secret-key; do
     case $user in *.*) policy=client-$user ;; *) policy=$user ;; esac  # a server's name has no dot
     ensure_user "$user" "$file" "$policy" "${file%.secret-key}.policy.json"
 done
+# What somebody overwrites can be found again. Clients' own files are left out: each round replaces them.
+mc version enable --excluded-prefixes "federations/*/clients/" "store/$bucket"
 echo "setup: done"

@@ -1,4 +1,4 @@
-"""Documents that say what the code does are held against it."""
+"""Documents are compared with the code that they describe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_table_of_methods_has_every_method():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_row_of_the_table_is_what_the_method_is(name):
+def test_a_row_of_the_table_matches_the_method(name):
     method, held = METHODS[name], SPACE.plain_mask(2)
     roles, zeros = method.roles(SPACE, held), np.zeros(int(held.sum()), dtype=np.float32)
     start = ClientStart(zeros, received=dict.fromkeys(method.downloads, zeros))

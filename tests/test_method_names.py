@@ -1,4 +1,4 @@
-"""A method is a value: nothing outside ``perfit.methods`` asks which one it is."""
+"""No code outside ``perfit.methods`` depends on a method's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perfit.methods import METHODS
 ROOT = Path(__file__).parents[1]
 
 
-def asks(tree: ast.AST) -> list[int]:
+def uses_of_names(tree: ast.AST) -> list[int]:
     """The lines of a module that compare something with a method's name, or look one up by it."""
     lines = []
     for node in ast.walk(tree):
@@ -29,19 +29,19 @@ def asks(tree: ast.AST) -> list[int]:
     return lines
 
 
-def test_no_code_outside_of_methods_asks_for_a_methods_name():
+def test_no_code_outside_of_methods_uses_a_methods_name():
     sources = [path for root in ("components", "pipelines") for path in (ROOT / root).rglob("*.py")]
     others = [path for path in sources if "methods" not in path.parts]
     assert len(sources) > len(others) > 50
-    assert {str(path): lines for path in others if (lines := asks(ast.parse(path.read_text())))} == {}
+    assert {str(path): lines for path in others if (lines := uses_of_names(ast.parse(path.read_text())))} == {}
 
 
-def test_the_report_asks_for_no_methods_name():
+def test_the_report_uses_no_methods_name():
     template = (ROOT / "components/perfit_report/report.html.j2").read_text()
     assert [name for name in METHODS if f'"{name}"' in template or f"'{name}'" in template] == []
 
 
-def test_such_a_question_is_found():
-    assert asks(ast.parse('if spec.method.name == "fedit": pass')) == [1]
-    assert asks(ast.parse('x = spec.method.name in ("perfit", "local")')) == [1]
-    assert asks(ast.parse('TITLES = {"scaffold": 1}')) == [1]
+def test_uses_of_names_are_detected():
+    assert uses_of_names(ast.parse('if spec.method.name == "fedit": pass')) == [1]
+    assert uses_of_names(ast.parse('x = spec.method.name in ("perfit", "local")')) == [1]
+    assert uses_of_names(ast.parse('TITLES = {"scaffold": 1}')) == [1]

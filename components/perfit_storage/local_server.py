@@ -41,6 +41,7 @@ from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
 from perfit_storage.errors import StoreError
+from perfit_storage.files import write_atomically
 from perfit_storage.s3 import S3Settings
 
 BUCKET = "perfit"
@@ -87,10 +88,7 @@ def write_users(path: Path, users: Iterable[User]) -> None:
         }
         for user in users
     ]
-    new = path.with_suffix(".new")
-    with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        json.dump({"identities": identities}, file, indent=1)
-    os.replace(new, path)
+    write_atomically(path, json.dumps({"identities": identities}, indent=1).encode(), mode=0o600)
 
 
 def find_weed() -> Path:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/memory.py [--model MODEL] [--tokens 128,256] [--batch-size 4] [--cache DIRECTORY]
 
-Each training runs in a process of its own, on full-length random sequences; the peak is the largest resident set of
-that process.
+Each training runs in its own process, on full-length random sequences; the peak is the largest resident set of that
+process.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def measure(
     else:
         received = received_by(roles, initial_state(spec, model.space))
         run_client(model, spec, spec.clients[0], 1, data, held, received, kept={})
-    # Not getrusage: its peak is also that of the process that started this one.
+    # Not getrusage: its peak includes that of the parent process.
     status = Path("/proc/self/status").read_text()
     return need.total, int(status.partition("VmHWM:")[2].split()[0]) * 1024
 

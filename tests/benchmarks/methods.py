@@ -4,9 +4,10 @@
 
 The data set (Dolly schema, with categories) is split so that each client has ``--categories-per-client`` categories
 and shares them with its neighbours (perfit.partition.by_category). All methods start from the same values, have the
-same budget of trainable parameters and take the same steps. Two means over clients are printed a round: `shared` is the
-perplexity under what the client would start from next (the new global values at its shared positions, its own at the
-personal ones), and `tuned` the one right after local tuning: the client's personal adapter of that round.
+same budget of trainable parameters and take the same steps. Two means over clients are printed per round: `shared` is
+the perplexity under the values that the client would start from next (the new global values at its shared positions,
+its own at the personal ones), and `tuned` the one right after local tuning: the client's personal adapter of that
+round.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def parse() -> argparse.Namespace:
 
 def split(arguments: argparse.Namespace, directory: Path) -> list[dict]:
     """Write the clients' files and return their entries of a federation file."""
-    wanted = arguments.categories.split(",")
-    records = [r for r in check_records(arguments.data, "skip").usable if r.fields.get("category") in wanted]
+    categories = arguments.categories.split(",")
+    records = [r for r in check_records(arguments.data, "skip").usable if r.fields.get("category") in categories]
     labels = [record.fields["category"] for record in records]
     parts = by_category(labels, arguments.clients, arguments.seed, arguments.categories_per_client)
     draw = np.random.default_rng(arguments.seed)

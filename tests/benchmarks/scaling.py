@@ -173,9 +173,9 @@ def average() -> None:
     print("| clients | positions | seconds | seconds a client | peak MiB | MiB before |")
     print("| --- | --- | --- | --- | --- | --- |")
     for clients in (10, 100, MANY):
-        found = _in_own_process(f"average:{clients}")
-        cells = f"{found['positions']:,} | {found['seconds']:.2f} | {found['seconds'] / clients:.4f}"
-        print(f"| {clients} | {cells} | {found['peak']:.0f} | {found['before']:.0f} |", flush=True)
+        measured = _in_own_process(f"average:{clients}")
+        cells = f"{measured['positions']:,} | {measured['seconds']:.2f} | {measured['seconds'] / clients:.4f}"
+        print(f"| {clients} | {cells} | {measured['peak']:.0f} | {measured['before']:.0f} |", flush=True)
 
 
 def measure_average(clients: int) -> dict[str, float]:
@@ -200,9 +200,9 @@ def server() -> None:
     """Seconds of the server's steps on a store of files on this machine, with a small space."""
     print("| clients | plan s | aggregate s | report s | report MB | peak MiB |\n| --- | --- | --- | --- | --- | --- |")
     for clients in (10, 100, MANY):
-        found = _in_own_process(f"server:{clients}")
-        cells = " | ".join(f"{found[key]:.2f}" for key in ("plan", "aggregate", "report", "megabytes"))
-        print(f"| {clients} | {cells} | {found['peak']:.0f} |", flush=True)
+        measured = _in_own_process(f"server:{clients}")
+        cells = " | ".join(f"{measured[key]:.2f}" for key in ("plan", "aggregate", "report", "megabytes"))
+        print(f"| {clients} | {cells} | {measured['peak']:.0f} |", flush=True)
 
 
 def measure_server(clients: int) -> dict[str, float]:
@@ -220,13 +220,13 @@ def measure_server(clients: int) -> dict[str, float]:
         initial = dump_server_vectors(spec, here, 0, {"values": here.initial_values(0)})
         store.create_head(Head(0, store.put_global(0, initial)))
         context = FederationContext.of(store)
-        found = {"plan": _seconds(lambda: participants(context, 1, spec.tiers_in_use()))}
+        measured = {"plan": _seconds(lambda: participants(context, 1, spec.tiers_in_use()))}
         for seed, client in enumerate(spec.clients):
             _deliver(store, here, client.id, seed)
-        found["aggregate"] = _seconds(lambda: aggregate(context, 1))
-        found["report"] = _seconds(lambda: store.put_report(1, draw_report(context, 1).html.encode()))
-        found["megabytes"] = len(store.read_report(1)) / 1e6
-    return {**found, "peak": _peak_mib()}
+        measured["aggregate"] = _seconds(lambda: aggregate(context, 1))
+        measured["report"] = _seconds(lambda: store.put_report(1, draw_report(context, 1).html.encode()))
+        measured["megabytes"] = len(store.read_report(1)) / 1e6
+    return {**measured, "peak": _peak_mib()}
 
 
 def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
@@ -285,7 +285,7 @@ def _seconds(step: Callable[[], Any]) -> float:
 
 
 def _peak_mib() -> float:
-    # Not ru_maxrss: a new process starts with its parent's.
+    # Not ru_maxrss: a new process starts with that of its parent.
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

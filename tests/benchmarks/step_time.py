@@ -1,12 +1,12 @@
-"""Seconds of a PerFIT tuning step over those of a plain PEFT LoRA step of the same budget, as a ratio from one run.
+"""Ratio of the time of a PerFIT tuning step to that of a plain PEFT LoRA step of the same budget, in one run.
 
     python tests/benchmarks/step_time.py [--model MODEL] [--rank 8] [--expansion 2] [--blocks 6]
 
-Both go through the same training code on the same batches, in alternating blocks of steps, so that whatever else the
-machine does falls on both alike. The plain step trains PEFT's own dense A and B of rank r; PerFIT's trains the vectors
-of as many surviving values in the expanded space of rank k * r. The first step of a block, which pays for the Trainer's
-set-up, is left out; each ratio is that of the medians of a pair of blocks, and the median of these is the result. On
-the CPU the clock counts the process's own CPU seconds, which other processes lengthen less than the time on the wall.
+Both run the same training code on the same batches, in alternating blocks of steps, so that other load on the machine
+affects both alike. The plain step trains PEFT's own dense A and B of rank r; PerFIT's trains the vectors of as many
+surviving values in the expanded space of rank k * r. The first step of a block is left out, because it includes the
+Trainer's set-up. Each ratio is that of the medians of a pair of blocks; the result is the median of the ratios. On the
+CPU the clock counts the process's own CPU seconds, which other processes affect less than wall-clock time.
 """
 
 from __future__ import annotations

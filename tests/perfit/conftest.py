@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Let torch use one thread, whatever the test before it asked for."""
+    """Let torch use one thread, whatever the previous test set."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Adapter files: what goes in comes out, the same bytes always, and nothing broken gets in."""
+"""Adapter files: contents survive a round trip, bytes are reproducible, and broken files are refused."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def test_half_precision_rounds_to_nearest(name, dtype):
 def test_several_vectors_in_a_file():
     vectors = {"values": VALUES, "control": -VALUES}
     file = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, vectors))
-    for found in (file.vectors(MASK, ["control", "values"]), file.named_vectors(MASK)):
-        assert found.keys() == vectors.keys()
+    for read in (file.vectors(MASK, ["control", "values"]), file.named_vectors(MASK)):
+        assert read.keys() == vectors.keys()
         for name, vector in vectors.items():
-            same_bits(found[name], vector)
+            same_bits(read[name], vector)
 
 
 def test_vectors_on_some_positions_of_the_mask():
@@ -105,7 +105,7 @@ def test_vectors_on_some_positions_of_the_mask():
         values_of(data)
 
 
-def test_vectors_that_nobody_asked_for():
+def test_missing_and_surplus_vectors():
     both = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, {"values": VALUES, "records": VALUES}))
     with pytest.raises(AdapterFileError, match="it holds 2 tensors besides values"):
         both.vectors(MASK, ["values"])
@@ -148,9 +148,9 @@ def test_a_file_of_the_server_holds_every_position():
     file = AdapterFile.parse(data)
     assert file.header == AdapterHeader.of_server(SPEC, SPACE, 3)
     assert file.header == AdapterHeader("f", 3, None, "some/model", 2, 2, budget=16, mask_sha256="all")
-    found = file.vectors(everywhere, ["values", "momentum"])
-    same_bits(found["values"], values)
-    same_bits(found["momentum"], values + 1)
+    read = file.vectors(everywhere, ["values", "momentum"])
+    same_bits(read["values"], values)
+    same_bits(read["momentum"], values + 1)
     with pytest.raises(AdapterFileError, match=f"no 6 values for {A}"):
         values_of(values_file(), everywhere)
 
@@ -257,7 +257,7 @@ def test_mask_bits_of_another_shape(packed):
     ids=["other", "all", "short"],
 )
 def test_values_on_other_positions(other, problem):
-    # Whether the mask is the one that the header names is for whoever holds both; here counts must fit.
+    # Only the counts are checked here: the file does not contain the mask that its header names.
     with pytest.raises(AdapterFileError, match=problem):
         values_of(values_file(), other)
 
@@ -278,7 +278,7 @@ def test_a_space_far_beyond_the_bytes():
         mask_of(huge)
 
 
-def test_a_kind_of_file_in_place_of_the_other():
+def test_a_vector_file_is_not_a_mask_file_nor_the_reverse():
     with pytest.raises(AdapterFileError, match=f"no mask of 6 bits for {A}"):
         mask_of(values_file())
     with pytest.raises(AdapterFileError, match="it holds 2 tensors besides values"):
@@ -334,6 +334,6 @@ def test_another_format_version_is_named(fields):
         lambda data: rewrite(data, colour="blue"),
     ],
 )
-def test_headers_that_are_none(spoil: Callable[[bytes], bytes]):
+def test_invalid_headers(spoil: Callable[[bytes], bytes]):
     with pytest.raises(AdapterFileError, match="not an adapter file"):
         AdapterFile.parse(spoil(values_file()))

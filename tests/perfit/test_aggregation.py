@@ -106,7 +106,7 @@ def test_a_product_in_float32_would_lose_a_clients_bits():
 
 
 def test_a_negative_zero_keeps_its_sign():
-    # Half precision makes them of small negative values.
+    # Half precision rounds small negative values to them.
     alone = client(3, [-0.0, -0.0, 0.0])
     same_bits(aggregate(np.ones(3, np.float32), [alone, alone]), alone.vectors["values"])
 
@@ -150,7 +150,7 @@ def test_it_is_the_exact_mean_rounded_once(seed):
     same_bits(aggregate(previous, iter(clients[::-1])), expected)
 
 
-def test_what_it_was_given_stays():
+def test_arguments_are_not_changed():
     previous, one = PREVIOUS.copy(), client(3, [1, 2, 3, None, None, None])
     aggregate(previous, [one])
     assert_array_equal(previous, PREVIOUS)
@@ -169,7 +169,7 @@ def test_an_update_has_a_float32_a_position(vector):
         Update(np.array([True, False, True, True]), {"values": vector}, samples=1)
 
 
-def test_what_cannot_be_averaged():
+def test_updates_that_cannot_be_averaged():
     of_another_space = client(1, [1.0] * 5)
     of_other_vectors = Update(np.ones(6, dtype=bool), {"control": np.zeros(6, np.float32)}, samples=1)
     for bad in (of_another_space, of_other_vectors):

@@ -1,4 +1,4 @@
-"""What a client does in its pod."""
+"""A client's round."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_with_b_at_zero_the_adapter_changes_nothing(make_federation):
     assert value == base
 
 
-def test_it_does_not_matter_who_came_before(make_federation):
+def test_other_clients_do_not_affect_a_result(make_federation):
     spec = make_federation()
     model, data = loaded(spec)
     find_architecture(model, spec, spec.client("ann"), data["ann"])
@@ -114,7 +114,7 @@ def test_it_does_not_matter_who_came_before(make_federation):
     assert after_others.perplexity_after == alone.perplexity_after
 
 
-def test_nor_whether_it_failed(make_federation):
+def test_a_failed_round_does_not_affect_the_next_client(make_federation):
     spec = make_federation()
     model, data = loaded(spec)
     wild = make_federation(training={"learning_rate": 1e30, "steps": 3})

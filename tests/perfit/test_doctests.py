@@ -1,4 +1,4 @@
-"""The examples in the docstrings of what a researcher calls."""
+"""The examples in the docstrings of functions for researchers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfit.simulation import simulate
 
 @pytest.fixture(scope="session")
 def names(tiny_llama, tmp_path_factory) -> dict[str, str]:
-    """What the examples take as given: a model's directory and two files of records."""
+    """The names that the examples use: a model's directory and two files of records."""
     from .tiny import write_records
 
     directory = tmp_path_factory.mktemp("examples")
@@ -31,6 +31,6 @@ def test_the_examples_are_true(function, names):
     module = vars(sys.modules[function.__module__])
     (examples,) = DocTestFinder(recurse=False).find(function, function.__name__, globs={**module, **names})
     assert examples.examples
-    said: list[str] = []
-    failed = DocTestRunner().run(examples, out=said.append).failed
-    assert not failed, "".join(said)
+    output: list[str] = []
+    failed = DocTestRunner().run(examples, out=output.append).failed
+    assert not failed, "".join(output)

@@ -18,7 +18,7 @@ SKIP = IGNORE_INDEX
 
 
 class Bigrams(torch.nn.Module):
-    """A model whose next token depends on the last one alone: logits are a table."""
+    """A model whose next token depends only on the last one: its logits are a table."""
 
     def __init__(self, table: list[list[float]]):
         super().__init__()
@@ -83,7 +83,7 @@ def test_dropout_is_off_and_parameters_still_train(make_federation, tiny_gpt2):
     loss.backward()
 
 
-def test_a_model_that_is_hopelessly_wrong(tiny_tokenizer):
+def test_a_perplexity_beyond_a_float_is_infinite(tiny_tokenizer):
     # exp(1000) is beyond a float64.
     model = Bigrams([[0.0, -1000.0], [0.0, 0.0]])
     assert perplexity(model, [Example([0, 1], [SKIP, 1])], tiny_tokenizer, 1) == math.inf

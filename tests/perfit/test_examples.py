@@ -176,6 +176,6 @@ def test_the_held_out_split_follows_its_seed():
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(1, 0.2), (10, 0.0), (10, 1.0), (10, float("nan"))])
-def test_splits_that_cannot_be(n, fraction):
+def test_impossible_splits(n, fraction):
     with pytest.raises(PerfitError, match=r"^a\.jsonl: "):
         split_held_out(example_set(n), fraction, seed=0)

@@ -34,7 +34,7 @@ def write(files: dict[str, bytes], directory) -> str:
 
 
 def reload(base: str, directory: str):
-    """What a user does, without this package."""
+    """Load an exported adapter as a user does, without this package."""
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), directory)
 
 
@@ -62,9 +62,9 @@ def test_plain_peft_gives_the_logits_of_the_client(
             untuned = logits(model.peft, examples)
         (tmp_path / client).mkdir()
         plain = reload(base, write(peft_files(spec.expanded_lora, spec.model, adapter), tmp_path / client))
-        found = logits(plain, examples)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(found, untuned, strict=True))
+        actual = logits(plain, examples)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+        assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(actual, untuned, strict=True))
 
 
 def test_merged_it_gives_the_same_logits_but_for_rounding(make_federation, tiny_llama, tmp_path):
@@ -131,13 +131,13 @@ digest = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()
 
 
 def test_the_same_bytes_in_another_process():
-    exec(DIGEST, here := {})
+    exec(DIGEST, namespace := {})
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    there = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", f"{DIGEST}\nprint(digest)"],
         env={**os.environ, "PYTHONHASHSEED": seed},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert there.stdout.strip() == here["digest"]
+    assert process.stdout.strip() == namespace["digest"]

@@ -1,4 +1,4 @@
-"""Federation files, right ones and wrong ones: every error names line, key and fix."""
+"""Federation files, valid and invalid: every error names line, key and fix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_minimal_file():
     assert (federation.method.name, federation.lora.rank, federation.rounds) == ("perfit", 8, 3)
 
 
-# Each pair: lines added to the minimal file (their first is line 8) that are right, and wrong with the message.
+# Lines added to the minimal file (the first is line 8): valid ones, and invalid ones with their message.
 @pytest.mark.parametrize(
     ("right", "wrong", "problem"),
     [
@@ -160,7 +160,7 @@ def test_a_minimal_file():
         ),
     ],
 )
-def test_settings_right_and_wrong(right, wrong, problem):
+def test_valid_and_invalid_settings(right, wrong, problem):
     parse_federation(MINIMAL + right)
     fix = "remove one of the two" if "is duplicated" in problem else "correct this key"
     assert message_of(MINIMAL + wrong) == f"{problem}\n  fix: {fix}"
@@ -198,7 +198,7 @@ def test_settings_right_and_wrong(right, wrong, problem):
         ("id: eve", "id: eve\n    id: eva", "f.yaml:9: clients.2.id is duplicated (first in line 8)"),
     ],
 )
-def test_clients_right_and_wrong(right, wrong, problem):
+def test_valid_and_invalid_clients(right, wrong, problem):
     rest = "\n    data: eve.jsonl\n"
     parse_federation(f"{MINIMAL}  - {right}{rest}")
     fix = "remove one of the two" if "is duplicated" in problem else "correct this key"
@@ -449,7 +449,7 @@ def test_what_is_not_yaml():
 @pytest.mark.parametrize(
     "text", ["[a, b]: 1\n", "x: &x\n  y: *x\n", "1: 2\n"], ids=["list as key", "loop", "number as key"]
 )
-def test_yaml_that_is_no_federation(text):
+def test_yaml_that_is_not_a_federation_file(text):
     message_of(MINIMAL + text)
 
 

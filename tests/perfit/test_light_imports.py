@@ -1,4 +1,4 @@
-"""The planner's and the aggregator's image has no torch: what they import must not need it."""
+"""The image for planning and aggregation has no torch: the modules imported there must not need it."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_gradients_are_the_dense_ones_at_the_mask(make_federation):
 
 
 class OptimiserSizes(TrainerCallback):
-    """Notes the sizes of the optimiser's parameters, gradients and state after each step."""
+    """Records the sizes of the optimiser's parameters, gradients and state after each step."""
 
     def __init__(self):
         self.parameters: list[int] = []

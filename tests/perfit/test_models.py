@@ -38,7 +38,7 @@ from .tiny import tiny_tokenizer as make_tokenizer
 PACKAGE = str(Path(perfit.__path__[0]))
 
 
-def test_places(tmp_path, monkeypatch):
+def test_locations_of_models(tmp_path, monkeypatch):
     (tmp_path / "models/tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert locate(str(tmp_path)) == str(tmp_path)
@@ -61,14 +61,14 @@ def test_places(tmp_path, monkeypatch):
         ("a/b/c", "model: a/b/c does not exist"),
     ],
 )
-def test_places_that_are_not_there(model, problem):
+def test_models_that_do_not_exist(model, problem):
     with pytest.raises(PerfitError) as caught:
         locate(model)
     assert caught.value.problem == problem
 
 
 @pytest.mark.parametrize("model", ["none.gguf", "models/none.gguf"])
-def test_a_file_that_is_not_there_is_no_hub_id(model, tmp_path, monkeypatch):
+def test_a_missing_file_is_not_a_hub_id(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PerfitError, match=rf"^model: {model} does not exist"):
         prepare_model(model, tmp_path / "cache")

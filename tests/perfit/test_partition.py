@@ -119,7 +119,7 @@ def test_dirichlet_minimum(minimum):
         (lambda: dirichlet(FOUR, 4, 1.0, 0, minimum=6), "23 records: too few for 4 clients of at least 6"),
     ],
 )
-def test_what_does_not_fit(split, problem):
+def test_impossible_partitions(split, problem):
     with pytest.raises(PerfitError) as raised:
         split()
     assert problem in raised.value.problem

@@ -1,4 +1,4 @@
-"""Messages: one text a value, and whatever a stranger may send instead."""
+"""Messages: one text per value, and the refusal of everything else."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_an_outcome_is_a_record_or_a_status():
         (changed(STATUS, status=[]), "does not match any of the expected tags"),
     ],
 )
-def test_hostile_bytes_are_no_outcome(data, problem):
+def test_invalid_bytes_are_rejected(data, problem):
     with pytest.raises(MessageError, match=problem):
         parse_outcome(data)
 

@@ -78,7 +78,7 @@ def test_parquet_rows(tmp_path):
         ("array.json", b'[{"a": 1}]', "is a JSON array, not one JSON object a line"),
     ],
 )
-def test_files_of_no_use(tmp_path, name, content, problem):
+def test_unusable_files(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PerfitError) as raised:
         read_records(str(tmp_path / name))
@@ -101,7 +101,7 @@ def test_a_parquet_file_without_rows(tmp_path):
         (".", "is a directory"),
     ],
 )
-def test_sources_that_are_no_file(source, problem):
+def test_sources_that_are_not_files(source, problem):
     with pytest.raises(PerfitError) as raised:
         read_records(source)
     assert raised.value.problem == f"{source}: {problem}"
@@ -363,7 +363,7 @@ USER, ASSISTANT = turn("user", "Hi"), turn("assistant", "Ho")
         ({"messages": [{"role": "user"}, ASSISTANT]}, "user message is not a string"),
     ],
 )
-def test_reasons(fields, reason):
+def test_reasons_for_bad_records(fields, reason):
     with pytest.raises(BadRecord) as raised:
         to_messages(fields)
     assert str(raised.value) == reason

@@ -20,9 +20,9 @@ def update(values, samples=4, **more) -> Update:
 
 def test_a_change_is_measured_from_the_servers_values():
     # (4 - 1, 7 - 3) = (3, 4): the root of (9 + 16) / 2. A control variate is itself a change: (5, 5).
-    found = measure(update([4, 7], control=[5, 5]), BASE)
-    assert found.samples == 4
-    assert found.changes == pytest.approx({"values": np.sqrt(12.5), "control": 5})
+    measured = measure(update([4, 7], control=[5, 5]), BASE)
+    assert measured.samples == 4
+    assert measured.changes == pytest.approx({"values": np.sqrt(12.5), "control": 5})
 
 
 def test_a_scaled_update_keeps_its_direction():

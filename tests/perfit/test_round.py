@@ -1,4 +1,4 @@
-"""The protocol of a round, on six positions: who starts from what, what crosses, what is kept, what is merged."""
+"""The protocol of a round, on six positions: what a client starts from, sends and keeps, and what is merged."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_how_many_clients_of_the_federation_share_each_position(method, populati
     assert_array_equal(new_cohort(spec, SPACE).population(), population)
 
 
-def test_a_round_of_nobody_changes_nothing():
+def test_a_round_without_updates_changes_nothing():
     for name in METHODS:
         spec = make_spec({"name": name})
         state = initial_state(spec, SPACE)

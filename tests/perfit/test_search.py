@@ -1,4 +1,4 @@
-"""The search on a tiny model: exact budgets, and the scores that a person computes from weights and gradients."""
+"""The search on a tiny model: exact budgets, and scores computed by hand from weights and gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find(spec, client_id: str, model=None, data=None, **more) -> np.ndarray:
 
 
 def find_from(initial: np.ndarray, spec, client_id: str, model, data, seed: int = 0) -> np.ndarray:
-    """Search one client's mask from values of one's own."""
+    """Search one client's mask from given values."""
     return search_architecture(
         model.peft,
         model.space,

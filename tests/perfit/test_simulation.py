@@ -1,4 +1,4 @@
-"""Whole federations in memory: equal runs, equal methods, and averages that a person can check."""
+"""Whole federations in memory: equal runs, equal methods, and averages checked by hand."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_with_expansion_1_and_nothing_to_prune_perfit_is_fedit(make_federation):
     assert_same(run(perfit), run(fedit))
 
 
-def test_fedit_knows_no_expansion(make_federation):
+def test_fedit_has_no_expansion(make_federation):
     spec = make_federation(method={"name": "fedit"})
-    said = make_federation(method={"name": "fedit"}, lora={"expansion": 1})
+    explicit = make_federation(method={"name": "fedit"}, lora={"expansion": 1})
     assert loaded(spec)[0].space.rank == spec.lora.rank == 2
-    assert_same(run(said), run(spec))
+    assert_same(run(explicit), run(spec))
 
 
 def test_the_initial_values_do_not_depend_on_the_expansion(make_federation):
@@ -120,7 +120,7 @@ def test_a_client_alone_keeps_its_own_values(make_federation):
 
 
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
-def test_local_exchanges_nothing(make_federation, wire_dtype):
+def test_local_shares_nothing(make_federation, wire_dtype):
     spec = make_federation(method={"name": "local"}, wire_dtype=wire_dtype)
     simulation = Simulation(spec, *loaded(spec))
     start = simulation.start()
@@ -132,11 +132,11 @@ def test_local_exchanges_nothing(make_federation, wire_dtype):
             assert not result.update.positions.any()
             assert result.update.vectors["values"].size == 0
     for client in spec.clients:
-        # What is never sent is not rounded to the type on the wire.
+        # Values that are never sent are not rounded to the type on the wire.
         own = first.results[client.id]
         assert_array_equal(own.kept["values"], own.adapter.values)
         assert second.results[client.id].perplexity_before == own.perplexity_after
-    # Each client is as it is in a federation of its own.
+    # Each client gets the same result as in a federation of its own.
     alone = run(make_federation(method={"name": "local"}, rounds=2, clients=[spec.clients[1].model_dump()]))
     assert_array_equal(alone.results["bob"].adapter.values, second.results["bob"].adapter.values)
 
@@ -149,7 +149,7 @@ def test_local_survives_a_round_without_a_client(make_federation):
     assert len(set(seen)) == 3
 
 
-def test_who_does_not_take_part_keeps_its_last_result(make_federation):
+def test_clients_that_do_not_take_part_keep_their_last_result(make_federation):
     spec = make_federation(participation={"fraction": 0.5})
     simulation = Simulation(spec, *loaded(spec))
     state = simulation.start()

@@ -85,7 +85,7 @@ def test_split_gives_views():
     assert flat[27] == -1
 
 
-def test_a_space_survives_its_list():
+def test_a_space_from_its_list():
     space = make_space(rank=2)
     assert space.to_list()[0] == [f"{Q}.lora_A.weight", 2, 3]
     assert LoraSpace.from_shapes(space.to_list()) == space
@@ -113,6 +113,6 @@ def test_a_matrix_names_its_module():
     ],
     ids=["none", "A alone", "B before A", "two modules", "two ranks in a module", "two ranks"],
 )
-def test_matrices_that_are_no_space(shapes):
+def test_invalid_matrices(shapes):
     with pytest.raises(PerfitError, match=f"the {len(shapes)} LoRA matrices are not A, B pairs of one rank"):
         LoraSpace.from_shapes(shapes)

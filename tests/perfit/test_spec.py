@@ -70,7 +70,7 @@ def test_the_space_is_that_of_the_largest_client():
     assert [federation.rank_of(client) for client in federation.clients] == [4, 2]
 
 
-def test_without_a_word_the_space_of_a_search_is_twice_as_wide():
+def test_by_default_the_space_of_a_search_is_twice_as_wide():
     federation = spec(lora={"rank": 4, "alpha": 6})
     assert (federation.expansion, federation.expanded_lora.rank, federation.expanded_lora.alpha) == (2, 8, 12)
 

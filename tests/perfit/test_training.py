@@ -1,4 +1,4 @@
-"""Local training against what a person computes from the model's own loss and gradient."""
+"""Local training against steps computed by hand from the model's own loss and gradient."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
             seed=0,
         )
     assert base_hash(model.peft) == before
-    # The model is fit for the next client.
+    # The model can be used for the next client.
     with compact_adapter(model, adapter) as vectors:
         losses = train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=1, seed=0)
         after = read_values(vectors)
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
     assert_array_equal(after, expected[1])
 
 
-def test_it_says_nothing_on_standard_output_and_leaves_no_file(make_federation, tmp_path, monkeypatch, capfd):
+def test_training_prints_nothing_and_leaves_no_file(make_federation, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     model, data = loaded(make_federation())
     capfd.readouterr()

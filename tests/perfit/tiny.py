@@ -1,4 +1,4 @@
-"""Models, tokenizers and federations small enough to be made by every test that wants one."""
+"""Models, tokenizers and federations that are small enough for every test to make its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHATML = (
 
 
 def tiny_tokenizer(chat_template: bool = True) -> PreTrainedTokenizerFast:
-    """Make a byte-level BPE tokenizer of 320 tokens that knows any text and, as Llama's, adds a bos token."""
+    """Make a byte-level BPE tokenizer of 320 tokens that encodes any text and, like Llama's, adds a bos token."""
     special = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -166,7 +166,7 @@ def _add_gguf_header(writer: GGUFWriter, config: LlamaConfig, tokenizer: PreTrai
 
 
 def write_records(path: Path, topic: str, count: int) -> None:
-    """Write ``count`` records of a few words that a topic's name alone decides."""
+    """Write ``count`` records of a few words, which depend only on the topic."""
     words = ["Paris", "sea", "blue", "two", "five", "line", "short", "wide", "capital", "France"]
     with path.open("w") as file:
         for i in range(count):
@@ -212,7 +212,7 @@ def loaded(spec: FederationSpec) -> tuple[ExpandedModel, dict[str, ClientData]]:
 def compact_adapter(
     model: ExpandedModel, adapter: SparseAdapter
 ) -> AbstractContextManager[dict[str, torch.nn.Parameter]]:
-    """Make a model's LoRA an adapter whose values are all trained; see `perfit.lora.compact`."""
+    """Put an adapter on a model and train all its values; see `perfit.lora.compact`."""
     return compact(model.peft, adapter.space, adapter.dense(), adapter.mask)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the steps' tests: a tiny model, and a federation that waits for its first aggregation."""
+"""Fixtures of the steps' tests: a tiny model, and a federation that is ready for its first aggregation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_site(tiny_llama, tmp_path) -> Callable[..., Site]:
 
 @pytest.fixture(scope="session")
 def trained_once(tiny_llama, tmp_path_factory) -> Site:
-    """Three clients, tuned for round 1, which nobody has aggregated. Leave its store as it is."""
+    """Three clients, tuned for round 1, which is not aggregated yet. Do not change its store."""
     directory = tmp_path_factory.mktemp("trained")
     spec = make_spec(tiny_llama, write_data(directory / "data"), **THREE)
     site = Site(spec, (directory / "store").as_uri()).prepare()
@@ -50,7 +50,7 @@ def trained(trained_once, tmp_path) -> Site:
 
 @pytest.fixture
 def unreachable_s3(monkeypatch) -> str:
-    """The URI of an S3 store whose server has gone: nothing listens at its port."""
+    """The URI of an S3 store without a server: nothing listens at its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A small federation over a store, step by step in this process, and what to expect of it."""
+"""A small federation over a store, run step by step in this process, and the files to expect from it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Site:
         return train(self.uri, round, self.name(client), threads=1)
 
     def train(self, round: int) -> list[dict[str, str]]:
-        """Let a round's clients tune; return what their tasks say."""
+        """Let a round's clients tune; return their tasks' outputs."""
         return [self.train_client(client, round) for client in self.planned(round)]
 
     def aggregate(self, round: int) -> RoundSummary:
@@ -137,11 +137,11 @@ def in_memory(spec: ClusterSpec) -> dict[str, bytes]:
     before = state = simulation.start()
     for _ in range(spec.rounds):
         before, state = state, simulation.next_round(state)
-    found = _server_files(spec, before, state)
+    expected = _server_files(spec, before, state)
     for client, result in state.results.items():
         for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
-            found[f"clients/{client}/adapter/{name}"] = content
-    return found
+            expected[f"clients/{client}/adapter/{name}"] = content
+    return expected
 
 
 def _server_files(spec: ClusterSpec, before: State, state: State) -> dict[str, bytes]:
@@ -150,12 +150,12 @@ def _server_files(spec: ClusterSpec, before: State, state: State) -> dict[str, b
     base_sha256 = hashlib.sha256(base).hexdigest()
     downloads, own = split_state(spec, state.vectors)
     place = f"rounds/{state.round}"
-    found = {f"{place}/global.safetensors": dump_server_vectors(spec, space, state.round, downloads)}
+    expected = {f"{place}/global.safetensors": dump_server_vectors(spec, space, state.round, downloads)}
     if own:
-        found[f"{place}/state.safetensors"] = dump_server_vectors(spec, space, state.round, own)
+        expected[f"{place}/state.safetensors"] = dump_server_vectors(spec, space, state.round, own)
     for client in _sampled(spec, state.round):
-        found |= _client_files(spec, state, client, base_sha256)
-    return found
+        expected |= _client_files(spec, state, client, base_sha256)
+    return expected
 
 
 def _client_files(spec: ClusterSpec, state: State, client: str, base_sha256: str) -> dict[str, bytes]:
@@ -163,15 +163,15 @@ def _client_files(spec: ClusterSpec, state: State, client: str, base_sha256: str
     result, number = state.results[client], state.round
     space, sha256 = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
     header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
-    roles, found = ClientRound(spec, space, result.adapter.mask).roles, {}
+    roles, expected = ClientRound(spec, space, result.adapter.mask).roles, {}
     if roles.shared.any():
         header_of_update = header.at_base(base_sha256)
         update = dump_vectors(header_of_update, space, roles.shared, result.update.vectors, spec.wire_dtype)
-        found[f"rounds/{number}/updates/{client}.safetensors"] = update
+        expected[f"rounds/{number}/updates/{client}.safetensors"] = update
     if result.kept:
         kept = dump_vectors(header, space, roles.trained, result.kept)
-        found[f"clients/{client}/state/{number}.safetensors"] = kept
-    return found
+        expected[f"clients/{client}/state/{number}.safetensors"] = kept
+    return expected
 
 
 def _sampled(spec: ClusterSpec, round: int) -> list[str]:

@@ -76,7 +76,7 @@ def test_a_round_is_the_mean_of_its_updates(trained):
     }
 
 
-def test_methods_without_exchange_keep_the_global_values(make_site):
+def test_local_keeps_the_global_values(make_site):
     site = make_site(method={"name": "local"}).prepare()
     summary = site.run_round(1)
     assert [record.client for record in summary.trained] == ["ann", "bob"]
@@ -269,9 +269,9 @@ class Interrupted(FederationContext):
     """A federation in which something happens after the aggregator has read the head and the plan."""
 
     def state(self, base):
-        found = super().state(base)
+        state = super().state(base)
         self.__dict__.pop("meanwhile")()
-        return found
+        return state
 
 
 def interrupted(site: Site, meanwhile) -> Interrupted:
@@ -302,7 +302,7 @@ def test_an_aggregator_that_has_seen_another_update_does_not_commit_over_the_fir
     assert trained.summary(1).clients[2].status == "missing"
 
 
-def test_a_head_whose_adapter_was_exchanged(trained):
+def test_a_head_whose_adapter_was_replaced(trained):
     path = trained.root / "rounds/0/global.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CorruptObject, match=r"has sha256 .* but its record says"):

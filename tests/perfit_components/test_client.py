@@ -1,4 +1,4 @@
-"""A client's pod: it searches once, tunes once a round, and records a failure instead of ending in one."""
+"""A client's task: it searches once, tunes once per round, and records a failure instead of failing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_second_search_gives_the_same_mask(make_site):
     assert files(site.root) == before
 
 
-def test_what_a_round_leaves(trained):
+def test_the_files_of_a_round(trained):
     stored = files(trained.root)
     record = parse_outcome(stored["rounds/1/updates/bob.json"])
     update = stored["rounds/1/updates/bob.safetensors"]
@@ -121,18 +121,18 @@ def test_a_mask_is_sent_once(make_site):
 
 
 def test_records_in_an_s3_store_are_fetched(make_site, s3_server, monkeypatch, tmp_path):
-    here = make_site(clients={"ann": {}}).prepare()
+    local_data = make_site(clients={"ann": {}}).prepare()
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     folder = f"{s3_server.store_uri}/{uuid.uuid4()}"
-    open_store(folder).put("ann.jsonl", here.data("ann").read_bytes())
-    client = here.spec.clients[0].model_copy(update={"data": f"{folder}/ann.jsonl"})
-    there = Site(here.spec.model_copy(update={"clients": (client,)}), (tmp_path / "there").as_uri())
-    there.prepare()
-    for site in (here, there):
+    open_store(folder).put("ann.jsonl", local_data.data("ann").read_bytes())
+    client = local_data.spec.clients[0].model_copy(update={"data": f"{folder}/ann.jsonl"})
+    s3_data = Site(local_data.spec.model_copy(update={"clients": (client,)}), (tmp_path / "there").as_uri())
+    s3_data.prepare()
+    for site in (local_data, s3_data):
         assert [status["status"] for status in site.train(1)] == ["trained"]
-    expected = files(here.root)
-    assert {key: data for key, data in files(there.root).items() if key != "spec.yaml"} == {
+    expected = files(local_data.root)
+    assert {key: data for key, data in files(s3_data.root).items() if key != "spec.yaml"} == {
         key: data for key, data in expected.items() if key != "spec.yaml"
     }
 
@@ -173,9 +173,9 @@ def test_bad_data_are_a_recorded_failure_that_names_them(make_site, spoil, probl
     site.planned(1)
     path = site.data("bob")
     spoil(path)
-    said = site.train_client("bob")
+    output = site.train_client("bob")
     reason = f"{problem.format(data=path)}\n  fix: {fix}"
-    assert said == {"client": "bob", "status": "failed", "reason": reason}
+    assert output == {"client": "bob", "status": "failed", "reason": reason}
     stored = parse_outcome(files(site.root)["rounds/1/updates/bob.json"])
     assert stored == ClientStatus(client="bob", tier="default", rank=1, round=1, status="failed", reason=reason)
     assert f"client bob has no result: {problem.format(data=path)}" in capsys.readouterr().out
@@ -204,8 +204,8 @@ def test_a_client_that_does_not_take_part(make_site):
     site = make_site(participation={"fraction": 0.5}).prepare()
     (planned,) = site.planned(1)
     (other,) = {"ann", "bob"} - {planned}
-    said = site.train_client(other)
-    assert said["reason"].startswith(f"client '{other}' does not take part in round 1")
+    output = site.train_client(other)
+    assert output["reason"].startswith(f"client '{other}' does not take part in round 1")
 
 
 def test_a_model_that_differs_is_not_loaded(make_site, tiny_llama, tmp_path, monkeypatch):
@@ -249,14 +249,14 @@ def test_a_loss_that_is_not_finite(make_site, tiny_llama, tmp_path):
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     site = make_site(model=str(broken), method={"name": "fedit"}).prepare()
     site.planned(1)
-    said = site.train_client("ann")
-    assert (said["status"], said["reason"]) == (
+    output = site.train_client("ann")
+    assert (output["status"], output["reason"]) == (
         "failed",
         "the loss is nan at step 1 of 2\n  fix: lower training.learning_rate, and look at the client's records",
     )
 
 
-def test_a_store_that_vanished_is_no_exception_either(make_site, unreachable_s3, capsys):
+def test_an_unreachable_store_raises_no_exception(make_site, unreachable_s3, capsys):
     uri = f"{unreachable_s3}/federations/tiny"
     record = train(uri, 1, "perfit-tiny-ann")
     assert (record["client"], record["status"]) == ("perfit-tiny-ann", "failed")
@@ -264,7 +264,7 @@ def test_a_store_that_vanished_is_no_exception_either(make_site, unreachable_s3,
     assert "secret-of-this-test" not in record["reason"] + capsys.readouterr().out
 
 
-def test_records_of_the_own_part_alone_hold_words_of_the_data(trained):
+def test_only_a_clients_own_part_contains_text_of_its_records(trained):
     """What others read (updates, masks, plans, records) holds no text of a client's records."""
     shared = {key: data for key, data in files(trained.root).items() if not key.startswith("clients/")}
     words = {word for client in RECORDS for word in (f"What is {client}".encode(), b"Paris", b"capital")}

@@ -1,4 +1,4 @@
-"""Failures as records: our own messages in full, of all others no more than the kind."""
+"""Failures as records: our own messages in full, of all others only the type."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def raising(error: BaseException):
     return action
 
 
-def test_what_ends_well_passes_through():
+def test_a_result_is_returned_unchanged():
     assert failure_as_record(lambda: {"status": "trained"}) == {"status": "trained"}
 
 
 @pytest.mark.parametrize("kind", [PerfitError, StoreError])
-def test_our_own_errors_are_told_in_full(kind):
+def test_our_own_errors_are_reported_in_full(kind):
     assert failure_as_record(raising(kind("it is red", "make it blue"))) == Failure("it is red\n  fix: make it blue")
 
 
-def test_other_errors_are_told_by_kind_alone(capsys):
+def test_other_errors_are_reported_by_type_only(capsys):
     failure = failure_as_record(raising(ValueError("My card number is 1234")))
     assert failure.reason == "ValueError, see the log of this client's pod"
     output = capsys.readouterr()
@@ -43,10 +43,10 @@ def test_a_reason_is_cut_and_holds_no_escape():
 
 
 @pytest.mark.parametrize("action", [lambda: np.empty(10**15), lambda: torch.empty(10**15)], ids=["numpy", "torch"])
-def test_memory_that_is_not_there(action):
+def test_out_of_memory(action):
     assert failure_as_record(action).reason.startswith("out of memory\n  fix: lower training.batch_size")
 
 
-def test_a_stop_is_not_a_failure():
+def test_an_interrupt_is_not_a_failure():
     with pytest.raises(KeyboardInterrupt):
         failure_as_record(raising(KeyboardInterrupt()))

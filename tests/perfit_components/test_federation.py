@@ -1,4 +1,4 @@
-"""Two drivers, one answer: the steps over a store leave what the simulation gives, byte for byte, for every method."""
+"""The steps over a store write what the simulation computes, byte for byte, for every method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a round: sampled once, by tier, on the head of the round before; and what loops get of it."""
+"""The plan of a round: sampled once, by tier, at the head of the round before; and the items of the loops."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_a_round_takes_the_fraction_of_every_tier(site):
     }
 
 
-def test_loops_get_names_and_claims_that_are_called_otherwise_beside_them(site):
+def test_loops_get_names_and_the_claims_that_have_other_names(site):
     strong, weak = participants(site.context, 1, ["strong", "weak"])
     ids = sampled(site)
     assert weak == [f"keys-{id[1]}" for id in ids if id[0] == "w"]
     assert strong == [{"secret": f"perfit-tiny-{id}", "volume": f"claim-{id[1]}"} for id in ids if id[0] == "s"]
 
 
-def test_a_claim_called_as_the_secret_goes_by_the_same_name(make_site):
+def test_a_claim_with_the_secrets_name_is_not_listed(make_site):
     clients = {"ann": {"volume": "perfit-tiny-ann"}, "bob": {"volume": "keys", "secret": "keys"}}
     site = make_site(clients=clients).prepare()
     assert participants(site.context, 1, ["default"]) == [["perfit-tiny-ann", "keys"]]
@@ -115,7 +115,7 @@ def test_a_damaged_plan_is_named(trained):
         trained.context.plan(1)
 
 
-def test_a_federation_that_is_not_there(site):
+def test_an_unknown_federation(site):
     with pytest.raises(ObjectNotFound, match=r"no federation 'other' in .*\n.*the store has: tiny"):
         FederationContext.open(site.uri.replace("/tiny", "/other"))
 

@@ -1,4 +1,4 @@
-"""Founding a federation: once, whole, and never over another one."""
+"""Creating a federation: once, completely, and never over another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..faults.s3_proxy import Behaviour, faulty
 from ..perfit.tiny import save_gguf
 from .running import Site, files, make_spec
 
-FOUNDED = {
+CREATED = {
     "spec.yaml",
     "model.json",
     "head.json",
@@ -46,7 +46,7 @@ def test_a_federation_starts_at_round_1_with_the_initial_values(make_site):
     prepared = prepare(site.spec.to_yaml(), site.store_uri)
     assert (prepared.uri, prepared.round) == (site.uri, 1)
     assert prepared.participants == [["perfit-tiny-ann", "perfit-tiny-bob"]]
-    assert set(files(site.root)) == FOUNDED
+    assert set(files(site.root)) == CREATED
     file = AdapterFile.parse(files(site.root)["rounds/0/global.safetensors"])
     header = file.header
     assert (header.federation, header.round, header.client, header.rank) == ("tiny", 0, None, 4)
@@ -57,7 +57,7 @@ def test_a_federation_starts_at_round_1_with_the_initial_values(make_site):
 def test_vectors_that_clients_do_not_read_are_in_a_file_of_their_own(make_site):
     site = make_site(method={"name": "fedadam"}).prepare()
     stored = files(site.root)
-    assert set(stored) == FOUNDED | {"rounds/0/state.safetensors"}
+    assert set(stored) == CREATED | {"rounds/0/state.safetensors"}
     assert set(vectors(AdapterFile.parse(stored["rounds/0/global.safetensors"]))) == {"values"}
     assert set(vectors(AdapterFile.parse(stored["rounds/0/state.safetensors"]))) == {"first_moment", "second_moment"}
     assert site.store.read_head().state.key == "rounds/0/state.safetensors"
@@ -65,7 +65,7 @@ def test_vectors_that_clients_do_not_read_are_in_a_file_of_their_own(make_site):
 
 def test_vectors_that_clients_read_are_in_the_global_file(make_site):
     site = make_site(method={"name": "scaffold"}).prepare()
-    assert set(files(site.root)) == FOUNDED
+    assert set(files(site.root)) == CREATED
     assert set(vectors(AdapterFile.parse(files(site.root)["rounds/0/global.safetensors"]))) == {"values", "control"}
 
 
@@ -107,7 +107,7 @@ def test_rounds_participation_tiers_and_clients_may_change(make_site, tiny_llama
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "there"),
+    ("section", "key", "value", "stored"),
     [
         ("training", "seed", 1, 0),
         ("training", "learning_rate", 0.02, 0.01),
@@ -116,7 +116,7 @@ def test_rounds_participation_tiers_and_clients_may_change(make_site, tiny_llama
         ("data", "bad_records", "skip", "refuse"),
     ],
 )
-def test_a_name_in_use_by_another_federation(make_site, section, key, value, there):
+def test_a_name_in_use_by_another_federation(make_site, section, key, value, stored):
     site = make_site().prepare()
     before = files(site.root)
     other = getattr(site.spec, section).model_copy(update={key: value})
@@ -124,7 +124,7 @@ def test_a_name_in_use_by_another_federation(make_site, section, key, value, the
         prepare(changed(site, **{section: other}), site.store_uri)
     assert caught.value.problem == (
         f"the name 'tiny' is already used by another federation at {site.uri}: "
-        f"{section}.{key} is {value!r} here and {there!r} there"
+        f"{section}.{key} is {value!r} here and {stored!r} there"
     )
     assert caught.value.fix == "choose another name, or continue with the file that the federation was created with"
     assert files(site.root) == before
@@ -212,12 +212,12 @@ def test_another_method_has_a_directory_of_its_own(make_site):
     assert (header.federation, header.expansion) == ("tiny", 1)
 
 
-def test_two_founders_at_once(make_site):
+def test_concurrent_preparations(make_site):
     site = make_site()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: prepare(site.spec.to_yaml(), site.store_uri), range(4)))
-    assert {prepared.round for prepared in found} == {1}
-    assert set(files(site.root)) == FOUNDED
+        results = list(pool.map(lambda _: prepare(site.spec.to_yaml(), site.store_uri), range(4)))
+    assert {prepared.round for prepared in results} == {1}
+    assert set(files(site.root)) == CREATED
 
 
 # The files of the model

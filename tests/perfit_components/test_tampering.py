@@ -1,4 +1,4 @@
-"""Updates that somebody tampered with are refused, named in the summary, and left out of the mean."""
+"""Tampered updates are refused, reported in the summary, and left out of the mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a small federation written by hand: what its tables say, and that the page needs nothing else."""
+"""The report of a small federation written by hand: its tables, and a page that loads nothing else."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def rows(html: str) -> list[list[str]]:
 
 
 def text(html: str) -> str:
-    """What the page says, without tags and figures."""
+    """The text of the page, without tags and figures."""
     return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(svg|style).*?</\1>", "", html, flags=re.S)).split())
 
 
@@ -202,13 +202,13 @@ def test_updates_that_counted_for_less_are_listed_with_the_limits():
         Limited(client="early", samples=8, weight=8, factors={"values": 0.25, "control": 0.5}),
     )
     summaries[1] = summaries[1].model_copy(update={"limited": limited})
-    found = section(page(summaries=summaries), "Limited updates")
-    assert rows(found) == [
+    limited = section(page(summaries=summaries), "Limited updates")
+    assert rows(limited) == [
         ["2", "late", "900", "12", "\u2013"],
         ["2", "early", "8", "8", "values: 25 %, control: 50 %"],
     ]
-    assert "no client has more than 50 %" in text(found)
-    assert "no change exceeds 3 times the median" in text(found)
+    assert "no client has more than 50 %" in text(limited)
+    assert "no change exceeds 3 times the median" in text(limited)
 
 
 def test_no_section_of_limits_where_none_was_met():
@@ -350,7 +350,7 @@ def test_the_page_fetches_nothing():
     assert "<script" not in html
     references = re.findall(r"""(?:href|src)=["']([^"']*)|url\(([^)]*)\)""", html)
     assert references
-    assert all("".join(found).startswith(("#", "data:image/png")) for found in references)
+    assert all("".join(reference).startswith(("#", "data:image/png")) for reference in references)
 
 
 def test_the_same_bytes_in_every_process_without_torch_or_pyplot():
@@ -358,12 +358,12 @@ def test_the_same_bytes_in_every_process_without_torch_or_pyplot():
         "import hashlib, runpy, sys; page = runpy.run_path(sys.argv[1])['page'];"
         "print(hashlib.sha256(page().encode()).hexdigest(), *({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
-    here = hashlib.sha256(page().encode()).hexdigest()
+    digest = hashlib.sha256(page().encode()).hexdigest()
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    there = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, __file__], env=environment, capture_output=True, text=True, check=True
     )
-    assert there.stdout.split() == [here]
+    assert process.stdout.split() == [digest]
 
 
 def test_importing_the_package_loads_no_library_for_figures_or_models():

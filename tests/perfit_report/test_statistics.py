@@ -55,7 +55,7 @@ def test_density_of_each_module_and_of_its_matrices():
     mask[:3] = True  # q: half of A's 6, of B's 10 one
     mask[6] = True
     mask[24:] = True  # v: none of A's 8, all of B's 4
-    found = densities(SPACE, [mask, ~mask])
-    assert found.shape == (2, 2, 3)
-    assert_allclose(found[0], [[4 / 16, 3 / 6, 1 / 10], [4 / 12, 0, 1]])
-    assert_allclose(found[1], 1 - found[0])
+    density = densities(SPACE, [mask, ~mask])
+    assert density.shape == (2, 2, 3)
+    assert_allclose(density[0], [[4 / 16, 3 / 6, 1 / 10], [4 / 12, 0, 1]])
+    assert_allclose(density[1], 1 - density[0])

@@ -1,4 +1,4 @@
-"""What every kind of store keeps, against real files and a real S3 server."""
+"""The interface of a store, against real files and a real S3 server."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ def test_racing_replaces_lose_no_update(store: ObjectStore):
 
     def increment() -> None:
         while True:
-            found = store.get("counter")
+            stored = store.get("counter")
             # The writer's own mark keeps two equal counts apart.
-            count = int(found.data.split()[0]) + 1
-            if store.replace("counter", f"{count} {random.random()}".encode(), found.version):
+            count = int(stored.data.split()[0]) + 1
+            if store.replace("counter", f"{count} {random.random()}".encode(), stored.version):
                 return
 
     with ThreadPoolExecutor(4) as pool:

@@ -12,7 +12,7 @@ import pytest
 from perfit_storage import StoreError, open_store
 from perfit_storage.files import write_atomically
 
-# The padding makes the comparison take long enough for processes to meet in it.
+# The padding makes the comparison take long enough for processes to overlap in it.
 INCREMENT = """
 import os, sys
 from perfit_storage.files import FileStore
@@ -20,9 +20,9 @@ from pathlib import Path
 store = FileStore(Path(sys.argv[1]))
 for turn in range(20):
     while True:
-        found = store.get("counter")
-        count = int(found.data.split()[0]) + 1
-        if store.replace("counter", f"{count} {os.getpid()}".ljust(500_000).encode(), found.version):
+        stored = store.get("counter")
+        count = int(stored.data.split()[0]) + 1
+        if store.replace("counter", f"{count} {os.getpid()}".ljust(500_000).encode(), stored.version):
             break
 """
 

@@ -1,4 +1,4 @@
-"""The head's text: one for each head, and an error that says what to do for each that is none."""
+"""The head's text: one for each head, and an error with a fix for anything else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_head_comes_back(head: Head):
     assert parse_head(WHERE, dump_head(head)) == head
 
 
-def test_its_text():
+def test_the_text_of_a_head():
     assert json.loads(dump_head(Head(3, ADAPTER))) == {
         "format": 2,
         "round": 3,
@@ -79,7 +79,7 @@ def changed(**fields: object) -> bytes:
     ],
     ids=repr,
 )
-def test_what_is_no_head(text: bytes):
+def test_invalid_heads(text: bytes):
     with pytest.raises(CorruptObject, match=f"{WHERE} is not a head") as caught:
         parse_head(WHERE, text)
     assert caught.value.fix == "restore it from a backup"

@@ -1,4 +1,4 @@
-"""The local S3 server, against the real one: what users of a machine do with it."""
+"""The local S3 server, with a real SeaweedFS: how commands on one machine share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from perfit_storage import AccessDenied, StoreError, open_store
 from perfit_storage.local_server import LocalS3Server, User, find_weed
 
-# Starts or joins the directory's server, says where it is, waits to be told, writes, and leaves.
+# Starts or joins the directory's server, prints its address, waits for the end of its input, writes, and leaves.
 USE = """
 import sys
 from pathlib import Path

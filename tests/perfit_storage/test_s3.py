@@ -138,7 +138,7 @@ def self_signed(directory: Path) -> Path:
     return path
 
 
-def test_no_server_there(s3_server):
+def test_no_server(s3_server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # Bound, but not listening.
         url = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Which URIs are stores, and how they are shown."""
+"""Which URIs are accepted, and how they are shown."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class Federation:
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def found(spec: FederationSpec, values: Sequence[float]) -> Federation:
-    """A federation whose global values are given, not drawn."""
+def federation_at(spec: FederationSpec, values: Sequence[float]) -> Federation:
+    """A federation whose global values are given, not initial."""
     return Federation(spec.algorithm.init(np.array(values, dtype=np.float32)))
 
 
@@ -108,7 +108,7 @@ MEAN = [4, 5, 3, 4, 2, 6]
 
 
 def refusal(section: str) -> str:
-    """Return what is said of a federation file with this section ``method``."""
+    """Return the problem that is reported for a federation file with this section ``method``."""
     text = f"name: toy\nmodel: none\nclients: [{{id: ann, data: ann.jsonl}}]\nmethod: {{{section}}}\n"
     with pytest.raises(PerfitError) as caught:
         parse_federation(text, "f.yaml")

@@ -1,6 +1,6 @@
 """FedAdam: two rounds of Adam at the server, by hand and against float64.
 
-One step of rate 1 takes a client to its very target, so that D = target - x.
+One step of rate 1 takes a client exactly to its target, so that D = target - x.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from .helpers import BIG, LITTLE, MEAN, SMALL, Pull, found, make_spec, masks, play, refusal, side_of
+from .helpers import BIG, LITTLE, MEAN, SMALL, Pull, federation_at, make_spec, masks, play, refusal, side_of
 
 TAU = 0.001
 
@@ -30,7 +30,7 @@ def test_everything_is_trained_and_shared_but_the_moments_are_the_servers():
 
 def test_a_round_by_hand():
     spec = make_spec({"name": "fedadam", "server_learning_rate": 4.001, "beta1": 0.5, "beta2": 0})
-    before = found(spec, [0] * 6)
+    before = federation_at(spec, [0] * 6)
     assert_array_equal(before.vectors["first_moment"], [0] * 6)
     assert_array_equal(before.vectors["second_moment"], np.float32([TAU**2] * 6))
     after = play(spec, before, {"small": Pull([4] * 6)}, rate=1)
@@ -42,7 +42,7 @@ def test_a_round_by_hand():
 
 def test_two_rounds_against_float64():
     spec = make_spec({"name": "fedadam", "server_learning_rate": 0.1, "beta1": 0.9, "beta2": 0.5})
-    first = play(spec, found(spec, [0] * 6), {"big": BIG, "small": LITTLE})
+    first = play(spec, federation_at(spec, [0] * 6), {"big": BIG, "small": LITTLE})
     second = play(spec, first, {"small": Pull([1, 1, 0, 0, 1, 0])}, rate=1)
     for position in range(6):
         x, m, v = 0.0, 0.0, TAU**2
@@ -58,7 +58,7 @@ def test_two_rounds_against_float64():
 
 def test_positions_that_nobody_shared_keep_all_three():
     spec = make_spec({"name": "fedadam"})
-    first = play(spec, found(spec, [0] * 6), {"big": BIG})
+    first = play(spec, federation_at(spec, [0] * 6), {"big": BIG})
     second = play(spec, first, {"small": LITTLE})
     for name, vector in first.vectors.items():
         assert_array_equal(vector[[2, 3, 5]], second.vectors[name][[2, 3, 5]])

@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from perfit.aggregation import Update
 from perfit.round import merge, new_cohort
 
-from .helpers import BIG, LITTLE, MEAN, SMALL, SPACE, found, make_spec, masks, play, refusal, side_of
+from .helpers import BIG, LITTLE, MEAN, SMALL, SPACE, federation_at, make_spec, masks, play, refusal, side_of
 
 FEDAVGM = make_spec({"name": "fedavgm", "server_learning_rate": 0.5, "momentum": 0.5})
 
@@ -20,7 +20,7 @@ def test_everything_is_trained_and_shared_but_the_momentum_is_the_servers():
 
 
 def test_two_rounds_by_hand():
-    first = play(FEDAVGM, found(FEDAVGM, [0] * 6), {"big": BIG, "small": LITTLE})
+    first = play(FEDAVGM, federation_at(FEDAVGM, [0] * 6), {"big": BIG, "small": LITTLE})
     # From 0 the step D is the mean itself: m = D, and x = m / 2.
     assert_array_equal(first.vectors["momentum"], MEAN)
     assert_array_equal(first.vectors["values"], [2, 2.5, 1.5, 2, 1, 3])

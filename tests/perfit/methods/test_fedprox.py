@@ -1,11 +1,11 @@
-"""FedProx: mu pulls every step back to where the client started."""
+"""FedProx: mu pulls every step back towards the client's start."""
 
 from __future__ import annotations
 
 import pytest
 from numpy.testing import assert_array_equal
 
-from .helpers import BIG, LITTLE, SMALL, Pull, found, make_spec, masks, play, refusal, side_of
+from .helpers import BIG, LITTLE, SMALL, Pull, federation_at, make_spec, masks, play, refusal, side_of
 
 
 def test_everything_is_trained_and_shared():
@@ -24,14 +24,14 @@ def test_everything_is_trained_and_shared():
 )
 def test_two_steps_by_hand(mu, value):
     spec = make_spec({"name": "fedprox", "mu": mu})
-    after = play(spec, found(spec, [0] * 6), {"big": Pull([4] * 6)}, steps=2)
+    after = play(spec, federation_at(spec, [0] * 6), {"big": Pull([4] * 6)}, steps=2)
     assert_array_equal(after.values["big"], [value] * 6)
     assert_array_equal(after.vectors["values"], [value] * 6)
 
 
-def test_the_start_is_the_servers_last_word_not_zero():
+def test_the_start_is_the_servers_value_not_zero():
     spec = make_spec({"name": "fedprox", "mu": 1})
-    after = play(spec, found(spec, [4] * 6), {"big": Pull([8] * 6)}, steps=2)
+    after = play(spec, federation_at(spec, [4] * 6), {"big": Pull([8] * 6)}, steps=2)
     # From 4: the gradient -4 gives 6; there -2 + 1 * (6 - 4) is 0.
     assert_array_equal(after.values["big"], [6] * 6)
 
@@ -39,7 +39,7 @@ def test_the_start_is_the_servers_last_word_not_zero():
 def test_with_mu_0_it_is_fedit():
     fedit, fedprox = make_spec({"name": "fedit"}), make_spec({"name": "fedprox", "mu": 0})
     pulls = {"big": BIG, "small": LITTLE}
-    one, other = [play(spec, found(spec, [0.1] * 6), pulls, steps=3, rate=0.3) for spec in (fedit, fedprox)]
+    one, other = [play(spec, federation_at(spec, [0.1] * 6), pulls, steps=3, rate=0.3) for spec in (fedit, fedprox)]
     assert one.vectors["values"].tobytes() == other.vectors["values"].tobytes()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.testing import assert_array_equal
 
-from .helpers import BIG, LITTLE, A, B, found, make_spec, masks, play, refusal, side_of
+from .helpers import BIG, LITTLE, A, B, federation_at, make_spec, masks, play, refusal, side_of
 
 FEDSA = make_spec({"name": "fedsa-lora"})
 
@@ -15,7 +15,7 @@ def test_everything_is_trained_and_a_alone_is_shared():
 
 
 def test_two_rounds_by_hand():
-    first = play(FEDSA, found(FEDSA, [0] * 6), {"big": BIG, "small": LITTLE})
+    first = play(FEDSA, federation_at(FEDSA, [0] * 6), {"big": BIG, "small": LITTLE})
     # A crosses: half-way from 0 to the targets. B does not.
     assert_array_equal(first.updates["big"].vectors["values"], [1, 2, 3, 4])
     assert_array_equal(first.updates["small"].vectors["values"], [5, 6])
@@ -30,7 +30,7 @@ def test_two_rounds_by_hand():
 
 def test_a_is_the_same_for_all_when_a_round_starts_and_b_is_not():
     spec = make_spec({"name": "fedsa-lora"}, {"big": 2, "other": 2})
-    after = play(spec, found(spec, [0] * 6), {"big": BIG, "other": LITTLE})
+    after = play(spec, federation_at(spec, [0] * 6), {"big": BIG, "other": LITTLE})
     shared = {"values": after.vectors["values"][A]}
     big, other = [side_of(spec, name).begin(shared, after.kept[name]).values for name in ("big", "other")]
     assert_array_equal(big[A], other[A])

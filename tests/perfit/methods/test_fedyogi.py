@@ -1,6 +1,6 @@
-"""FedYogi: FedAdam but for the second moment, which moves by a share of D^2, up or down.
+"""FedYogi: FedAdam except for the second moment, which moves up or down by a share of D^2.
 
-One step of rate 1 takes a client to its very target, so that D = target - x.
+One step of rate 1 takes a client exactly to its target, so that D = target - x.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from .helpers import SMALL, Federation, Pull, found, make_spec, masks, play, refusal, side_of
+from .helpers import SMALL, Federation, Pull, federation_at, make_spec, masks, play, refusal, side_of
 
 TAU = 0.001
 YOGI = make_spec({"name": "fedyogi", "server_learning_rate": 0.5, "beta1": 0.5, "beta2": 0.5})
@@ -44,7 +44,7 @@ def test_the_second_moment_by_hand(v, d, after):
 
 
 def test_two_rounds_against_float64():
-    first = play(YOGI, found(YOGI, [0] * 6), {"big": Pull([4, -2, 0.5, 0, 3, 1])}, rate=1)
+    first = play(YOGI, federation_at(YOGI, [0] * 6), {"big": Pull([4, -2, 0.5, 0, 3, 1])}, rate=1)
     second = play(YOGI, first, {"big": Pull([2] * 6)}, rate=1)
     for position, target in enumerate([4, -2, 0.5, 0, 3, 1]):
         x, m, v = 0.0, 0.0, TAU**2
@@ -53,8 +53,8 @@ def test_two_rounds_against_float64():
             m = 0.5 * m + 0.5 * d
             v = v - 0.5 * d**2 * np.sign(v - d**2)
             x += 0.5 * m / (math.sqrt(v) + TAU)
-        found_here = [second.vectors[name][position] for name in ("values", "first_moment", "second_moment")]
-        assert_allclose(found_here, [x, m, v], rtol=2e-6)
+        actual = [second.vectors[name][position] for name in ("values", "first_moment", "second_moment")]
+        assert_allclose(actual, [x, m, v], rtol=2e-6)
 
 
 def test_positions_that_nobody_shared_keep_all_three():

@@ -1,11 +1,11 @@
-"""FFA-LoRA: A is frozen as it was drawn, B is trained and shared."""
+"""FFA-LoRA: A is frozen at its initial values, B is trained and shared."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
-from .helpers import BIG, LITTLE, SPACE, A, B, Pull, found, make_spec, masks, play, refusal, side_of
+from .helpers import BIG, LITTLE, SPACE, A, B, Pull, federation_at, make_spec, masks, play, refusal, side_of
 
 FFA = make_spec({"name": "ffa-lora"})
 DRAWN = SPACE.initial_values(seed=0)
@@ -17,12 +17,12 @@ def test_b_alone_is_trained_and_shared():
 
 
 def test_a_round_by_hand():
-    after = play(FFA, found(FFA, DRAWN), {"big": BIG, "small": LITTLE})
+    after = play(FFA, federation_at(FFA, DRAWN), {"big": BIG, "small": LITTLE})
     # B from 0 half-way to 10 and 12, and to 2; of three samples against one: (5 + 3*1)/4.
     assert_array_equal(after.updates["big"].vectors["values"], [5, 6])
     assert_array_equal(after.updates["small"].vectors["values"], [1])
     assert_array_equal(after.vectors["values"][B], [2, 6])
-    # A is as it was drawn: at the server, and in both adapters, of which `small` holds the first row.
+    # A has its initial values: at the server, and in both adapters, of which `small` holds the first row.
     assert_array_equal(after.vectors["values"][A], DRAWN[A])
     assert_array_equal(after.values["big"][A], DRAWN[A])
     assert_array_equal(after.values["small"][A], [DRAWN[0], DRAWN[1], 0, 0])
@@ -31,7 +31,7 @@ def test_a_round_by_hand():
 
 def test_averaging_is_exact_among_equal_ranks():
     spec = make_spec({"name": "ffa-lora"}, {"one": 2, "two": 2})
-    after = play(spec, found(spec, DRAWN), {"one": Pull([0, 0, 0, 0, 4, 8]), "two": Pull([0, 0, 0, 0, 2, -6])})
+    after = play(spec, federation_at(spec, DRAWN), {"one": Pull([0, 0, 0, 0, 4, 8]), "two": Pull([0, 0, 0, 0, 2, -6])})
 
     def product(values: np.ndarray) -> np.ndarray:
         a, b = SPACE.split(values).values()

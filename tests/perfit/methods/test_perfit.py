@@ -1,4 +1,4 @@
-"""PerFIT: sparse architectures, averaged position by position over whoever holds it."""
+"""PerFIT: sparse architectures, each position averaged over the clients that hold it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_round_by_hand():
     assert_array_equal(merge(PERFIT, state, cohort)["values"], [4.5, 2, 2, 3, 5, 4.5])
 
 
-def test_the_server_knows_no_architecture_of_clients_that_are_not_there():
+def test_the_server_knows_no_architecture_of_clients_outside_the_round():
     with pytest.raises(NotImplementedError, match="architectures"):
         new_cohort(PERFIT, SPACE).population()
 

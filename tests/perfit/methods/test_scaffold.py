@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
-from .helpers import SMALL, SPACE, Federation, Pull, found, make_spec, masks, play, refusal, side_of
+from .helpers import SMALL, SPACE, Federation, Pull, federation_at, make_spec, masks, play, refusal, side_of
 
 SCAFFOLD = make_spec({"name": "scaffold"})
 APART = {"big": Pull([4] * 6), "small": Pull([-4] * 6)}
@@ -24,7 +24,7 @@ def test_everything_is_trained_and_shared():
 
 
 def test_the_first_round_by_hand():
-    first = play_two_steps(found(SCAFFOLD, [0] * 6), APART)
+    first = play_two_steps(federation_at(SCAFFOLD, [0] * 6), APART)
     # No correction yet. big: 0 -> 2 -> 3 under the gradients -4 and -2, whose mean is -3; small: the mirror image.
     assert_array_equal(first.values["big"], [3] * 6)
     assert_array_equal(first.kept["big"]["control"], [-3] * 6)
@@ -35,7 +35,7 @@ def test_the_first_round_by_hand():
 
 
 def test_the_second_round_by_hand():
-    first = play_two_steps(found(SCAFFOLD, [0] * 6), APART)
+    first = play_two_steps(federation_at(SCAFFOLD, [0] * 6), APART)
     second = play_two_steps(first, APART)
     # Position 0 of big: c - c_i = 3. Gradients -4 + 3 and -3.5 + 3: 0 -> 0.5 -> 0.75, not as far off as 3.
     # Position 2: c - c_i = 0. Gradients -1 and -0.5: 3 -> 3.5 -> 3.75.
@@ -48,7 +48,7 @@ def test_the_second_round_by_hand():
 
 
 def test_c_after_a_round_in_which_one_of_two_took_part():
-    first = play_two_steps(found(SCAFFOLD, [0] * 6), APART)
+    first = play_two_steps(federation_at(SCAFFOLD, [0] * 6), APART)
     second = play_two_steps(first, {"big": APART["big"]})
     # Where two clients share the position, c moves by half of big's change, -0.75; where big is alone, by all of 2.25.
     assert_array_equal(second.vectors["control"], [-0.375, -0.375, -0.75, -0.75, -0.375, -0.75])
@@ -60,11 +60,11 @@ def random_federation(rounds: int) -> list[tuple[Federation, str, Federation]]:
     rng, spec = np.random.default_rng(0), make_spec({"name": "scaffold"}, {"ann": 2, "bob": 1, "eve": 2})
     samples = dict(zip(("ann", "bob", "eve"), (1, 3, 10), strict=True))
     pulls = {name: Pull(rng.normal(0, 1, 6), count) for name, count in samples.items()}
-    before, history = found(spec, rng.normal(0, 1, 6)), []
+    before, history = federation_at(spec, rng.normal(0, 1, 6)), []
     for number in range(rounds):
-        there = {name: pulls[name] for name in pulls if name != list(pulls)[number % 3]}
-        after = play(spec, before, there, steps=3, rate=0.2)
-        history += [(before, name, after) for name in there]
+        taking_part = {name: pulls[name] for name in pulls if name != list(pulls)[number % 3]}
+        after = play(spec, before, taking_part, steps=3, rate=0.2)
+        history += [(before, name, after) for name in taking_part]
         before = after
     return history
 

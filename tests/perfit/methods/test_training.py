@@ -59,7 +59,7 @@ def play(make_federation) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def played(play) -> Callable[[str], Run]:
-    """The same, of a method with its default options, once a session."""
+    """The same for a method with its default options, once per session."""
     return cache(play)
 
 

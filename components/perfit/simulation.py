@@ -108,7 +108,8 @@ class Simulation:
                 last.kept if last else {},
                 _reporter(on_step, number, client),
             )
-            updates[client.id] = result.update
+            if result.update.positions.any():
+                updates[client.id] = result.update
         return State(number, self._average(state.vectors, updates), architectures, results)
 
     def _average(self, vectors: Vectors, updates: dict[str, Update]) -> Vectors:

@@ -233,8 +233,10 @@ def test_what_cannot_be_made_again_is_said(make_site):
     site.run_round(1)
     for name in ("global.safetensors", "updates/bob.json"):
         (site.root / "rounds/1" / name).unlink()
+    before = files(site.root)
     with pytest.raises(PerfitError, match=r"is missing, and the updates of round 1 give other bytes.*\n.*backup"):
         site.planned(2)
+    assert files(site.root) == before, "the place is left for what is restored"
 
 
 def test_summaries_are_a_chain_from_the_head(make_site):

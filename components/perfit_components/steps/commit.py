@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import numpy as np
 
@@ -12,8 +13,7 @@ from perfit.errors import PerfitError
 from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
 from perfit.robustness import Measure, Scale
 from perfit.round import limit, limits, measure_update, merge, new_cohort, split_state
-from perfit.space import LoraSpace
-from perfit_components.steps.context import FederationContext, StoredVectors, base_of, head_of
+from perfit_components.steps.context import FederationContext, StoredVectors, head_of
 from perfit_components.steps.contribution import read_contribution, refusal
 from perfit_storage import Head, ObjectNotFound
 
@@ -57,7 +57,7 @@ def commit_round(context: FederationContext, round: int) -> RoundSummary:
     tally, previous = _average(context, plan)
     summary = _summary(context, plan, tally, previous)
     _check_quorum(summary)
-    head = _put_result(context, plan, summary, tally, previous)
+    head = _put_result(context, round, _result(context, plan, summary, tally, previous))
     if not store.advance_head(head_of(plan.base), head):
         raise PerfitError(
             f"round {round} of {context.spec.name!r} was committed by another run with other values",
@@ -89,12 +89,15 @@ def _recompute(context: FederationContext, after: Base) -> RoundSummary:
     plan = context.plan(after.round)
     tally, previous = _average(context, plan)
     summary = _summary(context, plan, tally, previous)
-    if base_of(_put_result(context, plan, summary, tally, previous)) != after:
+    result = _result(context, plan, summary, tally, previous)
+    named = (after.adapter, after.state, after.summary)
+    if [data and sha256(data).hexdigest() for data in result] != [blob and blob.sha256 for blob in named]:
         raise PerfitError(
             f"{context.store.uri}/{after.adapter.key} or what belongs to it is missing, and the updates of round "
             f"{after.round} give other bytes than it had",
             "restore it from a backup of the store",
         )
+    _put_result(context, after.round, result)
     return summary
 
 
@@ -174,16 +177,22 @@ def _check_quorum(summary: RoundSummary) -> None:
     )
 
 
-def _put_result(
+def _result(
     context: FederationContext, plan: Plan, summary: RoundSummary, tally: _Tally, previous: StoredVectors
-) -> Head:
-    """Write everything that the head will name; the head does not move yet."""
-    store, round = context.store, plan.round
-    downloads, own = split_state(context.spec, merge(context.spec, previous.vectors, tally.cohort))
-    adapter = store.put_global(round, _dump(context, previous.space, round, downloads))
-    state = store.put_state(round, _dump(context, previous.space, round, own)) if own else None
-    return Head(round, adapter, state, store.put_summary(round, summary.to_json()))
+) -> tuple[bytes, bytes | None, bytes]:
+    """The files that the head will name: what clients read, the server's own vectors if it has any, the summary."""
+    spec, space, round = context.spec, previous.space, plan.round
+    downloads, own = split_state(spec, merge(spec, previous.vectors, tally.cohort))
+    adapter = dump_server_vectors(spec, space, round, downloads)
+    return adapter, dump_server_vectors(spec, space, round, own) if own else None, summary.to_json()
 
 
-def _dump(context: FederationContext, space: LoraSpace, round: int, vectors: dict[str, np.ndarray]) -> bytes:
-    return dump_server_vectors(context.spec, space, round, vectors)
+def _put_result(context: FederationContext, round: int, result: tuple[bytes, bytes | None, bytes]) -> Head:
+    """Write what the head will name; move nothing."""
+    store, (adapter, state, summary) = context.store, result
+    return Head(
+        round,
+        store.put_global(round, adapter),
+        store.put_state(round, state) if state else None,
+        store.put_summary(round, summary),
+    )

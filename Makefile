@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECT := pyproject.toml constraints.txt
 
-.PHONY: run test lint bench images clean
+.PHONY: run test lint bench faults images clean
 
 run: $(VENV)/.local  ## install, then run the quickstart federation on this machine
 	$(BIN)/perfit run pipelines/examples/quickstart.yaml
@@ -20,6 +20,10 @@ lint: $(VENV)/.dev  ## style and layers
 
 bench: $(VENV)/.dev  ## the step-time ratio; see tests/benchmarks/README.md for the others
 	$(BIN)/python tests/benchmarks/step_time.py
+
+faults: $(VENV)/.dev  ## hostile objects and broken stores for long, other ones each time; tests/faults/README.md
+	PERFIT_FUZZ_CASES=20000 PERFIT_FUZZ_SEED=$$(date +%s) PERFIT_FAULTS_SECONDS=3600 PERFIT_FAULTS_SEED=$$(date +%s) \
+		$(BIN)/python -m pytest -s --show-capture=no tests/faults
 
 images:  ## build both images with docker, podman or buildah; images/README.md
 	images/build.sh

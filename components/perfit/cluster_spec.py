@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from os.path import normpath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -204,7 +205,7 @@ def _places(client: ClusterClient, directory: Path | None) -> list[tuple[str, st
     places = []
     for key in ("data", "held_out"):
         uri = getattr(client, key)
-        on_volume = uri and client.volume and is_local(uri) and PurePosixPath(uri).is_relative_to(DATA_MOUNT)
+        on_volume = client.volume and uri and is_local(uri) and normpath(uri).startswith(f"{DATA_MOUNT}/")
         if uri and not on_volume:
             places.append((key, place_of(uri, directory)))
     return places

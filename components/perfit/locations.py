@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
 from pydantic import AfterValidator
 
@@ -89,5 +90,5 @@ def federation_file_problem(place: str, store: str) -> str | None:
         bucket, *directories = place.removeprefix("s3://").split("/")[:-1] or [""]
         found = place.startswith("s3://") and bucket == rest.split("/")[0] and FEDERATIONS in directories
     else:
-        found = place.startswith(f"{rest.rstrip('/')}/{FEDERATIONS}/")
+        found = place.startswith(f"{unquote(rest).rstrip('/')}/{FEDERATIONS}/")
     return f"{place!r} is where the store {store} keeps federations; keep records elsewhere" if found else None

@@ -312,6 +312,11 @@ def test_different_records_of_two_clients(first, second):
     parse_federation(sources(first, second))
 
 
+def test_a_path_that_leaves_the_volume_is_of_the_machine():
+    entries = [{"data": "/data/../x.jsonl", "volume": volume} for volume in ("one", "two")]
+    assert "would share the records '/x.jsonl'" in message_of(sources(*entries))
+
+
 def test_one_file_by_a_relative_and_an_absolute_path_and_by_a_link(tmp_path):
     (tmp_path / "x.jsonl").touch()
     (tmp_path / "link.jsonl").symlink_to("x.jsonl")
@@ -356,6 +361,7 @@ def test_a_model_cache_is_a_claim():
         ("s3://perfit/team/", "s3://perfit/team/federations/tiny/rounds/1/updates/ann.json"),
         ("s3://perfit/team", "s3://perfit/other/federations/tiny/clients/ann/x.jsonl"),
         ("file:///store", "/store/x/../federations/tiny/clients/ann/x.jsonl"),
+        ("file:///my%20store/", "/my store/federations/tiny/clients/ann/x.jsonl"),
     ],
 )
 def test_records_are_no_files_of_a_federation(store, uri):

@@ -122,7 +122,7 @@ def load_client_data(
 
 
 def find_architecture(
-    model: ExpandedModel, spec: FederationSpec, client: Client, data: ClientData | None, on_step: OnStep | None = None
+    model: ExpandedModel, spec: FederationSpec, client: Client, data: ClientData, on_step: OnStep | None = None
 ) -> np.ndarray:
     """Return a client's architecture, bool, shape (N,): the result of a search, or a plain LoRA if there is no search.
 
@@ -137,7 +137,7 @@ def find_architecture(
         TrainingDiverged: The loss is not finite.
     """
     rank = spec.rank_of(client)
-    if spec.search is None or data is None:
+    if spec.search is None:
         return model.space.plain_mask(rank)
     return search_architecture(
         model.peft,

@@ -17,7 +17,7 @@ from perfit_components.log_lines import format_failure
 from perfit_components.steps.client_context import (
     Architecture,
     ClientContext,
-    find_architecture,
+    ensure_architecture,
     read_downloads,
     read_kept,
     state_file,
@@ -75,7 +75,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     if threads:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share
     model, data = context.loaded
-    architecture = find_architecture(context)
+    architecture = ensure_architecture(context)
     roles = context.spec.algorithm.roles(model.space, architecture.mask)
     received, bytes_down = read_downloads(context, roles)
     kept, on_step = read_kept(context, roles), context.on_step(round)

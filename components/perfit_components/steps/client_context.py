@@ -116,20 +116,20 @@ class ClientContext:
         return report
 
 
-def find_architecture(context: ClientContext) -> Architecture:
+def ensure_architecture(context: ClientContext) -> Architecture:
     """Read the client's architecture; if it has none yet, search for one and upload it.
 
     Raises:
         PerfitError: The stored one is damaged, or of another model.
     """
-    from perfit.client import find_architecture as search
+    from perfit.client import find_architecture
 
     store, client = context.store, context.client
     model, data = context.loaded
     hashes = store.find_masks(client.id)
     if hashes:
         return _read_architecture(context, hashes[0])
-    mask = search(model, context.spec, client, data, context.on_step(SEARCH))
+    mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH))
     sha256 = mask_hash(model.space, mask)
     file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
     store.put_mask(client.id, sha256, file)

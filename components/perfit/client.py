@@ -14,7 +14,6 @@ from torch import nn
 from transformers import TrainerCallback
 
 from perfit.adapter import SparseAdapter
-from perfit.aggregation import Update
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import mean_loss, perplexity
 from perfit.examples import ExampleSet, load_examples, split_held_out
@@ -27,6 +26,7 @@ from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec
 from perfit.training import OnStep, train
+from perfit.updates import Update
 
 if TYPE_CHECKING:
     from peft import PeftModel

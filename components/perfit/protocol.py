@@ -39,6 +39,7 @@ Text = Annotated[str, StringConstraints(max_length=300)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PositiveInt = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
 PerplexityValue = Annotated[FiniteFloat, Field(ge=1)]
 Reason = Annotated[str, StringConstraints(max_length=MAX_REASON), AfterValidator(cut)]
 
@@ -210,6 +211,10 @@ class RoundSummary(Message):
         positions: Size N of the expanded space.
         positions_held: How many positions are held by at least one client that delivered.
         clients: The outcome of each participant, in the order of the plan.
+        rule: What was taken of the values of a position's holders.
+        positions_by_mean: At how many of the shared positions that was the mean, for want of holders or by the rule.
+        change: Root mean square of the change of the global values, over the shared positions; 0 if there are none.
+        changes: The same of each update, before limits, by client.
         limited: Updates whose weight was capped or whose change was clipped.
     """
 
@@ -222,6 +227,10 @@ class RoundSummary(Message):
     positions: PositiveInt
     positions_held: NonNegativeInt
     clients: tuple[Outcome, ...]
+    rule: Text = "mean"
+    positions_by_mean: NonNegativeInt = 0
+    change: NonNegativeFloat = 0.0
+    changes: dict[Text, NonNegativeFloat] = Field(default_factory=dict)
     limited: tuple[Limited, ...] = ()
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perfit.aggregation import Update
+from perfit.updates import Update
 
 MIN_UPDATES = 3
 
@@ -54,17 +54,16 @@ def measure(update: Update, base: Mapping[str, np.ndarray]) -> Measure:
         base: The vectors before the change, float32, shape (N,), by name; a vector that is missing here is a change
             already.
     """
-    changes = {name: _change(update, name, base) for name in update.vectors}
-    return Measure(update.samples, {name: float(np.sqrt(np.mean(change**2))) for name, change in changes.items()})
+    changes = {name: root_mean_square(_change(update, name, base)) for name in update.vectors}
+    return Measure(update.samples, changes)
 
 
-def scaled(update: Update, base: Mapping[str, np.ndarray], scale: Scale) -> Update:
-    """Return an update with its changes multiplied by the scale's factors and its samples replaced by the weight."""
-    vectors = dict(update.vectors)
-    for name, factor in scale.factors.items():
-        start = base[name][update.positions].astype(np.float64) if name in base else 0.0
-        vectors[name] = (start + factor * _change(update, name, base)).astype(np.float32)
-    return Update(update.positions, vectors, scale.weight)
+def root_mean_square(change: np.ndarray) -> float:
+    """Return the root mean square of a vector, 0 if it has no entries.
+
+    It has six digits, so that machines that add in another order find the same.
+    """
+    return float(f"{np.sqrt(np.mean(change.astype(np.float64) ** 2)):.6g}") if change.size else 0.0
 
 
 def scales(

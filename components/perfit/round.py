@@ -15,12 +15,12 @@ import numpy as np
 
 from perfit.adapter import SparseAdapter
 from perfit.adapter_file import to_wire
-from perfit.aggregation import Cohort, Update
+from perfit.aggregation import Cohort
 from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
 from perfit.methods.method import Score
-from perfit.robustness import Measure, Scale, measure, scaled, scales
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
+from perfit.updates import Update
 
 
 @dataclass(frozen=True)
@@ -115,28 +115,16 @@ def received_by(roles: Roles, downloads: Vectors) -> dict[str, np.ndarray]:
     return {name: vector[roles.shared] for name, vector in downloads.items()}
 
 
-def new_cohort(spec: FederationSpec, space: LoraSpace) -> Cohort:
-    """Return the cohort of a round, to which updates are added."""
+def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort:
+    """Return the cohort of a round that starts from the server's vectors ``state``; updates are added to it."""
     method = spec.algorithm
-    return Cohort(method.uploads, space.size, lambda: _population(spec, space), weighted=method.weighted)
-
-
-def measure_update(state: Vectors, update: Update) -> Measure:
-    """Measure how far an update moves from the server's values."""
-    return measure(update, {VALUES: state[VALUES]})
-
-
-def limits(spec: FederationSpec, measures: Mapping[str, Measure]) -> dict[str, Scale]:
-    """Return the scales of the updates that count for less than they would without limits, by client."""
-    options = spec.aggregation
-    weighted = spec.algorithm.weighted
-    by_client = scales(measures, max_share=options.max_share, clip=options.clip, weighted=weighted)
-    return {client: scale for client, scale in by_client.items() if scale.limits(measures[client], weighted)}
-
-
-def limit(state: Vectors, update: Update, scale: Scale | None) -> Update:
-    """Return an update scaled as it counts in the mean."""
-    return update if scale is None else scaled(update, {VALUES: state[VALUES]}, scale)
+    return Cohort(
+        method.uploads,
+        {VALUES: state[VALUES]},
+        lambda: _population(spec, space),
+        spec.aggregation,
+        weighted=method.weighted,
+    )
 
 
 def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from perfit.aggregation import Update
 from perfit.client import (
     ClientData,
     ClientResult,
@@ -19,19 +18,10 @@ from perfit.client import (
     run_client,
 )
 from perfit.methods import Vectors
-from perfit.round import (
-    ClientRound,
-    initial_state,
-    limit,
-    limits,
-    measure_update,
-    merge,
-    new_cohort,
-    received_by,
-    split_state,
-)
+from perfit.round import ClientRound, initial_state, merge, new_cohort, received_by, split_state
 from perfit.sampling import sample_clients
 from perfit.spec import Client, FederationSpec
+from perfit.updates import Update
 
 OnStep = Callable[[int, str, int, int, float], None]
 """Called with round (0 for a search), client id, step, number of steps and loss."""
@@ -113,10 +103,9 @@ class Simulation:
         return State(number, self._average(state.vectors, updates), architectures, results)
 
     def _average(self, vectors: Vectors, updates: dict[str, Update]) -> Vectors:
-        scales = limits(self.spec, {client: measure_update(vectors, update) for client, update in updates.items()})
-        cohort = new_cohort(self.spec, self.model.space)
+        cohort = new_cohort(self.spec, self.model.space, vectors)
         for client, update in updates.items():
-            cohort.add(limit(vectors, update, scales.get(client)))
+            cohort.add(client, update)
         return merge(self.spec, vectors, cohort)
 
 

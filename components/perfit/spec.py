@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from perfit.aggregation import Aggregation
 from perfit.locations import PlainUri, RecordsUri
 from perfit.methods import METHODS, Method, MethodOptions, Search
 from perfit.methods.perfit import Options as PerFITOptions
@@ -78,18 +79,6 @@ class Participation(Section):
     fraction: float = Field(default=1.0, gt=0, le=1)
     minimum_clients: int = Field(default=1, ge=1)
     client_deadline_seconds: int | None = Field(default=None, ge=1)
-
-
-class Aggregation(Section):
-    """Limits of one client's influence on a round of at least three updates.
-
-    Args:
-        max_share: Maximum share of one client in the sum of all weights.
-        clip: A client's change is cut to this multiple of the clients' median change; None for never.
-    """
-
-    max_share: float = Field(default=0.5, gt=0, le=1)
-    clip: float | None = Field(default=3.0, gt=0)
 
 
 class Client(Section):

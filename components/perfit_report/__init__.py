@@ -5,6 +5,6 @@ roles and of the clients' records, never of its name.
 """
 
 from perfit_report.page import render_report
-from perfit_report.summaries import last_records, scalar_metrics
+from perfit_report.summaries import Move, last_records, moves, scalar_metrics
 
-__all__ = ["last_records", "render_report", "scalar_metrics"]
+__all__ = ["Move", "last_records", "moves", "render_report", "scalar_metrics"]

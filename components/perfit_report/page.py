@@ -14,7 +14,7 @@ from perfit.spec import FederationSpec
 from perfit_report import sections, tables
 from perfit_report.round_figures import RAW_LOSSES, SMOOTHING
 from perfit_report.style import FAINT_LINES, byte_unit
-from perfit_report.summaries import records_by_client, scalar_metrics
+from perfit_report.summaries import moves, records_by_client, scalar_metrics
 
 LIMITS = {"open": 30, "first": 20, "most": 1000}
 """A table of more than ``open`` rows shows the ``first`` ones and folds away the rest, up to ``most``; a long list of
@@ -45,6 +45,7 @@ def render_report(
         traffic=traffic,
         total=tables.total(traffic),
         failures=tables.failures(summaries),
+        moves=moves(summaries)[::-1],
         limited=[(summary.round, row) for summary in reversed(summaries) for row in summary.limited],
         figures=_figures([row.client for row in clients], spec, summaries, space, masks, traffic),
         limits=LIMITS | {"bars": sections.BARS, "smoothing": SMOOTHING, "faint": FAINT_LINES, "raw": RAW_LOSSES},

@@ -3,10 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from perfit.protocol import RoundSummary, UpdateRecord
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far a round moved the global values, and which update moved furthest from them.
+
+    Args:
+        round: From 1.
+        change: Root mean square of the change of the global values.
+        growth: That over the same of the round before; None if there is none.
+        client: Whose update moved furthest.
+        furthest: Root mean square of that update's change, before limits.
+        times_median: That over the median of the round's updates; None if the median is 0.
+    """
+
+    round: int
+    change: float
+    growth: float | None
+    client: str
+    furthest: float
+    times_median: float | None
+
+    def __str__(self) -> str:
+        growth = "" if self.growth is None else f", {self.growth:.3g} times the round before"
+        times = "" if self.times_median is None else f", {self.times_median:.3g} times the median update"
+        return (
+            f"the global values moved by {self.change:.3g} (root mean square{growth}), "
+            f"the update of {self.client} by {self.furthest:.3g}{times}"
+        )
+
+
+def moves(summaries: Sequence[RoundSummary]) -> list[Move]:
+    """Return how far each round moved, but for those in which nobody shared anything.
+
+    Args:
+        summaries: One per committed round, in order.
+    """
+    rows, before = [], 0.0
+    for summary in summaries:
+        if summary.changes:
+            client = max(summary.changes, key=summary.changes.__getitem__)
+            furthest, median = summary.changes[client], float(np.median([*summary.changes.values()]))
+            growth = summary.change / before if before else None
+            times = furthest / median if median else None
+            rows.append(Move(summary.round, summary.change, growth, client, furthest, times))
+        before = summary.change
+    return rows
 
 
 def records_by_client(summaries: Sequence[RoundSummary]) -> dict[str, dict[int, UpdateRecord]]:

@@ -25,9 +25,10 @@ import yaml
 
 from perfit.adapter import SparseAdapter, mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_vectors
-from perfit.aggregation import Update, aggregate
+from perfit.aggregation import aggregate
 from perfit.cluster_spec import ClusterSpec
 from perfit.space import LoraSpace
+from perfit.updates import Update
 
 STORE = "s3://perfit"
 MANY = 1000

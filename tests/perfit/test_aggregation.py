@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import tempfile
 from fractions import Fraction
 from itertools import permutations
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
-from perfit.aggregation import Cohort, Update, aggregate
+from perfit.aggregation import Aggregation, Cohort, aggregate
+from perfit.errors import PerfitError
+from perfit.updates import Update
 
 PREVIOUS = np.array([10, 20, 30, 40, 50, 60], dtype=np.float32)
 
@@ -178,14 +183,144 @@ def test_updates_that_cannot_be_averaged():
 
 
 def test_a_cohort_averages_each_vector_and_counts_holders():
-    cohort = Cohort(["values", "control"], 3, population=lambda: np.array([4, 4, 2]))
-    for samples, positions, values, control in [
-        (1, [True, True, False], [1, 2], [10, 20]),
-        (3, [True, False, False], [5], [30]),
+    base = {"values": np.zeros(3, np.float32)}
+    cohort = Cohort(["values", "control"], base, lambda: np.array([4, 4, 2]), Aggregation())
+    for name, samples, positions, values, control in [
+        ("ann", 1, [True, True, False], [1, 2], [10, 20]),
+        ("bob", 3, [True, False, False], [5], [30]),
     ]:
         vectors = {"values": np.array(values, np.float32), "control": np.array(control, np.float32)}
-        cohort.add(Update(np.array(positions), vectors, samples))
+        cohort.add(name, Update(np.array(positions), vectors, samples))
     assert_array_equal(cohort.mean("values", np.float32([7, 8, 9])), [(1 + 3 * 5) / 4, 2, 9])
     assert_array_equal(cohort.mean("control", np.float32(0)), [(10 + 3 * 30) / 4, 20, 0])
     assert_array_equal(cohort.holders, [2, 1, 0])
     assert_array_equal(cohort.population(), [4, 4, 2])
+
+
+def cohort_of(updates: dict[str, Update], previous: np.ndarray = PREVIOUS, **options) -> Cohort:
+    aggregation = Aggregation(**{"max_share": 1, "clip": None} | options)
+    cohort = Cohort(["values"], {"values": previous}, lambda: np.zeros(previous.size, dtype=int), aggregation)
+    for name, update in updates.items():
+        cohort.add(name, update)
+    return cohort
+
+
+FIVE = {
+    "ann": client(1, [1.0, 1.0, None, 4.0, None, None]),
+    "bob": client(1, [2.0, 2.0, None, None, 7.0, None]),
+    "cid": client(7, [3.0, -9.0, 5.0, 8.0, None, None]),
+    "dan": client(1, [90.0, 4.0, 1.0, None, None, None]),
+    "eve": client(10**6, [-90.0, None, 9.0, None, None, None]),
+}
+"""Holders: 5, 4, 3, 2 (weights 1 and 7), 1, none."""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # -90 1 2 3 90; -9 1 2 4; 1 5 9; (4 + 7*8)/8; 7; as it was.
+        ({"rule": "median"}, [2, 1.5, 5, 7.5, 7, 60]),
+        # One left out at either end, also of three.
+        ({"rule": "trimmed_mean"}, [2, 1.5, 5, 7.5, 7, 60]),
+        # 0.4 of five is two at either end, of four and three one.
+        ({"rule": "trimmed_mean", "trim": 0.4}, [2, 1.5, 5, 7.5, 7, 60]),
+    ],
+)
+def test_robust_rules_by_hand(options, expected):
+    cohort = cohort_of(FIVE, **options)
+    assert_array_equal(cohort.mean("values", PREVIOUS), np.float32(expected))
+    assert cohort.positions_by_mean == 2
+
+
+def test_a_trimmed_mean_is_between_mean_and_median():
+    column = {str(n): update(1, np.ones(1, dtype=bool), [value]) for n, value in enumerate([0, 1, 2, 9, 10, 11, 99])}
+    zero = np.zeros(1, np.float32)
+    for trim, expected in [(0.1, (1 + 2 + 9 + 10 + 11) / 5), (0.3, (2 + 9 + 10) / 3), (0.49, 9)]:
+        cohort = cohort_of(column, zero, rule="trimmed_mean", trim=trim)
+        assert_array_equal(cohort.mean("values", zero), np.float32([expected]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"rule": "mean"}, {"rule": "median"}, {"rule": "trimmed_mean", "trim": 0.25}], ids=str
+)
+@pytest.mark.parametrize("clients", [2, 9, 300])
+def test_rules_against_a_dense_reference_over_many_blocks(options, clients):
+    rng = np.random.default_rng(clients)
+    size = 70_003  # three blocks of the mean, the last one short
+    previous = rng.normal(0, 0.02, size).astype(np.float32)
+    updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, size, clients))}
+    dense = np.full((clients, size), np.nan)
+    for row, one in zip(dense, updates.values(), strict=True):
+        row[one.positions] = one.vectors["values"]
+    held, weights = ~np.isnan(dense), np.array([[one.samples] for one in updates.values()])
+    holders = held.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        expected = np.nansum(dense * weights, axis=0) / np.sum(weights * held, axis=0)
+    many = holders >= 3
+    ordered = np.sort(dense, axis=0)
+    for position in np.flatnonzero(many) if options["rule"] != "mean" else []:
+        values = ordered[: holders[position], position]
+        cut = max(1, int(0.25 * values.size))
+        expected[position] = np.median(values) if options["rule"] == "median" else values[cut:-cut].mean()
+    expected[holders == 0] = previous[holders == 0]
+    cohort = cohort_of(updates, previous, **options)
+    assert_allclose(cohort.mean("values", previous), expected, rtol=1e-6, atol=1e-9)
+    assert_array_equal(cohort.holders, holders)
+
+
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed_mean"])
+def test_the_order_in_which_updates_come_does_not_matter(rule):
+    rng = np.random.default_rng(1)
+    previous = rng.normal(0, 0.02, 5000).astype(np.float32)
+    updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, 5000, 7))}
+    first = cohort_of(updates, previous, rule=rule).mean("values", previous)
+    for _ in range(5):
+        shuffled = {name: updates[name] for name in rng.permutation(list(updates))}
+        same_bits(cohort_of(shuffled, previous, rule=rule).mean("values", previous), first)
+
+
+def test_an_update_beyond_the_limits_counts_for_less_and_keeps_its_direction():
+    # Changes of 1, 2 and 12 from 10: the median is 2, and three times that 6, half of eve's.
+    updates = {name: client(1, [10.0 + change]) for name, change in [("ann", 1), ("bob", 2), ("eve", 12)]}
+    cohort = cohort_of(updates, PREVIOUS[:1], clip=3)
+    assert_array_equal(cohort.mean("values", PREVIOUS[:1]), np.float32([10 + (1 + 2 + 6) / 3]))
+    assert [(name, scale.factors) for name, scale in cohort.limited.items()] == [("eve", {"values": 0.5})]
+    assert {name: measured.changes["values"] for name, measured in cohort.measures.items()} == {
+        "ann": 1,
+        "bob": 2,
+        "eve": 12,
+    }
+
+
+def test_a_claimed_sample_count_is_capped_and_counts_nothing_in_a_median():
+    updates = {"ann": client(1, [1.0]), "bob": client(1, [2.0]), "eve": client(10**9, [7.0])}
+    assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=0.5).mean("values", 0), [(1 + 2 + 2 * 7) / 4])
+    assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=1, rule="median").mean("values", 0), [2])
+
+
+def test_a_client_has_one_update():
+    cohort = cohort_of({"ann": client(1, [1.0] * 6)})
+    with pytest.raises(ValueError, match="'ann' has an update already"):
+        cohort.add("ann", client(1, [2.0] * 6))
+
+
+def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    cohort = cohort_of({}, np.zeros(100_000, np.float32))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(PerfitError, match=f"cannot be kept in {tmp_path}: File too large") as caught:
+            cohort.add("ann", update(1, np.ones(100_000, dtype=bool), np.zeros(100_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "let TMPDIR name another directory" in caught.value.fix
+
+
+def test_the_spool_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cohort = cohort_of(FIVE)
+    assert cohort.mean("values", PREVIOUS).size == 6
+    assert list(tmp_path.iterdir()) == []

@@ -177,12 +177,12 @@ def test_a_client_receives_the_entries_at_its_shared_positions():
 )
 def test_how_many_clients_of_the_federation_share_each_position(method, population):
     spec = make_spec({"name": method}, {"big": None, "small": 1, "tiny": 1})
-    assert_array_equal(new_cohort(spec, SPACE).population(), population)
+    assert_array_equal(new_cohort(spec, SPACE, initial_state(spec, SPACE)).population(), population)
 
 
 def test_a_round_without_updates_changes_nothing():
     for name in METHODS:
         spec = make_spec({"name": name})
         state = initial_state(spec, SPACE)
-        after = merge(spec, state, new_cohort(spec, SPACE))
+        after = merge(spec, state, new_cohort(spec, SPACE, state))
         assert {k: v.tobytes() for k, v in after.items()} == {k: v.tobytes() for k, v in state.items()}

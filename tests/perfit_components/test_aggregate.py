@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from perfit.adapter_file import AdapterFile
-from perfit.aggregation import Update
+from perfit.aggregation import Aggregation
 from perfit.aggregation import aggregate as mean
 from perfit.errors import PerfitError
 from perfit.protocol import ClientStatus, parse_outcome
 from perfit.spec import Participation
+from perfit.updates import Update
 from perfit_components.steps.aggregate import close_round
 from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext
@@ -72,6 +73,10 @@ def test_a_round_is_the_mean_of_its_updates(trained):
         "positions": masks[0].size,
         "positions_held": np.count_nonzero(np.logical_or.reduce(masks)),
         "clients": [json.loads(stored[f"rounds/1/updates/{client}.json"]) for client in ("ann", "bob", "eve")],
+        "rule": "mean",
+        "positions_by_mean": np.count_nonzero(np.logical_or.reduce(masks)),
+        "change": summary.change,
+        "changes": summary.changes,
         "limited": [],
     }
 
@@ -310,3 +315,18 @@ def test_a_head_whose_adapter_was_replaced(trained):
     with pytest.raises(CorruptObject, match=r"has sha256 .* but its record says"):
         trained.aggregate(1)
     assert trained.store.read_head().round == 0
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_a_robust_rule_is_taken_where_three_clients_hold_a_position(trained, rule):
+    spec = trained.spec.model_copy(update={"aggregation": Aggregation(rule=rule)})
+    summary = commit_round(FederationContext(trained.store, spec), 1)
+    updates = [update_of(trained, client) for client in ("ann", "bob", "eve")]
+    holders = np.sum([update.positions for update in updates], axis=0)
+    assert (summary.rule, summary.limited) == (rule, ())
+    assert summary.positions_by_mean == np.count_nonzero((holders > 0) & (holders < 3)) > 0
+    dense = np.zeros((3, holders.size))
+    for row, update in zip(dense, updates, strict=True):
+        row[update.positions] = update.vectors["values"]
+    expected = np.where(holders == 3, np.median(dense, axis=0), mean_of(trained, "ann", "bob", "eve"))
+    assert (values_of(files(trained.root)["rounds/1/global.safetensors"]) == expected.astype(np.float32)).all()

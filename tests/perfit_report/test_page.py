@@ -211,6 +211,26 @@ def test_updates_that_counted_for_less_are_listed_with_the_limits():
     assert "no change exceeds 3 times the median" in text(limited)
 
 
+def test_how_far_rounds_moved_names_the_furthest_update():
+    summaries = by_hand()
+    changes = [{"early": 0.25, "late": 0.5}, {"early": 0.25, "late": 1.0, "absent": 0.5}]
+    for number, (change, furthest) in enumerate(zip((0.125, 0.5), changes, strict=True)):
+        summaries[number] = summaries[number].model_copy(update={"change": change, "changes": furthest})
+    summaries[2] = summaries[2].model_copy(update={"rule": "trimmed_mean", "positions_by_mean": 1234})
+    moved = section(page(summaries=summaries), "How far the values moved")
+    assert rows(moved) == [
+        ["2", "0.5", "4.00 times", "late", "1", "2.00 times"],
+        ["1", "0.125", "\u2013", "late", "0.5", "1.33 times"],
+    ]
+    assert "each position took the trimmed mean of its holders; 1,234 with fewer than three took their mean" in text(
+        moved
+    )
+
+
+def test_no_section_of_moves_where_nothing_is_shared():
+    assert "How far the values moved" not in page()
+
+
 def test_no_section_of_limits_where_none_was_met():
     assert "Limited updates" not in page()
 

@@ -39,5 +39,7 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> ClosedR
         factors = "".join(f"; its change in {name} times {factor:.3g}" for name, factor in limited.factors.items())
         print(f"  {limited.client} counts as {limited.weight:,} of {limited.samples:,} samples{factors}", flush=True)
     report = draw_report(context, round)
+    if report.move:
+        print(f"  {report.move}", flush=True)
     context.store.put_report(round, report.html.encode())
     return ClosedRound(report, participants(context, round + 1, next_tiers) if next_tiers else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -9,28 +10,37 @@ import numpy as np
 
 from perfit.adapter_file import dump_server_vectors
 from perfit.aggregation import Cohort
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
+from perfit.methods import VALUES
 from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
-from perfit.robustness import Measure, Scale
-from perfit.round import limit, limits, measure_update, merge, new_cohort, split_state
+from perfit.robustness import root_mean_square
+from perfit.round import merge, new_cohort, split_state
 from perfit_components.steps.context import FederationContext, StoredVectors, head_of
-from perfit_components.steps.contribution import read_contribution, refusal
+from perfit_components.steps.contribution import read_contribution
 from perfit_storage import Head, ObjectNotFound
 
 
 @dataclass
 class _Tally:
-    """The outcomes of a round's participants so far, the positions that they hold, and the mean of their updates.
-
-    ``hashes`` are those of the updates; ``limited`` has the scales of the updates that count for less.
-    """
+    """The outcomes of a round's participants so far, the positions that they hold, and their updates."""
 
     cohort: Cohort
     held: np.ndarray
-    limited: dict[str, Scale]
     outcomes: list[Outcome] = field(default_factory=list)
-    measures: dict[str, Measure] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A round's summary, and the files that the head will name: what clients read, and the server's own, if any."""
+
+    summary: RoundSummary
+    adapter: bytes
+    state: bytes | None
+
+    @property
+    def files(self) -> tuple[bytes, bytes | None, bytes]:
+        return self.adapter, self.state, self.summary.to_json()
 
 
 def commit_round(context: FederationContext, round: int) -> RoundSummary:
@@ -54,16 +64,13 @@ def commit_round(context: FederationContext, round: int) -> RoundSummary:
     if store.read_head().round >= round:
         return _committed(context, round)
     plan = context.plan(round)
-    tally, previous = _average(context, plan)
-    summary = _summary(context, plan, tally, previous)
-    _check_quorum(summary)
-    head = _put_result(context, round, _result(context, plan, summary, tally, previous))
-    if not store.advance_head(head_of(plan.base), head):
+    result = _average(context, plan)
+    if not store.advance_head(head_of(plan.base), _put_result(context, round, result)):
         raise PerfitError(
             f"round {round} of {context.spec.name!r} was committed by another run with other values",
             "nothing is lost: check which runs train this federation, and let only one of them continue",
         )
-    return summary
+    return result.summary
 
 
 def ensure_base(context: FederationContext, base: Base) -> None:
@@ -86,110 +93,96 @@ def _committed(context: FederationContext, round: int) -> RoundSummary:
 
 
 def _recompute(context: FederationContext, after: Base) -> RoundSummary:
-    plan = context.plan(after.round)
-    tally, previous = _average(context, plan)
-    summary = _summary(context, plan, tally, previous)
-    result = _result(context, plan, summary, tally, previous)
+    result = _average(context, context.plan(after.round))
     named = (after.adapter, after.state, after.summary)
-    if [data and sha256(data).hexdigest() for data in result] != [blob and blob.sha256 for blob in named]:
+    if [data and sha256(data).hexdigest() for data in result.files] != [blob and blob.sha256 for blob in named]:
         raise PerfitError(
             f"{context.store.uri}/{after.adapter.key} or what belongs to it is missing, and the updates of round "
             f"{after.round} give other bytes than it had",
             "restore it from a backup of the store",
         )
     _put_result(context, after.round, result)
-    return summary
+    return result.summary
 
 
-def _average(context: FederationContext, plan: Plan) -> tuple[_Tally, StoredVectors]:
-    """Average the updates of a round: in one pass, or in two if some of them must count for less.
+def _average(context: FederationContext, plan: Plan) -> _Result:
+    """Verify the updates of a round, and average them by the method's rule.
 
-    The limits are known only when all updates have been read. The second pass must read the same updates: a client
-    whose update has changed in between is refused.
+    Raises:
+        PerfitError: Fewer than the minimum of clients delivered; otherwise as :func:`commit_round`.
     """
     ensure_base(context, plan.base)
-    previous = context.state(plan.base)
-    refused: dict[str, ClientStatus] = {}
-    tally = _pass(context, plan, previous, {}, refused)
-    while (limited := limits(context.spec, tally.measures)) != tally.limited:
-        first, tally = tally, _pass(context, plan, previous, limited, refused)
-        changed = [p for p in plan.participants if tally.hashes.get(p.client) != first.hashes.get(p.client)]
-        if changed:  # start again, without them
-            reason = "its update changed while the round was averaged"
-            refused |= {participant.client: refusal(plan, participant, reason) for participant in changed}
-            tally = _pass(context, plan, previous, {}, refused)
-    return tally, previous
+    spec, previous = context.spec, context.state(plan.base)
+    tally = _read(context, plan, previous)
+    _check_quorum(spec, plan, tally.outcomes)
+    merged = merge(spec, previous.vectors, tally.cohort)
+    downloads, own = split_state(spec, merged)
+    shared = tally.cohort.holders > 0
+    change = merged[VALUES][shared].astype(np.float64) - previous.vectors[VALUES][shared]
+    return _Result(
+        _summary(context, plan, tally, root_mean_square(change)),
+        dump_server_vectors(spec, previous.space, plan.round, downloads),
+        dump_server_vectors(spec, previous.space, plan.round, own) if own else None,
+    )
 
 
-def _pass(
-    context: FederationContext,
-    plan: Plan,
-    previous: StoredVectors,
-    limited: dict[str, Scale],
-    refused: dict[str, ClientStatus],
-) -> _Tally:
-    """Verify each participant's update, note the outcome and add the update to the mean; none is kept in memory."""
+def _read(context: FederationContext, plan: Plan, previous: StoredVectors) -> _Tally:
+    """Verify each participant's update, once, note the outcome and add the update to the cohort."""
     space = previous.space
-    tally = _Tally(new_cohort(context.spec, space), np.zeros(space.size, dtype=bool), limited)
+    tally = _Tally(new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool))
     for participant in plan.participants:
-        client = participant.client
-        contribution = refused.get(client) or read_contribution(context, plan, participant, space)
+        contribution = read_contribution(context, plan, participant, space)
         if isinstance(contribution, ClientStatus):
             tally.outcomes.append(contribution)
             continue
         tally.outcomes.append(contribution.record)
         tally.held |= contribution.mask
         if contribution.update is not None:
-            tally.measures[client] = measure_update(previous.vectors, contribution.update)
-            tally.hashes[client] = contribution.record.update.sha256
-            tally.cohort.add(limit(previous.vectors, contribution.update, limited.get(client)))
+            tally.cohort.add(participant.client, contribution.update)
     return tally
 
 
-def _summary(context: FederationContext, plan: Plan, tally: _Tally, previous: StoredVectors) -> RoundSummary:
+def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: float) -> RoundSummary:
+    spec, cohort = context.spec, tally.cohort
     return RoundSummary(
-        federation=context.spec.name,
-        method=context.spec.method.name,
+        federation=spec.name,
+        method=spec.method.name,
         round=plan.round,
         base=plan.base,
         # From the current file: lowering it rescues a round whose planned clients are gone for good.
-        minimum_clients=context.spec.participation.minimum_clients,
-        positions=previous.space.size,
+        minimum_clients=spec.participation.minimum_clients,
+        positions=tally.held.size,
         positions_held=int(np.count_nonzero(tally.held)),
         clients=tuple(tally.outcomes),
+        rule=spec.aggregation.rule,
+        positions_by_mean=cohort.positions_by_mean,
+        change=change,
+        changes={client: measured.changes[VALUES] for client, measured in cohort.measures.items()},
         limited=tuple(
-            Limited(client=client, samples=tally.measures[client].samples, weight=scale.weight, factors=scale.factors)
-            for client, scale in tally.limited.items()
+            Limited(client=client, samples=cohort.measures[client].samples, weight=scale.weight, factors=scale.factors)
+            for client, scale in cohort.limited.items()
         ),
     )
 
 
-def _check_quorum(summary: RoundSummary) -> None:
-    if len(summary.trained) >= summary.minimum_clients:
+def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) -> None:
+    lost = [outcome for outcome in outcomes if isinstance(outcome, ClientStatus)]
+    delivered, minimum = len(outcomes) - len(lost), spec.participation.minimum_clients
+    if delivered >= minimum:
         return
     head = (
-        f"round {summary.round} is not committed: {len(summary.trained)} of {len(summary.clients)} clients delivered, "
-        f"participation.minimum_clients is {summary.minimum_clients}. The head stays where it was. Without an update:"
+        f"round {plan.round} is not committed: {delivered} of {len(outcomes)} clients delivered, "
+        f"participation.minimum_clients is {minimum}. The head stays where it was. Without an update:"
     )
     raise PerfitError(
-        "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in summary.lost)]),
+        "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in lost)]),
         "repair these clients and run again (those that delivered do not train again), or lower minimum_clients",
     )
 
 
-def _result(
-    context: FederationContext, plan: Plan, summary: RoundSummary, tally: _Tally, previous: StoredVectors
-) -> tuple[bytes, bytes | None, bytes]:
-    """The files that the head will name: what clients read, the server's own vectors if it has any, the summary."""
-    spec, space, round = context.spec, previous.space, plan.round
-    downloads, own = split_state(spec, merge(spec, previous.vectors, tally.cohort))
-    adapter = dump_server_vectors(spec, space, round, downloads)
-    return adapter, dump_server_vectors(spec, space, round, own) if own else None, summary.to_json()
-
-
-def _put_result(context: FederationContext, round: int, result: tuple[bytes, bytes | None, bytes]) -> Head:
+def _put_result(context: FederationContext, round: int, result: _Result) -> Head:
     """Write what the head will name; move nothing."""
-    store, (adapter, state, summary) = context.store, result
+    store, (adapter, state, summary) = context.store, result.files
     return Head(
         round,
         store.put_global(round, adapter),

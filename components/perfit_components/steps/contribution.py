@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
-from perfit.aggregation import Update
 from perfit.protocol import (
     MAX_OUTCOME_BYTES,
     ClientStatus,
@@ -25,11 +24,15 @@ from perfit.protocol import (
     parse_outcome,
 )
 from perfit.space import LoraSpace
+from perfit.updates import Update
 from perfit_components.steps.context import FederationContext
 from perfit_storage import Blob, StoreError, StoreUnreachable
 
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from what grows with the matrices."""
+
+MAX_MAGNITUDE = 1e6
+"""Maximum magnitude of a value in an update, so that no server rule overflows on one client's values."""
 
 
 class Refused(ValueError):
@@ -81,14 +84,9 @@ def read_contribution(
     except StoreUnreachable:
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
-        return refusal(plan, participant, str(error))
+        return _status(plan, participant, "refused", str(error))
     except Exception as error:  # one client's bytes must not stop the others, whatever error a library raises
-        return refusal(plan, participant, f"what it wrote cannot be read ({type(error).__name__})")
-
-
-def refusal(plan: Plan, participant: Participant, reason: str) -> ClientStatus:
-    """Return the status of a participant whose update is refused."""
-    return _status(plan, participant, "refused", reason)
+        return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
 
 
 def _status(plan: Plan, participant: Participant, status: str, reason: str) -> ClientStatus:
@@ -125,6 +123,9 @@ def _verified(
     update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
     file_of_update = _parse(update, expected.at_base(plan.base.adapter.sha256), space, "update")
     vectors = file_of_update.vectors(roles.shared, method.uploads)
+    for name, vector in vectors.items():
+        if (largest := float(np.abs(vector).max())) > MAX_MAGNITUDE:
+            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
     return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
 
 

@@ -10,16 +10,17 @@ import numpy as np
 from perfit.adapter_file import AdapterFile
 from perfit.errors import PerfitError
 from perfit_components.steps.context import FederationContext, base_of
-from perfit_report import last_records, render_report, scalar_metrics
+from perfit_report import Move, last_records, moves, render_report, scalar_metrics
 from perfit_storage import FederationStore
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """A page of HTML, and numbers by name."""
+    """A page of HTML, numbers by name, and how far the last of its rounds moved; None if nobody shared anything."""
 
     html: str
     metrics: dict[str, float]
+    move: Move | None
 
 
 def draw_report(context: FederationContext, last: int) -> RoundReport:
@@ -34,7 +35,9 @@ def draw_report(context: FederationContext, last: int) -> RoundReport:
     space = context.downloads(base_of(context.store.read_head())).space
     hashes = {client: record.mask_sha256 for client, record in last_records(summaries).items()}
     masks = _StoredMasks(context.store, hashes)
-    return RoundReport(render_report(context.spec, summaries, space, masks), scalar_metrics(summaries[-1]))
+    html = render_report(context.spec, summaries, space, masks)
+    move = {move.round: move for move in moves(summaries)}.get(summaries[-1].round)
+    return RoundReport(html, scalar_metrics(summaries[-1]), move)
 
 
 class _StoredMasks(Mapping[str, np.ndarray]):

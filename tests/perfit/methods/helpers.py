@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perfit.aggregation import Update
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.methods import Tuned, Vectors
 from perfit.round import ClientRound, merge, new_cohort, received_by, split_state
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
+from perfit.updates import Update
 
 SPACE = LoraSpace.from_shapes({"base_model.model.q.lora_A.weight": (2, 2), "base_model.model.q.lora_B.weight": (1, 2)})
 A, B = [0, 1, 2, 3], [4, 5]
@@ -83,14 +83,14 @@ def play(
 ) -> Federation:
     """Play a round in which the clients of ``pulls`` take part."""
     downloads, _ = split_state(spec, before.vectors)
-    cohort, kept, updates, values = new_cohort(spec, SPACE), dict(before.kept), dict(before.updates), {}
+    cohort, kept, updates, values = new_cohort(spec, SPACE, before.vectors), dict(before.kept), dict(before.updates), {}
     for name, pull in pulls.items():
         side = side_of(spec, name)
         received = received_by(side.roles, downloads)
         updates[name], kept[name], values[name] = descend(
             side, pull, received, before.kept.get(name, {}), steps=steps, rate=rate
         )
-        cohort.add(updates[name])
+        cohort.add(name, updates[name])
     return Federation(merge(spec, before.vectors, cohort), kept, updates, {**before.values, **values})
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from perfit.aggregation import Update
 from perfit.round import merge, new_cohort
+from perfit.updates import Update
 
 from .helpers import BIG, LITTLE, MEAN, SMALL, SPACE, federation_at, make_spec, masks, play, refusal, side_of
 
@@ -44,10 +44,11 @@ def test_at_rate_1_without_momentum_it_is_fedit_bit_for_bit():
         updates = [Update(SPACE.plain_mask(2), {"values": awkward_values(rng)}, samples=3)]
         updates.append(Update(SPACE.plain_mask(1), {"values": awkward_values(rng)[SMALL]}, samples=seed + 1))
         for spec in (fedit, plain):
-            cohort = new_cohort(spec, SPACE)
-            for update in updates[seed % 2 :]:
-                cohort.add(update)
-            after.append(merge(spec, spec.algorithm.init(values), cohort)["values"])
+            state = spec.algorithm.init(values)
+            cohort = new_cohort(spec, SPACE, state)
+            for number, update in enumerate(updates[seed % 2 :]):
+                cohort.add(str(number), update)
+            after.append(merge(spec, state, cohort)["values"])
         assert after[0].tobytes() == after[1].tobytes()
 
 

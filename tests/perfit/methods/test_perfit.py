@@ -26,14 +26,14 @@ def test_what_is_held_is_trained_and_shared():
 
 def test_a_round_by_hand():
     state = {"values": np.full(6, 2, dtype=np.float32)}
-    cohort = new_cohort(PERFIT, SPACE)
-    for held, pull in [
-        (architecture(0, 3, 5), Pull([4, 4, 4, 4, 4, 4], samples=1)),
-        (architecture(0, 4, 5), Pull([8, 8, 8, 8, 8, 8], samples=3)),
+    cohort = new_cohort(PERFIT, SPACE, state)
+    for name, held, pull in [
+        ("ann", architecture(0, 3, 5), Pull([4, 4, 4, 4, 4, 4], samples=1)),
+        ("bob", architecture(0, 4, 5), Pull([8, 8, 8, 8, 8, 8], samples=3)),
     ]:
         side = ClientRound(PERFIT, SPACE, held)
         update, kept, values = descend(side, pull, received_by(side.roles, state), {}, steps=1, rate=0.5)
-        cohort.add(update)
+        cohort.add(name, update)
         assert_array_equal(values != 0, held)
         assert kept == {}
     # From 2 half-way to 4 is 3, half-way to 8 is 5: (3 + 3*5)/4 where both hold the position; nobody holds 1 and 2.
@@ -42,7 +42,7 @@ def test_a_round_by_hand():
 
 def test_the_server_knows_no_architecture_of_clients_outside_the_round():
     with pytest.raises(NotImplementedError, match="architectures"):
-        new_cohort(PERFIT, SPACE).population()
+        new_cohort(PERFIT, SPACE, {"values": np.zeros(6, np.float32)}).population()
 
 
 def test_its_options_are_a_search():

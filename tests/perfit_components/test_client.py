@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from perfit.adapter_file import AdapterFile
 from perfit.protocol import ClientStatus, parse_outcome
 from perfit_components.steps.client import train
-from perfit_storage import open_store
+from perfit_storage import RoundPlace, open_store
 
 from ..perfit.tiny import save_gguf
 from .running import RECORDS, Site, files
@@ -114,7 +114,7 @@ def test_a_training_that_was_cut_off_at_its_very_end_changes_no_later_round(make
 
 def test_a_mask_is_sent_once(make_site):
     site = make_site(rounds=2).run()
-    first, second = (parse_outcome(site.store.read_record(round, "ann")) for round in (1, 2))
+    first, second = (parse_outcome(site.store.read_record(RoundPlace(round), "ann")) for round in (1, 2))
     sizes = [len(files(site.root)[f"rounds/{round}/updates/ann.safetensors"]) for round in (1, 2)]
     assert first.bytes_up - sizes[0] == len(site.store.get_mask("ann", first.mask_sha256))
     assert second.bytes_up == sizes[1]

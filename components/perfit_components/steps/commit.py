@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -13,7 +13,7 @@ from perfit.errors import PerfitError
 from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
 from perfit.robustness import Measure, Scale
 from perfit.round import limit, limits, measure_update, merge, new_cohort, split_state
-from perfit_components.steps.context import FederationContext, StoredVectors, head_of
+from perfit_components.steps.context import FederationContext, StoredVectors, head_of, place_of
 from perfit_components.steps.contribution import read_contribution, refusal
 from perfit_storage import Head, ObjectNotFound
 
@@ -50,17 +50,18 @@ def commit_round(context: FederationContext, round: int) -> RoundSummary:
         PerfitError: Fewer than the minimum of clients delivered, the head was moved by somebody else, or the store
             cannot be reached or written.
     """
-    store = context.store
-    if store.read_head().round >= round:
+    store, head = context.store, context.store.read_head()
+    if head.round >= round:
         return _committed(context, round)
-    plan = context.plan(round)
+    plan = context.plan(head.place(round))
     tally, previous = _average(context, plan)
     summary = _summary(context, plan, tally, previous)
     _check_quorum(summary)
-    head = _put_result(context, round, _result(context, plan, summary, tally, previous))
-    if not store.advance_head(head_of(plan.base), head):
+    new = _put_result(context, plan, _result(context, plan, summary, tally, previous))
+    if not store.advance_head(head_of(plan.base), new):
         raise PerfitError(
-            f"round {round} of {context.spec.name!r} was committed by another run with other values",
+            f"the head of {context.spec.name!r} has moved since round {round} was planned: another run committed the "
+            "round with other values, or the federation was rolled back",
             "nothing is lost: check which runs train this federation, and let only one of them continue",
         )
     return summary
@@ -72,7 +73,7 @@ def ensure_base(context: FederationContext, base: Base) -> None:
     Raises:
         PerfitError: It cannot be computed again.
     """
-    blobs = [blob for blob in (base.adapter, base.state) if blob]
+    blobs = [blob for blob in (base.adapter, base.state, base.summary) if blob]
     if base.round > 0 and not all(context.store.has_blob(blob.key) for blob in blobs):
         _recompute(context, base)
 
@@ -86,7 +87,7 @@ def _committed(context: FederationContext, round: int) -> RoundSummary:
 
 
 def _recompute(context: FederationContext, after: Base) -> RoundSummary:
-    plan = context.plan(after.round)
+    plan = context.plan(head_of(after).place(after.round))
     tally, previous = _average(context, plan)
     summary = _summary(context, plan, tally, previous)
     result = _result(context, plan, summary, tally, previous)
@@ -97,7 +98,7 @@ def _recompute(context: FederationContext, after: Base) -> RoundSummary:
             f"{after.round} give other bytes than it had",
             "restore it from a backup of the store",
         )
-    _put_result(context, after.round, result)
+    _put_result(context, plan, result)
     return summary
 
 
@@ -187,12 +188,13 @@ def _result(
     return adapter, dump_server_vectors(spec, space, round, own) if own else None, summary.to_json()
 
 
-def _put_result(context: FederationContext, round: int, result: tuple[bytes, bytes | None, bytes]) -> Head:
+def _put_result(context: FederationContext, plan: Plan, result: tuple[bytes, bytes | None, bytes]) -> Head:
     """Write what the head will name; move nothing."""
-    store, (adapter, state, summary) = context.store, result
-    return Head(
-        round,
-        store.put_global(round, adapter),
-        store.put_state(round, state) if state else None,
-        store.put_summary(round, summary),
+    store, place, (adapter, state, summary) = context.store, place_of(plan), result
+    return replace(
+        head_of(plan.base),
+        round=plan.round,
+        adapter=store.put_global(place, adapter),
+        state=store.put_state(place, state) if state else None,
+        summary=store.put_summary(place, summary),
     )

@@ -13,7 +13,7 @@ from perfit_pipelines.options import out
 from perfit_storage import Head
 
 _NEXT = """\
-Now change the federation file, or the same rounds come out again: leave clients out, or tighten `aggregation`.
+Change the federation file, or the same rounds come out again: leave clients out, tighten `aggregation`.
 Then run it (perfit run, perfit submit), and create its schedules again, which hold the old file."""
 
 
@@ -40,7 +40,7 @@ def rollback(
         old, new = planned.old, planned.new
         out.print(f"{context.store.uri}: {committed(old)}", markup=False)
         out.print(f"after the rollback: {committed(new)}", markup=False)
-        out.print(f"no file is changed; {_places(old, round + 1)} no longer counts", markup=False)
+        out.print(f"no longer counted, but kept: {_places(old, round + 1)}", markup=False)
         if not yes and sys.stdin.isatty():
             typer.confirm("Roll back?", abort=True)
         roll_back(context, planned)

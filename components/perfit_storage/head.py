@@ -74,7 +74,7 @@ class Head:
         return RoundPlace(round, max((b.number for b in self.branches if b.first_round <= round), default=0))
 
     def rolled_back_to(self, earlier: Head) -> Head:
-        """Returns the head that replaces this one when the federation goes back to an earlier round's head."""
+        """Returns the head that replaces this one in a rollback to an earlier round's head: on the next branch."""
         kept = tuple(branch for branch in self.branches if branch.first_round <= earlier.round)
         number = self.branches[-1].number + 1 if self.branches else 1
         return replace(earlier, branches=(*kept, Branch(number, earlier.round + 1)))

@@ -118,7 +118,8 @@ def _verified(
             raise Refused(f"its record says {name} {getattr(record, name)}, its mask {np.count_nonzero(role)}")
     if not roles.shared.any():
         return Contribution(record, file.mask, None)
-    key, place = record.update.key if record.update else "", re.escape(str(place_of(plan)))
+    key = record.update.key if record.update else ""
+    place = re.escape(str(place_of(plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
     limit = _update_bytes(space, record.shared, len(method.uploads))

@@ -124,7 +124,8 @@ def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
             "use the same model files everywhere (for a hub id, owner/name@revision), then run again",
         )
     if head is None:
-        founding, (downloads, own) = RoundPlace(0), split_state(spec, initial_state(spec, space))
+        founding = RoundPlace(0)
+        downloads, own = split_state(spec, initial_state(spec, space))
         adapter = store.put_global(founding, dump_server_vectors(spec, space, 0, downloads))
         state = store.put_state(founding, dump_server_vectors(spec, space, 0, own)) if own else None
         store.create_head(Head(0, adapter, state))

@@ -76,6 +76,13 @@ class Blob(Message):
     sha256: Sha256
 
 
+class Branch(Message):
+    """The rounds from ``first_round`` on, run after the federation had been rolled back to the round before it."""
+
+    number: PositiveInt
+    first_round: PositiveInt
+
+
 class Base(Message):
     """What a round starts from: the head of the federation when it was planned.
 
@@ -84,12 +91,14 @@ class Base(Message):
         adapter: The vectors that clients read.
         state: The server's own vectors; None if the method has none.
         summary: The summary of that round; None before the first.
+        branches: Those of the federation, in order; none if it was never rolled back.
     """
 
     round: NonNegativeInt
     adapter: Blob
     state: Blob | None = None
     summary: Blob | None = None
+    branches: tuple[Branch, ...] = ()
 
 
 class Participant(Message):

@@ -11,7 +11,7 @@ from perfit_storage.errors import (
     UnreadableObject,
     UnsafeStore,
 )
-from perfit_storage.head import Blob, Head
+from perfit_storage.head import Blob, Branch, Head, RoundPlace
 from perfit_storage.layout import FederationStore, federation_names
 from perfit_storage.objects import ObjectStore, StoredObject
 from perfit_storage.uris import open_store
@@ -19,6 +19,7 @@ from perfit_storage.uris import open_store
 __all__ = [
     "AccessDenied",
     "Blob",
+    "Branch",
     "CorruptObject",
     "FederationStore",
     "Head",
@@ -26,6 +27,7 @@ __all__ = [
     "ObjectNotFound",
     "ObjectStore",
     "ObjectTooLarge",
+    "RoundPlace",
     "StoreError",
     "StoreUnreachable",
     "StoredObject",

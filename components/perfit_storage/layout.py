@@ -4,7 +4,7 @@ The store holds these files under ``federations/<name>/``::
 
     spec.yaml                              the federation file
     model.json                             the files of the base model, by hash; written once
-    head.json                              round, and key and sha256 of the current global adapter and server state
+    head.json                              round, branches, and key and sha256 of the global adapter and server state
     masks/<client>/<sha256>                a client's personal architecture
     rounds/<n>/plan.json                   written once
     rounds/<n>/updates/<client>.safetensors
@@ -14,6 +14,8 @@ The store holds these files under ``federations/<name>/``::
     rounds/<n>/summary.json, report.html
     rounds/0/state.probe.safetensors       one line, left by check_conditions
     clients/<client>/                      what only this client may read
+
+After a rollback, rounds that are run again have directories ``rounds/<n>.<branch>/``; see ``Head.place``.
 
 Plans, records and summaries are only bytes here. An object that a record or the head may name is never overwritten: if
 another attempt left other bytes under the usual name, the new ones go to ``<usual name>.<sha256>.safetensors``, and the
@@ -30,7 +32,7 @@ from collections.abc import Callable, Mapping
 
 from perfit_storage.conditions import check_conditions
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
-from perfit_storage.head import Blob, Head, dump_head, parse_head
+from perfit_storage.head import Blob, Head, RoundPlace, dump_head, parse_head
 from perfit_storage.objects import ObjectStore, StoredObject
 from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
@@ -139,10 +141,26 @@ class FederationStore:
             True if the head is ``new`` now, even if an earlier attempt moved it; False if it is another.
 
         Raises:
-            ValueError: The round of ``new`` is not the one after that of ``old``.
+            ValueError: The round of ``new`` is not the one after that of ``old``, or the branches differ.
         """
-        if new.round != old.round + 1:
-            raise ValueError(f"the head cannot move from round {old.round} to round {new.round}")
+        if new.round != old.round + 1 or new.branches != old.branches:
+            raise ValueError(f"the head cannot move from round {old.place(old.round)} to round {new.place(new.round)}")
+        return self._move_head(old, new)
+
+    def roll_back_head(self, old: Head, new: Head) -> bool:
+        """Moves the head back to an earlier round, on a new branch, unless it has moved since the caller read it.
+
+        Returns:
+            As ``advance_head``.
+
+        Raises:
+            ValueError: ``new`` is not what ``old.rolled_back_to`` returns for the head of an earlier round.
+        """
+        if new.round >= old.round or new != old.rolled_back_to(new):
+            raise ValueError(f"{old} cannot be rolled back to {new}")
+        return self._move_head(old, new)
+
+    def _move_head(self, old: Head, new: Head) -> bool:
         current, version = self._head()
         if current != old:
             return current == new
@@ -172,24 +190,24 @@ class FederationStore:
 
     # Rounds
 
-    def create_plan(self, round: int, plan: bytes) -> bytes:
+    def create_plan(self, place: RoundPlace, plan: bytes) -> bytes:
         """Stores the round's plan unless there is one already; returns the stored one."""
-        self._objects.create(self._key(f"rounds/{round}/plan.json"), plan)
-        return self.read_plan(round)
+        self._objects.create(self._key(f"rounds/{place}/plan.json"), plan)
+        return self.read_plan(place)
 
-    def read_plan(self, round: int) -> bytes:
+    def read_plan(self, place: RoundPlace) -> bytes:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
-        return self._get(f"rounds/{round}/plan.json", f"plan round {round} first").data
+        return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first").data
 
-    def put_update(self, round: int, client: str, data: bytes) -> Blob:
+    def put_update(self, place: RoundPlace, client: str, data: bytes) -> Blob:
         """Stores a client's update; it counts only once a record names it."""
-        return self._put_blob(f"rounds/{round}/updates/{_checked_segment('client id', client)}", data)
+        return self._put_blob(f"rounds/{place}/updates/{_checked_segment('client id', client)}", data)
 
-    def put_record(self, round: int, client: str, record: bytes, is_final: Callable[[bytes], bool]) -> bytes:
+    def put_record(self, place: RoundPlace, client: str, record: bytes, is_final: Callable[[bytes], bool]) -> bytes:
         """Stores a client's record of a round.
 
         Args:
-            round: The round.
+            place: The round's.
             client: The client's id.
             record: The record.
             is_final: Whether an existing record must not be replaced.
@@ -200,7 +218,7 @@ class FederationStore:
         Raises:
             UnsafeStore: The store refuses every write: it does not know its own versions.
         """
-        path = _record_path(round, client)
+        path = _record_path(place, client)
         for attempt in range(_RECORD_ATTEMPTS):  # each but the last is another writer's win
             if attempt:
                 time.sleep(random.uniform(0, 0.1))
@@ -218,21 +236,21 @@ class FederationStore:
             "let no proxy on the way to the store change ETag headers; if many pods write this record, end them",
         )
 
-    def read_record(self, round: int, client: str, limit: int | None = None) -> bytes | None:
+    def read_record(self, place: RoundPlace, client: str, limit: int | None = None) -> bytes | None:
         """Returns a client's record of a round, None if there is none (yet).
 
         Raises ``UnreadableObject``, also if it has more bytes than the limit.
         """
-        found = self._find(_record_path(round, client), limit)
+        found = self._find(_record_path(place, client), limit)
         return None if found is None else found.data
 
-    def put_global(self, round: int, data: bytes) -> Blob:
+    def put_global(self, place: RoundPlace, data: bytes) -> Blob:
         """Stores the vectors that clients read after a round; the head does not move."""
-        return self._put_blob(f"rounds/{round}/global", data)
+        return self._put_blob(f"rounds/{place}/global", data)
 
-    def put_state(self, round: int, data: bytes) -> Blob:
+    def put_state(self, place: RoundPlace, data: bytes) -> Blob:
         """Stores the server's own vectors after a round; the head does not move."""
-        return self._put_blob(f"rounds/{round}/state", data)
+        return self._put_blob(f"rounds/{place}/state", data)
 
     def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:
         """Returns the bytes of a blob.
@@ -260,17 +278,17 @@ class FederationStore:
         """Whether there is an object under a blob's key."""
         return self._objects.exists(self._key(key))
 
-    def put_summary(self, round: int, summary: bytes) -> Blob:
+    def put_summary(self, place: RoundPlace, summary: bytes) -> Blob:
         """Stores a round's summary; it counts only once the head names it."""
-        return self._put_blob(f"rounds/{round}/summary", summary, ".json")
+        return self._put_blob(f"rounds/{place}/summary", summary, ".json")
 
-    def put_report(self, round: int, html: bytes) -> None:
+    def put_report(self, place: RoundPlace, html: bytes) -> None:
         """Stores a round's report, replacing an earlier one."""
-        self._objects.put(self._key(f"rounds/{round}/report.html"), html)
+        self._objects.put(self._key(f"rounds/{place}/report.html"), html)
 
-    def read_report(self, round: int) -> bytes:
+    def read_report(self, place: RoundPlace) -> bytes:
         """Returns a round's report. Raises ``ObjectNotFound``."""
-        return self._get(f"rounds/{round}/report.html", f"run round {round} first").data
+        return self._get(f"rounds/{place}/report.html", f"run round {place.number} first").data
 
     # Files of one client
 
@@ -351,5 +369,5 @@ def _checked(what: str, value: str, pattern: re.Pattern[str]) -> str:
     return value
 
 
-def _record_path(round: int, client: str) -> str:
-    return f"rounds/{round}/updates/{_checked_segment('client id', client)}.json"
+def _record_path(place: RoundPlace, client: str) -> str:
+    return f"rounds/{place}/updates/{_checked_segment('client id', client)}.json"

@@ -29,6 +29,7 @@ from perfit.aggregation import aggregate
 from perfit.cluster_spec import ClusterSpec
 from perfit.space import LoraSpace
 from perfit.updates import Update
+from perfit_storage import FederationStore, Head, RoundPlace
 
 STORE = "s3://perfit"
 MANY = 1000
@@ -208,25 +209,24 @@ def server() -> None:
 
 def measure_server(clients: int) -> dict[str, float]:
     """Plan, commit and report one round, in which every client delivers."""
-    from perfit_components.steps.aggregate import aggregate
+    from perfit_components.steps.commit import commit_round
     from perfit_components.steps.context import FederationContext
     from perfit_components.steps.plan import participants
     from perfit_components.steps.report import draw_report
-    from perfit_storage import FederationStore, Head
 
     spec, here = spec_of(clients), _space(2, 576, (576, 192), 16)
     with tempfile.TemporaryDirectory() as directory:
         store = FederationStore.open(Path(directory).as_uri(), spec.name)
         store.write_spec(spec.to_yaml().encode(), None)
         initial = dump_server_vectors(spec, here, 0, {"values": here.initial_values(0)})
-        store.create_head(Head(0, store.put_global(0, initial)))
+        store.create_head(Head(0, store.put_global(RoundPlace(0), initial)))
         context = FederationContext.of(store)
         measured = {"plan": _seconds(lambda: participants(context, 1, spec.tiers_in_use()))}
         for seed, client in enumerate(spec.clients):
             _deliver(store, here, client.id, seed)
-        measured["aggregate"] = _seconds(lambda: aggregate(context, 1))
-        measured["report"] = _seconds(lambda: store.put_report(1, draw_report(context, 1).html.encode()))
-        measured["megabytes"] = len(store.read_report(1)) / 1e6
+        measured["aggregate"] = _seconds(lambda: commit_round(context, 1))
+        measured["report"] = _seconds(lambda: store.put_report(RoundPlace(1), draw_report(context, 1).html.encode()))
+        measured["megabytes"] = len(store.read_report(RoundPlace(1))) / 1e6
     return {**measured, "peak": _peak_mib()}
 
 
@@ -237,7 +237,7 @@ def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
     mask_file, update = _files(here, 8, seed, client)
     sha256, budget = AdapterFile.parse(mask_file).header.mask_sha256, here.budget(8)
     store.put_mask(client, sha256, mask_file)
-    blob = store.put_update(1, client, update)
+    blob = store.put_update(RoundPlace(1), client, update)
     record = UpdateRecord(
         client=client,
         tier="tier-0",
@@ -256,7 +256,7 @@ def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
         bytes_down=len(update),
         update=Blob(key=blob.key, sha256=blob.sha256),
     )
-    store.put_record(1, client, record.to_json(), lambda record: True)
+    store.put_record(RoundPlace(1), client, record.to_json(), lambda record: True)
 
 
 def _files(here: LoraSpace, rank: int, seed: int, client: str = "one") -> tuple[bytes, bytes]:

@@ -17,7 +17,7 @@ import pytest
 from perfit_components.secret_names import STORE_KEYS
 from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.schedule import list_schedules
-from perfit_storage import AccessDenied, FederationStore
+from perfit_storage import AccessDenied, FederationStore, RoundPlace
 
 from .conftest import ROUNDS, Cluster, Home, wait_for
 
@@ -76,7 +76,7 @@ def test_head_names_an_adapter_that_is_there_and_intact(tuned: Home):
 
 
 def test_report_names_every_client(tuned: Home):
-    html = tuned.files.read_report(ROUNDS).decode()
+    html = tuned.files.read_report(RoundPlace(ROUNDS)).decode()
     assert all(client.id in html for client in tuned.spec.clients)
 
 

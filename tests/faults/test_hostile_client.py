@@ -21,6 +21,7 @@ import pytest
 from perfit.protocol import ClientStatus
 from perfit_components.steps.commit import commit_round
 from perfit_components.steps.contribution import Contribution, read_contribution
+from perfit_storage import RoundPlace
 
 from ..perfit_components.running import THREE, Site, files
 
@@ -179,7 +180,7 @@ def peak(action: Callable[[], Any]) -> int:
 
 def test_random_objects_of_one_client_are_refused_or_sound(site):
     eve, context, counts, peaks = Eve(site), site.context, Counter(), []
-    plan = context.plan(1)
+    plan = context.plan(RoundPlace(1))
     space, participant = context.downloads(plan.base).space, plan.participants[2]
     assert participant.client == "eve"
 

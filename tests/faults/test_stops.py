@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from perfit.protocol import parse_outcome
+from perfit_storage import RoundPlace
 
 from ..perfit_components.running import Site
 
@@ -45,7 +46,7 @@ def test_sigterm_ends_a_training_with_a_record_and_exit_code_0(make_site):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
     assert "'status': 'failed'" in out
-    outcome = parse_outcome(site.store.read_record(1, "ann"))
+    outcome = parse_outcome(site.store.read_record(RoundPlace(1), "ann"))
     assert outcome.reason.startswith("the task was told to stop (its pod was deleted, evicted or preempted)")
 
 
@@ -55,7 +56,7 @@ def test_a_client_that_takes_too_long_has_failed_the_round(make_site):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     assert "'status': 'failed'" in out
-    outcome = parse_outcome(site.store.read_record(1, "ann"))
+    outcome = parse_outcome(site.store.read_record(RoundPlace(1), "ann"))
     assert outcome.reason.startswith("the client took longer than participation.client_deadline_seconds")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perfit_storage import FederationStore, ObjectStore, UnsafeStore, open_store
+from perfit_storage import FederationStore, ObjectStore, RoundPlace, UnsafeStore, open_store
 
 from .s3_proxy import Behaviour, faulty
 
@@ -84,7 +84,7 @@ def test_a_record_is_written_or_refused_but_never_for_ever(s3_server, etag):
     uri = f"{s3_server.store_uri}/{uuid.uuid4()}"
     with faulty(s3_server, Behaviour(etag=etag)) as (_, environment):
         federation = FederationStore.open(uri, "demo", environment)
-        assert federation.put_record(1, "anna", b"failed", lambda record: False) == b"failed"
+        assert federation.put_record(RoundPlace(1), "anna", b"failed", lambda record: False) == b"failed"
         with pytest.raises(UnsafeStore, match=r"ETag|another than just read"):
-            federation.put_record(1, "anna", b"failed again", lambda record: False)
-        assert federation.read_record(1, "anna") == b"failed"
+            federation.put_record(RoundPlace(1), "anna", b"failed again", lambda record: False)
+        assert federation.read_record(RoundPlace(1), "anna") == b"failed"

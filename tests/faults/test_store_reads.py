@@ -22,6 +22,7 @@ from perfit_storage import (
     FederationStore,
     ObjectNotFound,
     ObjectTooLarge,
+    RoundPlace,
     StoreUnreachable,
     UnreadableObject,
     open_store,
@@ -166,7 +167,7 @@ def test_whose_fault_an_answer_is(s3_server, uri: str, answer, kind: type[Except
 
 def test_a_flipped_bit_is_read_again_over_another_connection(s3_server, uri: str):
     federation = FederationStore.open(uri, "demo", s3_server.environment)
-    blob = federation.put_update(1, "anna", b"update" * 1000)
+    blob = federation.put_update(RoundPlace(1), "anna", b"update" * 1000)
     with faulty(s3_server, Behaviour(plan=[FLIP])) as (proxy, environment):
         assert FederationStore.open(uri, "demo", environment).read_blob(blob, limit=6000) == b"update" * 1000
         assert proxy.counts["connections"] == 2
@@ -178,13 +179,13 @@ def test_a_flipped_bit_is_read_again_over_another_connection(s3_server, uri: str
 def test_every_reader_of_what_clients_write_takes_a_limit(s3_server, uri: str, tmp_path: Path, kind: str):
     mask = "ab" * 32
     federation = FederationStore.open(uri if kind == "s3" else tmp_path.as_uri(), "demo", s3_server.environment)
-    blob = federation.put_update(1, "anna", b"12345")
-    federation.put_record(1, "anna", b"12345", lambda record: True)
+    blob = federation.put_update(RoundPlace(1), "anna", b"12345")
+    federation.put_record(RoundPlace(1), "anna", b"12345", lambda record: True)
     federation.put_mask("anna", mask, b"12345")
     federation.put_client_file("anna", "file", b"12345")
     for read in (
         lambda limit: federation.read_blob(blob, limit=limit),
-        lambda limit: federation.read_record(1, "anna", limit=limit),
+        lambda limit: federation.read_record(RoundPlace(1), "anna", limit=limit),
         lambda limit: federation.get_mask("anna", mask, limit=limit),
         lambda limit: federation.get_client_file("anna", "file", limit=limit),
     ):

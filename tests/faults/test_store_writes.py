@@ -13,7 +13,7 @@ from itertools import count
 
 import pytest
 
-from perfit_storage import AccessDenied, FederationStore, ObjectNotFound, StoreUnreachable, open_store
+from perfit_storage import AccessDenied, FederationStore, ObjectNotFound, RoundPlace, StoreUnreachable, open_store
 from perfit_storage.patience import with_patience
 
 from .s3_proxy import BUSY, FLIP_UPLOAD, KINDS, LOSE, REPEAT, RESET, Behaviour, faulty
@@ -34,13 +34,13 @@ def final(record: bytes) -> bool:
 def test_an_outage_at_upload_loses_no_update(s3_server, uri: str):
     with faulty(s3_server) as (proxy, environment):
         federation = FederationStore.open(uri, "demo", environment, patience_s=PATIENCE_S)
-        assert federation.read_record(1, "anna") is None
+        assert federation.read_record(RoundPlace(1), "anna") is None
         proxy.behaviour.down = True
         threading.Timer(4, lambda: setattr(proxy.behaviour, "down", False)).start()
-        blob = federation.put_update(1, "anna", b"update")
-        assert federation.put_record(1, "anna", b"trained", final) == b"trained"
+        blob = federation.put_update(RoundPlace(1), "anna", b"update")
+        assert federation.put_record(RoundPlace(1), "anna", b"trained", final) == b"trained"
     federation = FederationStore.open(uri, "demo", s3_server.environment)
-    assert federation.read_record(1, "anna") == b"trained"
+    assert federation.read_record(RoundPlace(1), "anna") == b"trained"
     assert federation.read_blob(blob) == b"update"
 
 

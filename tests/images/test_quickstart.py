@@ -16,7 +16,7 @@ import pytest
 from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
 from perfit.protocol import Outcome, parse_outcome
-from perfit_storage import FederationStore
+from perfit_storage import FederationStore, RoundPlace
 
 from .containers import run_federation
 
@@ -48,7 +48,7 @@ def quickstart(images, daemon, s3_server, tmp_path_factory) -> Quickstart:
 
 def record_of(quickstart: Quickstart, round: int, client: str) -> Outcome:
     """What a client says of a round."""
-    return parse_outcome(quickstart.store.read_record(round, client))
+    return parse_outcome(quickstart.store.read_record(RoundPlace(round), client))
 
 
 def test_all_rounds_are_committed_with_every_client(quickstart):

@@ -17,6 +17,7 @@ from perfit_storage import (
     Head,
     ObjectNotFound,
     ObjectStore,
+    RoundPlace,
     open_store,
 )
 
@@ -25,6 +26,7 @@ from .iam import PolicedStore, evaluate
 from .rendering import MANIFESTS, WITH_STORE, only
 
 HASH = "0123456789abcdef" * 4
+FOUNDING, FIRST = RoundPlace(0), RoundPlace(1)
 TRAPS = ("ann", "plan", "summary", "report", "global", "state", "head", "spec")
 """Clients that are called as the server's own files and directories are."""
 
@@ -70,13 +72,13 @@ def test_the_server_does_its_part_of_a_round(federation, objects):
 
 def test_the_server_of_another_federation_has_no_part_in_it(federation, objects):
     _, everybody = federation
-    everybody.put_report(1, b"<html>")
+    everybody.put_report(FIRST, b"<html>")
     for name in ("tin", "tiny-2", "ann", f"{everybody.name.partition('.')[0]}-2"):
         other = FederationStore(PolicedStore(objects, policies_of(name), "perfit"), everybody.name)
         with pytest.raises(AccessDenied):
-            other.read_report(1)
+            other.read_report(FIRST)
         with pytest.raises(AccessDenied):
-            other.put_report(1, b"forged")
+            other.put_report(FIRST, b"forged")
 
 
 def play_the_servers_part(server: FederationStore, everybody: FederationStore) -> None:
@@ -88,26 +90,26 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
     assert server.read_model() is None
     assert server.create_model(b"model")
     assert server.read_model() == b"model"
-    base = Head(0, server.put_global(0, b"initial"), server.put_state(0, b"moments"))
+    base = Head(0, server.put_global(FOUNDING, b"initial"), server.put_state(FOUNDING, b"moments"))
     assert server.create_head(base)
     assert server.read_head() == base
-    assert server.create_plan(1, b"the plan") == b"the plan"
-    assert server.read_record(1, "ann") is None
+    assert server.create_plan(FIRST, b"the plan") == b"the plan"
+    assert server.read_record(FIRST, "ann") is None
     mask, values, update = put_update(everybody, 1, "ann")
     assert server.get_mask("ann", HASH) == mask
-    assert server.read_record(1, "ann") == b"trained"
+    assert server.read_record(FIRST, "ann") == b"trained"
     assert server.read_blob(update) == values
     assert server.read_blob(base.adapter) == b"initial"
     assert server.read_blob(base.state) == b"moments"
-    assert server.advance_head(base, Head(1, server.put_global(1, b"one"), server.put_state(1, b"moments 1")))
-    assert server.put_global(1, b"of another attempt").key.startswith("rounds/1/global.")
-    assert server.put_state(1, b"of another attempt").key.startswith("rounds/1/state.")
-    summary = server.put_summary(1, b"the summary")
-    assert server.put_summary(1, b"of another attempt").key.startswith("rounds/1/summary.")
-    server.put_report(1, b"<html>")
-    server.put_report(1, b"<html> again")
+    assert server.advance_head(base, Head(1, server.put_global(FIRST, b"one"), server.put_state(FIRST, b"moments 1")))
+    assert server.put_global(FIRST, b"of another attempt").key.startswith("rounds/1/global.")
+    assert server.put_state(FIRST, b"of another attempt").key.startswith("rounds/1/state.")
+    summary = server.put_summary(FIRST, b"the summary")
+    assert server.put_summary(FIRST, b"of another attempt").key.startswith("rounds/1/summary.")
+    server.put_report(FIRST, b"<html>")
+    server.put_report(FIRST, b"<html> again")
     assert server.read_blob(summary) == b"the summary"
-    assert server.read_report(1) == b"<html> again"
+    assert server.read_report(FIRST) == b"<html> again"
 
 
 def put_update(store: FederationStore, round: int, client: str) -> tuple[bytes, bytes, Blob]:
@@ -116,8 +118,8 @@ def put_update(store: FederationStore, round: int, client: str) -> tuple[bytes, 
     store.put_mask(client, HASH, mask)
     store.put_client_file(client, "adapter/adapter_model.safetensors", b"personal")
     store.put_client_file(client, f"state/{round}.safetensors", b"kept")
-    update = store.put_update(round, client, values)
-    store.put_record(round, client, b"trained", lambda record: True)
+    update = store.put_update(RoundPlace(round), client, values)
+    store.put_record(RoundPlace(round), client, b"trained", lambda record: True)
     return mask, values, update
 
 
@@ -128,8 +130,8 @@ def test_the_server_cannot_read_or_write_what_is_a_clients_own(federation, clien
     for attempt in forbidden(server, client):
         with pytest.raises(AccessDenied):
             attempt()
-    assert server.read_record(1, client) == b"trained"
-    assert everybody.read_record(2, client) is None
+    assert server.read_record(FIRST, client) == b"trained"
+    assert everybody.read_record(RoundPlace(2), client) is None
 
 
 def forbidden(server: FederationStore, client: str) -> list[Callable[[], object]]:
@@ -142,15 +144,15 @@ def forbidden(server: FederationStore, client: str) -> list[Callable[[], object]
         lambda: server.put_client_file(client, "adapter/adapter_model.safetensors", b"forged"),
         lambda: server.put_client_file(client, "head.json", b"forged"),
         lambda: server.put_mask(client, HASH, b"forged"),
-        lambda: server.put_update(2, client, b"forged"),
-        lambda: server.put_record(2, client, b"failed", lambda record: False),
-        lambda: server.put_record(1, client, b"forged", lambda record: False),
+        lambda: server.put_update(RoundPlace(2), client, b"forged"),
+        lambda: server.put_record(RoundPlace(2), client, b"failed", lambda record: False),
+        lambda: server.put_record(FIRST, client, b"forged", lambda record: False),
     ]
 
 
 def test_the_server_deletes_nothing(federation, objects):
     server, _ = federation
-    server.create_head(Head(0, server.put_global(0, b"")))
+    server.create_head(Head(0, server.put_global(FOUNDING, b"")))
     policed = PolicedStore(objects, POLICIES, "perfit")
     with pytest.raises(AccessDenied):
         policed.delete(f"federations/{server.name}/head.json")

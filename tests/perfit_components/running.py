@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.plan import plan_round
 from perfit_components.steps.prepare import prepare
+from perfit_components.steps.rollback import plan_rollback, roll_back
 from perfit_storage import FederationStore
 
 from ..perfit.tiny import federation, write_records
@@ -109,6 +111,10 @@ class Site:
         self.train(round)
         return self.aggregate(round)
 
+    def roll_back(self, round: int) -> None:
+        """Move the head back to a round."""
+        roll_back(self.context, plan_rollback(self.context, round))
+
     def run(self) -> Site:
         """Run every step of every round."""
         self.prepare()
@@ -123,6 +129,22 @@ class Site:
     def mask_file(self, client: str) -> AdapterFile:
         """A client's architecture as it is stored."""
         return AdapterFile.parse(self.store.get_mask(client, self.store.find_masks(client)[0]))
+
+
+class Interrupted(FederationContext):
+    """A federation in which something happens after the aggregator has read the head and the plan."""
+
+    def state(self, base):
+        state = super().state(base)
+        self.__dict__.pop("meanwhile")()
+        return state
+
+
+def interrupted(site: Site, meanwhile: Callable[[], object]) -> Interrupted:
+    """A site's context, in which this happens meanwhile."""
+    context = Interrupted(site.store, site.spec)
+    context.__dict__["meanwhile"] = meanwhile
+    return context
 
 
 def files(directory: Path) -> dict[str, bytes]:

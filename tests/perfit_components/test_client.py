@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from perfit.adapter_file import AdapterFile
 from perfit.protocol import ClientStatus, parse_outcome
 from perfit_components.steps.client import train
-from perfit_storage import open_store
+from perfit_storage import RoundPlace, open_store
 
 from ..perfit.tiny import save_gguf
 from .running import RECORDS, Site, files
@@ -102,6 +102,22 @@ def test_a_training_that_was_cut_off_gives_the_same_bytes(trained, lost, capsys)
     assert files(trained.root) == before
 
 
+def test_a_committed_round_is_not_trained_for_any_more(make_site, capsys):
+    site = make_site().prepare()
+    site.train_client("ann")
+    site.aggregate(1)
+    before = files(site.root)
+    assert site.train_client("bob") == {
+        "client": "bob",
+        "status": "failed",
+        "reason": "round 1 was committed without client 'bob'\n"
+        "  fix: there is nothing to do: it may be sampled for a later round",
+    }
+    assert site.train_client("ann") == {"client": "ann", "status": "trained", "reason": ""}
+    assert "step=" not in capsys.readouterr().out.partition("client bob has no result: ")[2]
+    assert files(site.root) == before
+
+
 def test_a_training_that_was_cut_off_at_its_very_end_changes_no_later_round(make_site, tmp_path):
     undisturbed = make_site(rounds=2).run()
     site = Site(undisturbed.spec, (tmp_path / "disturbed").as_uri()).prepare()
@@ -114,7 +130,7 @@ def test_a_training_that_was_cut_off_at_its_very_end_changes_no_later_round(make
 
 def test_a_mask_is_sent_once(make_site):
     site = make_site(rounds=2).run()
-    first, second = (parse_outcome(site.store.read_record(round, "ann")) for round in (1, 2))
+    first, second = (parse_outcome(site.store.read_record(RoundPlace(round), "ann")) for round in (1, 2))
     sizes = [len(files(site.root)[f"rounds/{round}/updates/ann.safetensors"]) for round in (1, 2)]
     assert first.bytes_up - sizes[0] == len(site.store.get_mask("ann", first.mask_sha256))
     assert second.bytes_up == sizes[1]

@@ -10,7 +10,7 @@ from perfit.errors import PerfitError
 from perfit.sampling import sample_clients
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.plan import participants, plan_round
-from perfit_storage import ObjectNotFound
+from perfit_storage import ObjectNotFound, RoundPlace
 
 from .running import Site, files
 
@@ -44,7 +44,7 @@ def test_a_round_takes_the_fraction_of_every_tier(site):
     assert stored == {
         "federation": "tiny",
         "round": 1,
-        "base": {key: head[key] for key in ("round", "adapter", "state", "summary")},
+        "base": {key: head[key] for key in ("round", "adapter", "state", "summary", "branches")},
         "participants": [
             {"client": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]]} for id in ids
         ],
@@ -112,7 +112,7 @@ def test_a_committed_round_keeps_its_plan_and_needs_nobody(trained):
 def test_a_damaged_plan_is_named(trained):
     (trained.root / "rounds/1/plan.json").write_text('{"federation": "tiny", "round": "1"}')
     with pytest.raises(PerfitError, match=r"rounds/1/plan.json: round: Input should be a valid integer\n.*backup"):
-        trained.context.plan(1)
+        trained.context.plan(RoundPlace(1))
 
 
 def test_an_unknown_federation(site):

@@ -12,7 +12,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
 from perfit.models import locate, prepare_model
 from perfit.protocol import parse_outcome
-from perfit_storage import Blob
+from perfit_storage import Blob, RoundPlace
 
 from ..perfit_components.running import Site
 from .commands import Home
@@ -59,7 +59,7 @@ def test_a_real_model_from_gguf_to_a_peft_adapter(site, tmp_path):
     from perfit_pipelines.cli.results import export_adapter
 
     site.run()
-    record = parse_outcome(site.store.read_record(1, "bank"))
+    record = parse_outcome(site.store.read_record(RoundPlace(1), "bank"))
     file = site.mask_file("bank")
     space, mask = file.space, file.mask
     assert np.count_nonzero(mask) == space.budget(4) == record.budget

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 
 import pytest
 
 from perfit_storage import (
     Blob,
+    Branch,
     CorruptObject,
     FederationStore,
     Head,
     ObjectNotFound,
     ObjectStore,
+    RoundPlace,
     StoreError,
     federation_names,
 )
 
 MASK = "ab" * 32
+FOUNDING, FIRST = RoundPlace(0), RoundPlace(1)
 
 
 def always(record: bytes) -> bool:
@@ -32,7 +37,7 @@ def never(record: bytes) -> bool:
 
 def head(federation: FederationStore, round: int, content: bytes) -> Head:
     """The head of a round whose global adapter has this content."""
-    return Head(round, federation.put_global(round, content))
+    return Head(round, federation.put_global(RoundPlace(round), content))
 
 
 @pytest.fixture
@@ -42,14 +47,16 @@ def federation(store: ObjectStore) -> FederationStore:
 
 def test_layout(store: ObjectStore, federation: FederationStore):
     federation.write_spec(b"name: demo\n", expected=None)
-    federation.create_head(Head(0, federation.put_global(0, b"zero"), federation.put_state(0, b"moments")))
+    federation.create_head(
+        Head(0, federation.put_global(FOUNDING, b"zero"), federation.put_state(FOUNDING, b"moments"))
+    )
     federation.put_mask("anna", MASK, b"mask")
-    federation.create_plan(1, b"the plan")
-    federation.put_update(1, "anna", b"update")
-    federation.put_record(1, "anna", b"of anna", always)
-    federation.put_record(1, "ben", b"of ben", always)
-    federation.put_summary(1, b"the summary")
-    federation.put_report(1, b"<html>")
+    federation.create_plan(FIRST, b"the plan")
+    federation.put_update(FIRST, "anna", b"update")
+    federation.put_record(FIRST, "anna", b"of anna", always)
+    federation.put_record(FIRST, "ben", b"of ben", always)
+    federation.put_summary(FIRST, b"the summary")
+    federation.put_report(FIRST, b"<html>")
     federation.put_client_file("anna", "adapter/adapter_config.json", b"{}")
     federation.put_client_file("ben", "state/1.safetensors", b"private")
     assert federation.uri == f"{store.uri}/federations/demo"
@@ -119,12 +126,61 @@ def test_head_moves_one_round_at_a_time(federation: FederationStore):
             federation.advance_head(old, new)
 
 
+def test_a_rollback_opens_a_branch(federation: FederationStore):
+    heads = [head(federation, round, b"%d" % round) for round in range(3)]
+    federation.create_head(heads[0])
+    for old, new in pairwise(heads):
+        federation.advance_head(old, new)
+    back = heads[2].rolled_back_to(heads[0])
+    assert back == Head(0, heads[0].adapter, branches=(Branch(1, 1),))
+    assert federation.roll_back_head(heads[2], back)
+    assert federation.roll_back_head(heads[2], back), "a retry after success"
+    assert federation.read_head() == back
+    assert not federation.advance_head(heads[2], head(federation, 3, b"3")), "planned before the rollback"
+    assert not federation.roll_back_head(heads[2], heads[2].rolled_back_to(heads[1])), "another was first"
+
+    again = replace(back, round=1, adapter=federation.put_global(back.place(1), b"1 again"))
+    assert again.adapter.key == "rounds/1.1/global.safetensors"
+    assert federation.advance_head(back, again)
+    assert federation.read_blob(heads[1].adapter) == b"1"
+
+
+def test_a_head_is_not_rolled_back_to_another_that_it_leads_to(federation: FederationStore):
+    first, second = (head(federation, round, b"%d" % round) for round in (1, 2))
+    back = second.rolled_back_to(first)
+    for old, new in (
+        (second, first),
+        (second, replace(first, branches=(Branch(1, 3),))),
+        (second, replace(first, branches=(Branch(2, 2),))),
+        (second, second.rolled_back_to(second)),
+        (first, first.rolled_back_to(second)),
+        (back, back.rolled_back_to(back)),
+    ):
+        with pytest.raises(ValueError, match="cannot be rolled back to"):
+            federation.roll_back_head(old, new)
+    for old, new in ((first, replace(second, branches=(Branch(1, 2),))), (back, second)):
+        with pytest.raises(ValueError, match="cannot move from round"):
+            federation.advance_head(old, new)
+
+
+def test_of_a_rollback_and_a_commit_at_once_one_wins(federation: FederationStore):
+    heads = [head(federation, round, b"%d" % round) for round in range(3)]
+    federation.create_head(heads[0])
+    federation.advance_head(heads[0], heads[1])
+    back = heads[1].rolled_back_to(heads[0])
+    moves = [lambda: federation.advance_head(heads[1], heads[2]), lambda: federation.roll_back_head(heads[1], back)]
+    with ThreadPoolExecutor(2) as pool:
+        moved = list(pool.map(lambda move: move(), moves))
+    assert sorted(moved) == [False, True]
+    assert federation.read_head() == (back if moved[1] else heads[2])
+
+
 def test_racing_committers_move_the_head_once_and_lose_no_bytes(federation: FederationStore):
     start = head(federation, 0, b"zero")
     federation.create_head(start)
 
     def commit(data: bytes) -> bool:
-        end = Head(1, federation.put_global(1, data), federation.put_state(1, b"state " + data))
+        end = Head(1, federation.put_global(FIRST, data), federation.put_state(FIRST, b"state " + data))
         return federation.advance_head(start, end)
 
     contents = [b"from run A", b"from run B", b"from run C"]
@@ -137,11 +193,11 @@ def test_racing_committers_move_the_head_once_and_lose_no_bytes(federation: Fede
 
 
 def test_plan_is_the_first_one(federation: FederationStore):
-    assert federation.create_plan(1, b"first") == b"first"
-    assert federation.create_plan(1, b"second") == b"first"
-    assert federation.read_plan(1) == b"first"
+    assert federation.create_plan(FIRST, b"first") == b"first"
+    assert federation.create_plan(FIRST, b"second") == b"first"
+    assert federation.read_plan(FIRST) == b"first"
     with pytest.raises(ObjectNotFound, match="plan round 2 first"):
-        federation.read_plan(2)
+        federation.read_plan(RoundPlace(2))
 
 
 def test_masks_belong_to_one_client(federation: FederationStore):
@@ -163,12 +219,12 @@ def test_masks_belong_to_one_client(federation: FederationStore):
 
 
 def test_an_update_is_found_by_what_its_record_names(federation: FederationStore):
-    assert federation.read_record(1, "anna") is None
-    blob = federation.put_update(1, "anna", b"update")
+    assert federation.read_record(FIRST, "anna") is None
+    blob = federation.put_update(FIRST, "anna", b"update")
     assert blob == Blob("rounds/1/updates/anna.safetensors", sha256(b"update").hexdigest())
-    assert federation.read_record(1, "anna") is None, "an update alone counts for nothing"
-    assert federation.put_record(1, "anna", b"trained on 3", always) == b"trained on 3"
-    assert federation.read_record(1, "anna") == b"trained on 3"
+    assert federation.read_record(FIRST, "anna") is None, "an update alone counts for nothing"
+    assert federation.put_record(FIRST, "anna", b"trained on 3", always) == b"trained on 3"
+    assert federation.read_record(FIRST, "anna") == b"trained on 3"
     assert federation.read_blob(blob) == b"update"
 
 
@@ -178,17 +234,17 @@ def is_trained(record: bytes) -> bool:
 
 def test_a_record_gives_way_until_one_is_final(federation: FederationStore):
     for record in (b"failed: out of memory", b"failed: no such file", b"trained on 3"):
-        assert federation.put_record(1, "anna", record, is_trained) == record
-        assert federation.read_record(1, "anna") == record
+        assert federation.put_record(FIRST, "anna", record, is_trained) == record
+        assert federation.read_record(FIRST, "anna") == record
     for late in (b"failed: too late", b"trained on 4"):
-        assert federation.put_record(1, "anna", late, is_trained) == b"trained on 3"
-    assert federation.read_record(1, "anna") == b"trained on 3"
+        assert federation.put_record(FIRST, "anna", late, is_trained) == b"trained on 3"
+    assert federation.read_record(FIRST, "anna") == b"trained on 3"
 
 
 def test_an_update_without_record_is_not_overwritten(store: ObjectStore, federation: FederationStore):
     """Another attempt may be about to record it; each record names its own bytes."""
     store.put("federations/demo/rounds/1/updates/anna.safetensors", b"of an attempt that ended there")
-    blob = federation.put_update(1, "anna", b"update")
+    blob = federation.put_update(FIRST, "anna", b"update")
     assert blob.key == f"rounds/1/updates/anna.{sha256(b'update').hexdigest()}.safetensors"
     assert federation.read_blob(blob) == b"update"
     assert store.get("federations/demo/rounds/1/updates/anna.safetensors").data == b"of an attempt that ended there"
@@ -205,13 +261,13 @@ def test_an_earlier_attempts_vectors_are_not_overwritten(federation: FederationS
 def test_racing_attempts_of_a_client_leave_one_whole_update(federation: FederationStore):
     def attempt(number: int) -> tuple[bytes, Blob | None]:
         if number == 0:
-            return federation.put_record(1, "anna", b"failed", is_trained), None
-        blob = federation.put_update(1, "anna", f"attempt {number}".encode())
-        return federation.put_record(1, "anna", f"trained in attempt {number}".encode(), is_trained), blob
+            return federation.put_record(FIRST, "anna", b"failed", is_trained), None
+        blob = federation.put_update(FIRST, "anna", f"attempt {number}".encode())
+        return federation.put_record(FIRST, "anna", f"trained in attempt {number}".encode(), is_trained), blob
 
     with ThreadPoolExecutor(4) as pool:
         returned = list(pool.map(attempt, range(4)))
-    record = federation.read_record(1, "anna")
+    record = federation.read_record(FIRST, "anna")
     assert is_trained(record)
     assert all(answer == record for answer, _ in returned[1:])
     winner = int(record.split()[-1])
@@ -219,7 +275,7 @@ def test_racing_attempts_of_a_client_leave_one_whole_update(federation: Federati
 
 
 def test_corrupt_objects_are_found(store: ObjectStore, federation: FederationStore):
-    for blob in (federation.put_global(1, b"global"), federation.put_update(1, "anna", b"update")):
+    for blob in (federation.put_global(FIRST, b"global"), federation.put_update(FIRST, "anna", b"update")):
         store.put(f"federations/demo/{blob.key}", b"Another")
         with pytest.raises(CorruptObject, match=rf"{blob.key} has sha256 [0-9a-f]+, but its record says {blob.sha256}"):
             federation.read_blob(blob)
@@ -249,20 +305,20 @@ def test_a_record_cannot_lead_out_of_the_federation(store: ObjectStore, federati
 
 
 def test_a_summary_is_never_overwritten(federation: FederationStore):
-    first, again = (federation.put_summary(9, text) for text in (b"round 9", b"round 9 otherwise"))
+    first, again = (federation.put_summary(RoundPlace(9), text) for text in (b"round 9", b"round 9 otherwise"))
     assert first.key == "rounds/9/summary.json"
     assert again.key == f"rounds/9/summary.{sha256(b'round 9 otherwise').hexdigest()}.json"
-    assert federation.put_summary(9, b"round 9") == first
+    assert federation.put_summary(RoundPlace(9), b"round 9") == first
     assert [federation.read_blob(blob) for blob in (first, again)] == [b"round 9", b"round 9 otherwise"]
     assert federation.has_blob(first.key)
     assert not federation.has_blob("rounds/8/summary.json")
 
 
 def test_reports_and_client_files(federation: FederationStore):
-    federation.put_report(1, b"<html>")
-    assert federation.read_report(1) == b"<html>"
+    federation.put_report(FIRST, b"<html>")
+    assert federation.read_report(FIRST) == b"<html>"
     with pytest.raises(ObjectNotFound, match="run round 2 first"):
-        federation.read_report(2)
+        federation.read_report(RoundPlace(2))
     federation.put_client_file("a", "adapter/b.json", b"b")
     federation.put_client_file("a", "a.json", b"a")
     federation.put_client_file("a-b", "c.json", b"c")
@@ -297,9 +353,9 @@ def test_unsafe_ids_of_clients_are_refused(store: ObjectStore, name: str):
     for act in (
         lambda: federation.put_mask(name, MASK, b""),
         lambda: federation.find_masks(name),
-        lambda: federation.put_update(1, name, b""),
-        lambda: federation.put_record(1, name, b"", never),
-        lambda: federation.read_record(1, name),
+        lambda: federation.put_update(FIRST, name, b""),
+        lambda: federation.put_record(FIRST, name, b"", never),
+        lambda: federation.read_record(FIRST, name),
         lambda: federation.put_client_file(name, "file", b""),
     ):
         with pytest.raises(StoreError, match="cannot be a client id"):
@@ -309,8 +365,8 @@ def test_unsafe_ids_of_clients_are_refused(store: ObjectStore, name: str):
 
 def test_safe_names(federation: FederationStore):
     for name in ("a", "7", "a-1", "a--b", "x" * 63):
-        federation.put_record(1, name, b"failed", never)
-        assert federation.read_record(1, name) == b"failed"
+        federation.put_record(FIRST, name, b"failed", never)
+        assert federation.read_record(FIRST, name) == b"failed"
 
 
 def test_open_by_uri(s3_server):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perfit_components.steps.commit import commit_round
-from perfit_components.steps.context import FederationContext
+from perfit_components.steps.context import FederationContext, place_of
 from perfit_components.steps.plan import LoopItem, participants
 from perfit_components.steps.report import RoundReport, draw_report
 
@@ -41,5 +41,5 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> ClosedR
     report = draw_report(context, round)
     if report.move:
         print(f"  {report.move}", flush=True)
-    context.store.put_report(round, report.html.encode())
+    context.store.put_report(place_of(summary), report.html.encode())
     return ClosedRound(report, participants(context, round + 1, next_tiers) if next_tiers else [])

@@ -63,9 +63,14 @@ def is_final(record: bytes) -> bool:
 
 
 def _train(context: ClientContext, threads: int) -> Outcome:
-    round, existing = context.round, context.store.read_record(context.round, context.client.id)
+    round, existing = context.round, context.store.read_record(context.place, context.client.id)
     if existing is not None and is_final(existing):
         return parse_outcome(existing)
+    if context.is_committed:
+        raise PerfitError(
+            f"round {round} was committed without client {context.client.id!r}",
+            "there is nothing to do: it may be sampled for a later round",
+        )
     participant = context.participant
     stop_after(context.spec.participation.client_deadline_seconds)
     import torch  # imported only now: a round that is done does not need it
@@ -101,28 +106,32 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         bytes_down=bytes_down,
         update=update,
     )
-    return parse_outcome(context.store.put_record(round, context.client.id, record.to_json(), is_final))
+    return parse_outcome(context.store.put_record(context.place, context.client.id, record.to_json(), is_final))
 
 
 def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
-    """Write why there is no update, if the store can be written; a final record stays."""
+    """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
     output = {"client": name, "status": "failed", "reason": failure.reason}
     with suppress(PerfitError):
         context = ClientContext.open(uri, round, name)
         output["client"] = context.client.id
-        status = ClientStatus(
-            client=context.client.id,
-            tier=context.client.tier,
-            rank=context.spec.rank_of(context.client),
-            round=round,
-            status="failed",
-            reason=failure.reason,
-        )
-        stored = context.store.put_record(round, context.client.id, status.to_json(), is_final)
-        output = _task_output(parse_outcome(stored))
+        if not context.is_committed:
+            output = _task_output(_put_failure(context, failure))
     if output["status"] == "failed":
         print(format_failure(output["client"], output["reason"]), flush=True)
     return output
+
+
+def _put_failure(context: ClientContext, failure: Failure) -> Outcome:
+    status = ClientStatus(
+        client=context.client.id,
+        tier=context.client.tier,
+        rank=context.spec.rank_of(context.client),
+        round=context.round,
+        status="failed",
+        reason=failure.reason,
+    )
+    return parse_outcome(context.store.put_record(context.place, context.client.id, status.to_json(), is_final))
 
 
 def _task_output(outcome: Outcome) -> dict[str, str]:
@@ -139,7 +148,7 @@ def _write_own_files(context: ClientContext, roles: Roles, architecture: Archite
     if result.kept:
         header = context.header(result.adapter.budget, architecture.sha256)
         state = dump_vectors(header, result.adapter.space, roles.trained, result.kept)
-        store.put_client_file(client.id, state_file(context.round), state)
+        store.put_client_file(client.id, state_file(context.place), state)
 
 
 def _upload(context: ClientContext, architecture: Architecture, result: ClientResult) -> tuple[Blob | None, int]:
@@ -149,7 +158,7 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
         return None, 0
     header = context.header(adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
     data = dump_vectors(header, adapter.space, update.positions, update.vectors, context.spec.wire_dtype)
-    blob = context.store.put_update(context.round, context.client.id, data)
+    blob = context.store.put_update(context.place, context.client.id, data)
     return Blob(key=blob.key, sha256=blob.sha256), len(data)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ from perfit.protocol import Participant, Plan
 from perfit.round import received_by
 from perfit_components.log_lines import format_step
 from perfit_components.steps.context import FederationContext, model_cache, store_patience
-from perfit_storage import FederationStore, open_store
+from perfit_storage import FederationStore, Head, RoundPlace, open_store
 
 if TYPE_CHECKING:
     from perfit.client import ClientData, ExpandedModel
 
 SEARCH = 0
 """The round under which a search reports its progress."""
-_STATE = re.compile(r"state/([0-9]+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,15 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ClientContext:
-    """A client of a federation, in one round. Model and data are loaded once, and only if needed."""
+    """A client of a federation, in one round. Model and data are loaded once, and only if needed.
+
+    ``head`` is that of the federation when the task began: what it says of places holds until the task's end.
+    """
 
     federation: FederationContext
     client: ClusterClient
     round: int
+    head: Head
 
     @classmethod
     def open(cls, uri: str, round: int, name: str) -> ClientContext:
@@ -56,7 +58,7 @@ class ClientContext:
             PerfitError: The store cannot be reached, or the federation has no such client.
         """
         federation = FederationContext.open(uri, store_patience())
-        return cls(federation, federation.client_named(name), round)
+        return cls(federation, federation.client_named(name), round, federation.store.read_head())
 
     @property
     def spec(self) -> ClusterSpec:
@@ -68,10 +70,20 @@ class ClientContext:
         """The federation's files."""
         return self.federation.store
 
+    @property
+    def place(self) -> RoundPlace:
+        """Where the round's files are."""
+        return self.head.place(self.round)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the round was committed when the task began."""
+        return self.head.round >= self.round
+
     @cached_property
     def plan(self) -> Plan:
         """The plan of the round."""
-        return self.federation.plan(self.round)
+        return self.federation.plan(self.place)
 
     @property
     def participant(self) -> Participant:
@@ -168,24 +180,26 @@ def read_downloads(context: ClientContext, roles: Roles) -> tuple[dict[str, np.n
 def read_kept(context: ClientContext, roles: Roles) -> Vectors:
     """Return what the client kept from its last round before this one, at its trained positions; may be empty.
 
+    Rounds that a rollback has left behind do not count.
+
     Raises:
         PerfitError: It is damaged.
     """
     store, client = context.store, context.client
-    numbers = [int(match[1]) for name in store.list_client_files(client.id) if (match := _STATE.fullmatch(name))]
-    last = max((number for number in numbers if number < context.round), default=None)
-    if last is None:
+    names = set(store.list_client_files(client.id))
+    earlier = (state_file(context.head.place(number)) for number in range(context.round - 1, 0, -1))
+    name = next((name for name in earlier if name in names), None)
+    if name is None:
         return {}
-    name = state_file(last)
     try:
         return AdapterFile.parse(store.get_client_file(client.id, name)).named_vectors(roles.trained)
     except AdapterFileError as error:
         raise PerfitError(f"clients/{client.id}/{name}: {error}", "restore it from a backup of the store") from error
 
 
-def state_file(round: int) -> str:
+def state_file(place: RoundPlace) -> str:
     """Return the name of the file with what a client kept from a round, in the client's own part of the store."""
-    return f"state/{round}.safetensors"
+    return f"state/{place}.safetensors"
 
 
 def _check_space(context: ClientContext, stored) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -16,7 +16,7 @@ from perfit.methods import VALUES
 from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
 from perfit.robustness import root_mean_square
 from perfit.round import merge, new_cohort, split_state
-from perfit_components.steps.context import FederationContext, StoredVectors, head_of
+from perfit_components.steps.context import FederationContext, StoredVectors, head_of, place_of
 from perfit_components.steps.contribution import read_contribution
 from perfit_storage import Head, ObjectNotFound
 
@@ -60,14 +60,15 @@ def commit_round(context: FederationContext, round: int) -> RoundSummary:
         PerfitError: Fewer than the minimum of clients delivered, the head was moved by somebody else, or the store
             cannot be reached or written.
     """
-    store = context.store
-    if store.read_head().round >= round:
+    store, head = context.store, context.store.read_head()
+    if head.round >= round:
         return _committed(context, round)
-    plan = context.plan(round)
+    plan = context.plan(head.place(round))
     result = _average(context, plan)
-    if not store.advance_head(head_of(plan.base), _put_result(context, round, result)):
+    if not store.advance_head(head_of(plan.base), _put_result(context, plan, result)):
         raise PerfitError(
-            f"round {round} of {context.spec.name!r} was committed by another run with other values",
+            f"the head of {context.spec.name!r} has moved since round {round} was planned: another run committed the "
+            "round with other values, or the federation was rolled back",
             "nothing is lost: check which runs train this federation, and let only one of them continue",
         )
     return result.summary
@@ -79,7 +80,7 @@ def ensure_base(context: FederationContext, base: Base) -> None:
     Raises:
         PerfitError: It cannot be computed again.
     """
-    blobs = [blob for blob in (base.adapter, base.state) if blob]
+    blobs = [blob for blob in (base.adapter, base.state, base.summary) if blob]
     if base.round > 0 and not all(context.store.has_blob(blob.key) for blob in blobs):
         _recompute(context, base)
 
@@ -93,7 +94,8 @@ def _committed(context: FederationContext, round: int) -> RoundSummary:
 
 
 def _recompute(context: FederationContext, after: Base) -> RoundSummary:
-    result = _average(context, context.plan(after.round))
+    plan = context.plan(head_of(after).place(after.round))
+    result = _average(context, plan)
     named = (after.adapter, after.state, after.summary)
     if [data and sha256(data).hexdigest() for data in result.files] != [blob and blob.sha256 for blob in named]:
         raise PerfitError(
@@ -101,7 +103,7 @@ def _recompute(context: FederationContext, after: Base) -> RoundSummary:
             f"{after.round} give other bytes than it had",
             "restore it from a backup of the store",
         )
-    _put_result(context, after.round, result)
+    _put_result(context, plan, result)
     return result.summary
 
 
@@ -180,12 +182,13 @@ def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) ->
     )
 
 
-def _put_result(context: FederationContext, round: int, result: _Result) -> Head:
+def _put_result(context: FederationContext, plan: Plan, result: _Result) -> Head:
     """Write what the head will name; move nothing."""
-    store, (adapter, state, summary) = context.store, result.files
-    return Head(
-        round,
-        store.put_global(round, adapter),
-        store.put_state(round, state) if state else None,
-        store.put_summary(round, summary),
+    store, place, (adapter, state, summary) = context.store, place_of(plan), result.files
+    return replace(
+        head_of(plan.base),
+        round=plan.round,
+        adapter=store.put_global(place, adapter),
+        state=store.put_state(place, state) if state else None,
+        summary=store.put_summary(place, summary),
     )

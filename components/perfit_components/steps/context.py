@@ -15,7 +15,7 @@ from perfit.federation_file import parse_federation
 from perfit.model_files import ModelManifest
 from perfit.protocol import Base, MessageError, Plan, RoundSummary
 from perfit.space import LoraSpace
-from perfit_storage import Blob, FederationStore, Head
+from perfit_storage import Blob, Branch, FederationStore, Head, RoundPlace
 
 _DIRECTORY = "/federations/"
 
@@ -117,15 +117,15 @@ class FederationContext:
         own = self._vectors(base, base.state, None)
         return StoredVectors(stored.space, {**stored.vectors, **own.vectors}, stored.size + own.size)
 
-    def plan(self, round: int) -> Plan:
+    def plan(self, place: RoundPlace) -> Plan:
         """Read the plan of a round.
 
         Raises:
             PerfitError: There is none, or it is damaged.
         """
-        return self.parse_plan(round, self.store.read_plan(round))
+        return self.parse_plan(place, self.store.read_plan(place))
 
-    def parse_plan(self, round: int, data: bytes) -> Plan:
+    def parse_plan(self, place: RoundPlace, data: bytes) -> Plan:
         """Parse the plan of a round.
 
         Raises:
@@ -134,7 +134,7 @@ class FederationContext:
         try:
             return Plan.parse(data)
         except MessageError as error:
-            raise self._damaged(f"rounds/{round}/plan.json", error) from error
+            raise self._damaged(f"rounds/{place}/plan.json", error) from error
 
     def base_after(self, round: int) -> Base:
         """Return the base that a committed round left for the next one, following the summaries back from the head.
@@ -167,13 +167,14 @@ class FederationContext:
         """Read the summaries of all committed rounds in order, up to round ``last``.
 
         Raises:
-            PerfitError: One is missing or damaged.
+            PerfitError: Round ``last`` is not committed, or a summary is missing or damaged.
         """
-        base, summaries = base_of(self.store.read_head()), []
+        base = base_of(self.store.read_head()) if last is None else self.base_after(last)
+        summaries: list[RoundSummary] = []
         while base.summary is not None:
             summaries.append(self.summary_of(base))
             base = summaries[-1].base
-        return [summary for summary in reversed(summaries) if last is None or summary.round <= last]
+        return summaries[::-1]
 
     def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
         data = self.store.read_blob(Blob(blob.key, blob.sha256))
@@ -215,7 +216,13 @@ def head_of(base: Base) -> Head:
     adapter, state, summary = (
         blob and Blob(blob.key, blob.sha256) for blob in (base.adapter, base.state, base.summary)
     )
-    return Head(base.round, adapter, state, summary)
+    branches = tuple(Branch(branch.number, branch.first_round) for branch in base.branches)
+    return Head(base.round, adapter, state, summary, branches)
+
+
+def place_of(message: Plan | RoundSummary) -> RoundPlace:
+    """Return where the files of a planned or committed round are."""
+    return head_of(message.base).place(message.round)
 
 
 def store_patience() -> float:

@@ -25,7 +25,7 @@ from perfit.protocol import (
 )
 from perfit.space import LoraSpace
 from perfit.updates import Update
-from perfit_components.steps.context import FederationContext
+from perfit_components.steps.context import FederationContext, place_of
 from perfit_storage import Blob, StoreError, StoreUnreachable
 
 _HEADER_BYTES = 2**16
@@ -72,7 +72,7 @@ def read_contribution(
         StoreUnreachable: The store does not answer; no client is refused for that.
     """
     try:
-        data = context.store.read_record(plan.round, participant.client, limit=MAX_OUTCOME_BYTES)
+        data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
         if data is None:
             reason = "its task left no record: it did not start, or its pod died"
             return _status(plan, participant, "missing", reason)
@@ -117,7 +117,8 @@ def _verified(
     if not roles.shared.any():
         return Contribution(record, file.mask, None)
     key = record.update.key if record.update else ""
-    if not re.fullmatch(rf"rounds/{plan.round}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
+    place = re.escape(str(place_of(plan)))
+    if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
     limit = _update_bytes(space, record.shared, len(method.uploads))
     update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)

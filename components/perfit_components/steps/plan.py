@@ -25,8 +25,9 @@ def plan_round(context: FederationContext, round: int) -> Plan:
     """
     store, spec = context.store, context.spec
     head = store.read_head()
+    place = head.place(round)
     if head.round >= round:
-        return context.plan(round)
+        return context.plan(place)
     if head.round != round - 1:
         raise PerfitError(
             f"round {round} of {spec.name!r} cannot start: the head is at round {head.round}",
@@ -36,7 +37,7 @@ def plan_round(context: FederationContext, round: int) -> Plan:
     sampled = sample_clients(spec.clients, spec.participation, spec.training.seed, round)
     participants = [Participant(client=c.id, tier=c.tier, rank=spec.rank_of(c)) for c in sampled]
     plan = Plan(federation=spec.name, round=round, base=base_of(head), participants=tuple(participants))
-    return context.parse_plan(round, store.create_plan(round, plan.to_json()))
+    return context.parse_plan(place, store.create_plan(place, plan.to_json()))
 
 
 def participants(context: FederationContext, round: int, tiers: Sequence[str]) -> list[list[LoopItem]]:

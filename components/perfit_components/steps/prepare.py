@@ -20,7 +20,7 @@ from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, stored_model
 from perfit_components.steps.plan import LoopItem, participants
-from perfit_storage import FederationStore, Head, ObjectNotFound
+from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
 
 T = TypeVar("T")
 
@@ -124,9 +124,10 @@ def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
             "use the same model files everywhere (for a hub id, owner/name@revision), then run again",
         )
     if head is None:
+        founding = RoundPlace(0)
         downloads, own = split_state(spec, initial_state(spec, space))
-        adapter = store.put_global(0, dump_server_vectors(spec, space, 0, downloads))
-        state = store.put_state(0, dump_server_vectors(spec, space, 0, own)) if own else None
+        adapter = store.put_global(founding, dump_server_vectors(spec, space, 0, downloads))
+        state = store.put_state(founding, dump_server_vectors(spec, space, 0, own)) if own else None
         store.create_head(Head(0, adapter, state))
 
 

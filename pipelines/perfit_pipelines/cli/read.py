@@ -23,13 +23,12 @@ def register(app: typer.Typer) -> None:
 
 def status(federation: NameOption = None, store: StoreOption = None) -> None:
     """Show which rounds of a federation are committed, and each client's results."""
-    from perfit_pipelines.cli.results import client_table, round_table
+    from perfit_pipelines.cli.results import client_table, committed, round_table
 
     with use_store(store) as used:
         context = used.federation(federation)
         head, summaries = context.store.read_head(), context.summaries()
-    where, sha256 = context.store.uri, head.adapter.sha256
-    out.print(f"{where}: round {head.round} committed, global adapter sha256 {sha256[:12]}", markup=False)
+    out.print(f"{context.store.uri}: {committed(head)}", markup=False)
     if summaries:
         out.print(round_table(summaries))
         out.print(client_table(summaries))
@@ -55,10 +54,14 @@ def export(
     store: StoreOption = None,
 ) -> None:
     """Write a client's personal adapter as a directory that PEFT loads."""
-    from perfit_pipelines.cli.results import export_adapter
+    from perfit_pipelines.cli.results import committed, export_adapter
 
     with use_store(store) as used:
-        export_adapter(used.federation(federation), client, directory)
+        context = used.federation(federation)
+        export_adapter(context, client, directory)
+        head = context.store.read_head()
     out.print(
         f"wrote {directory}; load it with PeftModel.from_pretrained(base_model, {str(directory)!r})", markup=False
     )
+    if head.branches:
+        out.print(f"{committed(head)}; the adapter may be of a round that no longer counts", markup=False)

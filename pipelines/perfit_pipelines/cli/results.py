@@ -16,7 +16,14 @@ from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.report import draw_report
 from perfit_report import last_records
+from perfit_storage import Head
 from perfit_storage.files import write_atomically
+
+
+def committed(head: Head) -> str:
+    """Return where a federation is, and to which rounds it was rolled back on the way."""
+    back = (f"; rolled back to round {b.first_round - 1} (branch {b.number})" for b in head.branches)
+    return f"round {head.round} committed, global adapter sha256 {head.adapter.sha256[:12]}{''.join(back)}"
 
 
 def export_adapter(context: FederationContext, client: str, directory: Path) -> None:

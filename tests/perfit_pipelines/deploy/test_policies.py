@@ -17,6 +17,7 @@ from perfit_components.steps.aggregate import close_round
 from perfit_components.steps.client import train
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.prepare import AS_IN_FILE, prepare
+from perfit_components.steps.rollback import plan_rollback, roll_back
 from perfit_pipelines.deploy.policies import client_policy, policy_text, server_policy
 from perfit_storage import AccessDenied, open_store
 from perfit_storage.s3 import S3Settings
@@ -90,23 +91,24 @@ def own_paths(client: str) -> list[str]:
         f"masks/{client}/{HASH}",
         *(
             f"rounds/{n}/updates/{client}{end}"
-            for n in (1, 12)
+            for n in (1, "5.1")
             for end in (".json", ".safetensors", f".{HASH}.safetensors")
         ),
         f"clients/{client}/baseline.json",
         f"clients/{client}/adapter/adapter_config.json",
         f"clients/{client}/state/3.safetensors",
+        f"clients/{client}/state/5.1.safetensors",
     ]
 
 
 READ_BY_ALL = ["spec.yaml", "model.json", "head.json"] + [
     f"rounds/{n}/{name}"
-    for n in (0, 1, 12)
+    for n in (0, 1, "5.1")
     for name in ("plan.json", "global.safetensors", f"global.{HASH}.safetensors")
 ]
 FOR_THE_SERVER = [
     f"rounds/{n}/{name}"
-    for n in (0, 1, 12)
+    for n in (0, 1, "5.1")
     for name in ("summary.json", "report.html", "state.safetensors", f"state.{HASH}.safetensors")
 ]
 
@@ -376,6 +378,21 @@ def test_methods_that_exchange_nothing_upload_nothing(real_server, model, spec):
     assert store.open("ann").get_client_file("ann", "state/2.safetensors")
     with pytest.raises(AccessDenied):
         store.open(SERVER).get_client_file("ann", "state/2.safetensors")
+
+
+def test_a_rollback_needs_the_servers_key_and_each_role_goes_on(real_server, model, spec):
+    data = Path(spec.client("ann").data).parent
+    two = make_spec(model, data, method={"name": "fedsa-lora"}, clients={"ann": {}, "ann-b": {}})
+    store = KeyedStore(real_server, "s3://perfit/rolled-back", two)
+    play(store, rounds=2)
+    with store.acting(SERVER):
+        context = FederationContext.open(store.open(SERVER).uri)
+        planned = plan_rollback(context, 0)
+    with pytest.raises(AccessDenied):
+        store.open("ann").roll_back_head(planned.old, planned.new)
+    roll_back(context, planned)
+    assert play(store, rounds=2).clients[0].update.key == "rounds/2.1/updates/ann.safetensors"
+    assert "state/2.1.safetensors" in store.open("ann").list_client_files("ann")
 
 
 def test_preparing_needs_nothing_of_clients(real_server, model, spec):

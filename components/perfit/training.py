@@ -66,8 +66,8 @@ def train(
         steps: Number of optimiser steps.
         seed: Seed of the order of the examples.
         on_step: Reports progress.
-        callbacks: Further callbacks of the Trainer. They do not see the steps before a checkpoint; what they must know of
-            them is the state of a :class:`StatefulCallback`.
+        callbacks: Further callbacks of the Trainer. They do not see the steps before a checkpoint; what they need of
+            those is the state of a :class:`StatefulCallback`.
         checkpoints: What the training goes on from, and where it leaves others.
 
     Returns:

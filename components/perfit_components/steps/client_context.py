@@ -164,6 +164,7 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     sha256 = mask_hash(model.space, mask)
     file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
     store.put_mask(client.id, sha256, file)
+    context.checkpoint.drop()
     return Architecture(mask, sha256, len(file))
 
 

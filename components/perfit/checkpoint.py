@@ -143,16 +143,16 @@ class Checkpoints:
             self._measured[name] = measure()
         return self._measured[name]
 
-    def last(self, expected: Callable[[], Mapping[str, torch.Tensor]], steps: int) -> Checkpoint | None:
-        """Return the checkpoint to go on from, None if there is none that passes :meth:`Checkpoint.check`."""
-        if self._last is None:
-            return None
+    def take_last(self, expected: Callable[[], Mapping[str, torch.Tensor]], steps: int) -> Checkpoint | None:
+        """Hand over the checkpoint to go on from, None if there is none that passes :meth:`Checkpoint.check`."""
+        last, self._last = self._last, None
         try:
-            self._last.check(expected(), steps)
+            if last:
+                last.check(expected(), steps)
+            return last
         except CheckpointError as error:
             _LOG.warning("the checkpoint is not used: %s", error)
             return None
-        return self._last
 
     def is_due(self, step: int) -> bool:
         """Whether there is to be a checkpoint after this many steps."""

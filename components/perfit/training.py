@@ -189,7 +189,7 @@ class _Resumption(TrainerCallback):
         self._last: Checkpoint | None = None
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
-        self._last = self._checkpoints.last(lambda: self._tensors(optimizer), args.max_steps)
+        self._last = self._checkpoints.take_last(lambda: self._tensors(optimizer), args.max_steps)
         if self._last:
             self._trainer.done = len(self._last.losses)
             _LOG.warning("going on after step %d of %d, from a checkpoint", self._trainer.done, args.max_steps)
@@ -200,6 +200,7 @@ class _Resumption(TrainerCallback):
         if step == done:
             if self._last:
                 self._restore(self._last, optimizer)
+                self._last = None  # as large as the optimiser's state
             for callback in (self._losses, *self._callbacks):
                 self._trainer.add_callback(callback)
         elif step > done and self._checkpoints.is_due(step):

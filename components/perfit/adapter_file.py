@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -210,10 +211,19 @@ def _dump(header: AdapterHeader, space: LoraSpace, tensors: dict[str, np.ndarray
     return save(tensors, metadata={"perfit": json.dumps(fields, sort_keys=True)})
 
 
+def read_fields(data: bytes) -> dict[str, Any]:
+    """Return the one entry of a safetensors file's metadata.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: There is none.
+    """
+    length = int.from_bytes(data[:8], "little")
+    return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
+
+
 def _parse_header(data: bytes) -> tuple[AdapterHeader, LoraSpace]:
     try:
-        length = int.from_bytes(data[:8], "little")
-        fields = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
+        fields = read_fields(data)
         if fields["format_version"] != FORMAT_VERSION:
             raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
         space = LoraSpace.from_shapes(fields.pop("matrices"))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from perfit.adapter import SparseAdapter
+from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import mean_loss, perplexity
 from perfit.examples import ExampleSet, load_examples, split_held_out
@@ -25,7 +25,7 @@ from perfit.search import search_architecture
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec
-from perfit.training import OnStep, train
+from perfit.training import OnStep, StatefulCallback, train
 from perfit.updates import Update
 
 if TYPE_CHECKING:
@@ -122,7 +122,12 @@ def load_client_data(
 
 
 def find_architecture(
-    model: ExpandedModel, spec: FederationSpec, client: Client, data: ClientData, on_step: OnStep | None = None
+    model: ExpandedModel,
+    spec: FederationSpec,
+    client: Client,
+    data: ClientData,
+    on_step: OnStep | None = None,
+    checkpoint: CheckpointFile | None = None,
 ) -> np.ndarray:
     """Return a client's architecture, bool, shape (N,): the result of a search, or a plain LoRA if there is no search.
 
@@ -132,6 +137,7 @@ def find_architecture(
         client: The client.
         data: Its records; used only by a search.
         on_step: Reports the progress of the search.
+        checkpoint: Where the search keeps its last checkpoint; None for no checkpoints.
 
     Raises:
         TrainingDiverged: The loss is not finite.
@@ -139,6 +145,7 @@ def find_architecture(
     rank = spec.rank_of(client)
     if spec.search is None:
         return model.space.plain_mask(rank)
+    initial = model.space.initial_values(spec.training.seed)
     return search_architecture(
         model.peft,
         model.space,
@@ -146,10 +153,11 @@ def find_architecture(
         model.tokenizer,
         spec.search,
         spec.training,
-        initial=model.space.initial_values(spec.training.seed),
+        initial=initial,
         rank=rank,
         seed=derive_seed(spec.training.seed, "search", client.id),
         on_step=on_step,
+        checkpoints=_checkpoints(checkpoint, model, spec, client, 0, data, spec.search.steps, {"values": initial}),
     )
 
 
@@ -163,6 +171,7 @@ def run_client(
     received: Vectors,
     kept: Vectors,
     on_step: OnStep | None = None,
+    checkpoint: CheckpointFile | None = None,
 ) -> ClientResult:
     """Run a client's round: begin, tune, finish.
 
@@ -176,6 +185,7 @@ def run_client(
         received: What the server sent, at the shared positions.
         kept: What the client kept from its last round, at the trained positions; empty in its first.
         on_step: Reports the progress of the tuning.
+        checkpoint: Where the tuning keeps its last checkpoint; None for no checkpoints.
 
     Raises:
         TrainingDiverged: The loss or the held-out perplexity is not finite.
@@ -187,8 +197,12 @@ def run_client(
         examples, validation = split_held_out(data.train, VALIDATION_FRACTION, seed)
         score = _scorer(model, side, validation, spec.training.batch_size)
     start = side.begin(received, kept, score)
+    inputs = {"held": held, "values": start.values}
+    inputs |= {f"received/{name}": vector for name, vector in received.items()}
+    inputs |= {f"kept/{name}": vector for name, vector in kept.items()}
+    checkpoints = _checkpoints(checkpoint, model, spec, client, round, data, spec.training.steps, inputs)
     with compact(model.peft, model.space, side.dense(start.values), side.roles.trained) as vectors:
-        before = _held_out_perplexity(model, spec, data)
+        before = checkpoints.measured("perplexity_before", lambda: _held_out_perplexity(model, spec, data))
         gradients = _Gradients(spec, vectors, start)
         losses = train(
             model.peft,
@@ -199,6 +213,7 @@ def run_client(
             seed=derive_seed(spec.training.seed, "tune", round, client.id),
             on_step=on_step,
             callbacks=[gradients],
+            checkpoints=checkpoints,
         )
         after = _held_out_perplexity(model, spec, data)
         if not math.isfinite(before + after):
@@ -214,6 +229,25 @@ def evaluate(model: ExpandedModel, spec: FederationSpec, data: ClientData, value
     return _held_out_perplexity(model, spec, data)
 
 
+def _checkpoints(
+    file: CheckpointFile | None,
+    model: ExpandedModel,
+    spec: FederationSpec,
+    client: Client,
+    round: int,
+    data: ClientData,
+    steps: int,
+    inputs: Vectors,
+) -> Checkpoints:
+    """Return the checkpoints of a training, which are none if it is too short. Round 0 is the search."""
+    every = spec.training.checkpoint_steps
+    if file is None or every is None or steps <= every:
+        return Checkpoints()
+    training = training_hash(spec, client, round, (data.train, data.held_out), inputs)
+    # At most 17 bytes a position (values, two moments, scores, mask), 26 a loss, and the names of the tensors.
+    return Checkpoints(file, training, every, limit=20 * model.space.size + 32 * steps + 2**24)
+
+
 def _held_out_perplexity(model: ExpandedModel, spec: FederationSpec, data: ClientData) -> float:
     return perplexity(model.peft, data.held_out.examples, model.tokenizer, spec.training.batch_size)
 
@@ -226,7 +260,7 @@ def _scorer(model: ExpandedModel, side: ClientRound, validation: ExampleSet, bat
     return score
 
 
-class _Gradients(TrainerCallback):
+class _Gradients(StatefulCallback):
     """Before each optimiser step, sums up the gradients and then adds the method's correction to them.
 
     Args:
@@ -240,10 +274,12 @@ class _Gradients(TrainerCallback):
         self._vectors = list(vectors.values())
         self._sums = [torch.zeros_like(vector) for vector in self._vectors] if self._method.after else []
         self._starts = _blocks(start, self._vectors) if self._method.correction else []
-        self._steps = 0
+        self._steps = spec.training.steps
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {f"gradients/{i}": total for i, total in enumerate(self._sums)}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self._steps += 1
         with torch.no_grad():
             for total, vector in zip(self._sums, self._vectors, strict=False):
                 total += vector.grad
@@ -251,10 +287,10 @@ class _Gradients(TrainerCallback):
                 vector.grad += self._method.correction(self._options, vector, start)
 
     def mean(self) -> np.ndarray:
-        """Return the mean gradient, float32, shape (T,); zero if the method does not use it."""
+        """Return the mean gradient of all steps, float32, shape (T,); zero if the method does not use it."""
         if not self._sums:
             return np.zeros(sum(vector.numel() for vector in self._vectors), dtype=np.float32)
-        return np.concatenate([(total / max(self._steps, 1)).float().cpu().numpy() for total in self._sums])
+        return np.concatenate([(total / self._steps).float().cpu().numpy() for total in self._sums])
 
 
 def _blocks(start: ClientStart, vectors: Sequence[nn.Parameter]) -> list[ClientStart]:

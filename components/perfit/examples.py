@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +66,12 @@ class ExampleSet:
     def truncated(self) -> int:
         """How many examples were cut to the sequence length."""
         return sum(example.truncated for example in self.examples)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the tokens and labels."""
+        tokens = [(example.input_ids, example.labels) for example in self.examples]
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
 def load_examples(

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
+from perfit.checkpoint import Checkpoints
 from perfit.errors import TrainingDiverged
 from perfit.examples import Example
 from perfit.importance import METRICS
@@ -21,7 +22,7 @@ from perfit.methods import Search
 from perfit.pruning import cubic_schedule, prune
 from perfit.space import LoraSpace
 from perfit.spec import Training
-from perfit.training import OnStep, train
+from perfit.training import OnStep, StatefulCallback, train
 
 
 def search_architecture(
@@ -36,6 +37,7 @@ def search_architecture(
     rank: int,
     seed: int,
     on_step: OnStep | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> np.ndarray:
     """Find the positions that matter most to these examples.
 
@@ -50,6 +52,7 @@ def search_architecture(
         rank: The client's rank, which gives the budget.
         seed: Seed of the order of the examples and of the order among ties.
         on_step: Reports progress.
+        checkpoints: What the search goes on from, and where it leaves others.
 
     Returns:
         bool, shape (N,), exactly ``space.budget(rank)`` of them set.
@@ -70,20 +73,29 @@ def search_architecture(
         seed=seed,
         on_step=on_step,
         callbacks=[pruner],
+        checkpoints=checkpoints,
     )
     return pruner.mask
 
 
-class _Pruner(TrainerCallback):
+class _Pruner(StatefulCallback):
     """Accumulates importance before each optimiser step, and prunes after the steps that the schedule names."""
 
     def __init__(self, model: torch.nn.Module, space: LoraSpace, search: Search, rank: int, seed: int):
         self._weights = dense_weights(model)
         self._scores = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        self._alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self._weights.items()}
         self._schedule = cubic_schedule(search.steps, search.warmup_steps, search.pruning_iterations)
         self._space, self._search, self._rank, self._seed = space, search, rank, seed
-        self._step = 0
-        self._set_mask(np.ones(space.size, dtype=bool))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The positions that are not pruned: bool, shape (N,)."""
+        return _flat(self._alive)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        scores = {f"scores/{name}": score for name, score in self._scores.items()}
+        return scores | {f"alive/{name}": alive for name, alive in self._alive.items()}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         metric = METRICS[self._search.metric]
@@ -92,29 +104,30 @@ class _Pruner(TrainerCallback):
                 self._scores[name] = metric(self._scores[name], weight, weight.grad)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self._step += 1
-        if self._step in self._schedule:
-            scores = np.concatenate([score.cpu().numpy().ravel() for score in self._scores.values()])
-            if not np.isfinite(scores).all():
-                raise TrainingDiverged(f"an importance score is not finite at step {self._step} of {args.max_steps}")
-            self._set_mask(
-                prune(
-                    self._space,
-                    self.mask,
-                    scores,
-                    rank=self._rank,
-                    redundant=self._schedule[self._step],
-                    scope=self._search.scope,
-                    seed=self._seed,
-                )
-            )
+        step = state.global_step + 1
+        if step in self._schedule:
+            self._prune(step, args.max_steps)
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.mul_(self._alive[name])
 
-    def _set_mask(self, mask: np.ndarray) -> None:
-        self.mask = mask
-        self._alive = {
-            name: torch.from_numpy(block).to(self._weights[name].device)
-            for name, block in self._space.split(mask).items()
-        }
+    def _prune(self, step: int, steps: int) -> None:
+        scores = _flat(self._scores)
+        if not np.isfinite(scores).all():
+            raise TrainingDiverged(f"an importance score is not finite at step {step} of {steps}")
+        mask = prune(
+            self._space,
+            self.mask,
+            scores,
+            rank=self._rank,
+            redundant=self._schedule[step],
+            scope=self._search.scope,
+            seed=self._seed,
+        )
+        for name, block in self._space.split(mask).items():
+            self._alive[name].copy_(torch.from_numpy(block))
+
+
+def _flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
+    """Return one tensor for each matrix as one flat array, in the order of the space."""
+    return np.concatenate([tensor.cpu().numpy().ravel() for tensor in tensors.values()])

@@ -51,7 +51,10 @@ class Lora(Section):
 
 
 class Training(Section):
-    """Local training at a constant rate, ``steps`` optimiser steps per round."""
+    """Local training at a constant rate, ``steps`` optimiser steps per round.
+
+    A client that was stopped goes on from its last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
+    """
 
     steps: int = Field(default=20, ge=1)
     batch_size: int = Field(default=4, ge=1)
@@ -64,6 +67,7 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0)
+    checkpoint_steps: int | None = Field(default=50, ge=1)
 
 
 class Data(Section):
@@ -197,15 +201,19 @@ class FederationSpec(Section):
             tree["method"] = {"name": self.method.name, **tree["method"]}
         return json.dumps(tree, separators=(",", ":"), ensure_ascii=False)
 
+    def fixed(self) -> dict[str, Any]:
+        """Return the sections that the values in the store depend on; they may not change while a federation exists."""
+        sections = {"name", "model", "method", "lora", "training", "data", "wire_dtype"}
+        return self.model_dump(mode="json", include=sections, exclude={"training": {"checkpoint_steps"}})
+
     def difference(self, other: FederationSpec) -> str | None:
         """Name the first key in which two files describe different federations, or return None.
 
-        Rounds, participation, limits of the aggregation, the set of clients, and where their data are and where they
-        run may change while a federation exists. What the values in the store depend on may not: name, model, method,
-        LoRA, training, data, the type on the wire, and the rank of a client.
+        Rounds, participation, checkpoints, limits of the aggregation, the set of clients, and where their data are and
+        where they run may change while a federation exists. What the values in the store depend on may not: what
+        :meth:`fixed` returns, and the rank of a client.
         """
-        fixed = {"name", "model", "method", "lora", "training", "data", "wire_dtype"}
-        mine, theirs = _flatten(self.model_dump(include=fixed)), _flatten(other.model_dump(include=fixed))
+        mine, theirs = _flatten(self.fixed()), _flatten(other.fixed())
         known = other.clients_by_id
         for client in self.clients:
             if client.id in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,15 +19,29 @@ from transformers import (
     TrainingArguments,
 )
 
+from perfit.checkpoint import Checkpoint, Checkpoints
 from perfit.errors import TrainingDiverged
 from perfit.examples import Example
+from perfit.seeds import derive_seed
 from perfit.spec import Training
 
 OnStep = Callable[[int, int, float], None]
 """Called after every optimiser step with the step (from 1), the number of steps and the loss (nats per token)."""
 
 _OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
-_CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+_OPTIMIZER_STATE = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ()}
+"""What torch's optimiser keeps for each parameter; the step is a scalar."""
+_GRADIENT_CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+
+_LOG = logging.getLogger(__name__)
+
+
+class StatefulCallback(TrainerCallback):
+    """A callback with a state that the rest of the training depends on."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the state by name: the tensors themselves, into which those of a checkpoint are copied."""
+        raise NotImplementedError
 
 
 def train(
@@ -39,6 +54,7 @@ def train(
     seed: int,
     on_step: OnStep | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
     """Train the parameters of a model that require gradients, at a constant rate.
 
@@ -50,7 +66,9 @@ def train(
         steps: Number of optimiser steps.
         seed: Seed of the order of the examples.
         on_step: Reports progress.
-        callbacks: Further callbacks of the Trainer.
+        callbacks: Further callbacks of the Trainer. They do not see the steps before a checkpoint; what they need of
+            those is the state of a :class:`StatefulCallback`.
+        checkpoints: What the training goes on from, and where it leaves others.
 
     Returns:
         The loss of every step, nats per response token.
@@ -65,10 +83,14 @@ def train(
             args=_arguments(options, steps, seed, unused),
             train_dataset=[features(example) for example in examples],
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-            callbacks=[losses, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        state = _OPTIMIZER_STATE[options.optimizer]
+        trainer.add_callback(_Resumption(trainer, losses, callbacks, state, checkpoints or Checkpoints()))
+        try:
+            trainer.train()
+        finally:
+            _leave_autocast(trainer)
     return losses.values
 
 
@@ -84,7 +106,7 @@ def _arguments(options: Training, steps: int, seed: int, directory: str) -> Trai
         lr_scheduler_type="constant",
         optim=_OPTIMIZERS[options.optimizer],
         bf16=options.precision == "bfloat16",
-        **_CHECKPOINTING if options.gradient_checkpointing else {},
+        **_GRADIENT_CHECKPOINTING if options.gradient_checkpointing else {},
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -111,11 +133,24 @@ class _Trainer(Trainer):
 
     With gradient checkpointing it does not: the second computation of a layer must do what the first did, including
     what a cache would skip.
+
+    Of the ``done`` steps before a checkpoint it only draws the batches, so that the order of the others is that of an
+    uninterrupted training, across passes over the data too.
     """
 
+    done = 0
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
+        if self.state.global_step < self.done:
+            return torch.zeros((), device=self.args.device)
         with nullcontext() if self.args.gradient_checkpointing else parametrize.cached():
             return super().training_step(*args, **kwargs)
+
+
+def _leave_autocast(trainer: Trainer) -> None:
+    """Take the autocast of bfloat16 off the model, where accelerate would leave it for evaluations to come."""
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    vars(trainer.model).pop("_is_accelerate_prepared", None)  # or the next training would run without
 
 
 class _Losses(TrainerCallback):
@@ -132,3 +167,71 @@ class _Losses(TrainerCallback):
         self.values.append(loss)
         if self._on_step:
             self._on_step(len(self.values), args.max_steps, loss)
+
+
+class _Resumption(TrainerCallback):
+    """Goes on from a checkpoint, if there is one, and leaves others.
+
+    The other callbacks begin at the first step that is not done. What a step draws (dropout) follows from its number,
+    so that no generator has a state to keep.
+    """
+
+    def __init__(
+        self,
+        trainer: _Trainer,
+        losses: _Losses,
+        callbacks: Sequence[TrainerCallback],
+        optimizer_state: Sequence[str],
+        checkpoints: Checkpoints,
+    ):
+        self._trainer, self._losses, self._callbacks = trainer, losses, callbacks
+        self._optimizer_state, self._checkpoints = optimizer_state, checkpoints
+        self._last: Checkpoint | None = None
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        self._last = self._checkpoints.take_last(lambda: self._tensors(optimizer), args.max_steps)
+        if self._last:
+            self._trainer.done = len(self._last.losses)
+            _LOG.warning("going on after step %d of %d, from a checkpoint", self._trainer.done, args.max_steps)
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        step, done = state.global_step, self._trainer.done
+        torch.manual_seed(derive_seed(args.seed, "step", step))
+        if step == done:
+            if self._last:
+                self._restore(self._last, optimizer)
+                self._last = None  # as large as the optimiser's state
+            for callback in (self._losses, *self._callbacks):
+                self._trainer.add_callback(callback)
+        elif step > done and self._checkpoints.is_due(step):
+            self._checkpoints.save(self._losses.values, self._tensors(optimizer))
+
+    def _tensors(self, optimizer) -> dict[str, torch.Tensor]:
+        """Return all that a step changes, by name. Before a parameter's first gradient its state is zero."""
+        tensors = {}
+        for i, parameter in enumerate(_parameters(optimizer)):
+            tensors[f"values/{i}"] = parameter.detach()
+            state = optimizer.state.get(parameter) or {
+                name: torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
+                for name in self._optimizer_state
+            }
+            tensors |= {f"{name}/{i}": state[name] for name in self._optimizer_state}
+        for callback in self._callbacks:
+            if isinstance(callback, StatefulCallback):
+                tensors |= callback.state()
+        return tensors
+
+    def _restore(self, checkpoint: Checkpoint, optimizer) -> None:
+        for name, tensor in self._tensors(optimizer).items():
+            tensor.copy_(checkpoint.tensors[name])
+        state = {
+            i: {name: checkpoint.tensors[f"{name}/{i}"] for name in self._optimizer_state}
+            for i in range(len(_parameters(optimizer)))
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self._losses.values[:] = checkpoint.losses
+
+
+def _parameters(optimizer) -> list[torch.nn.Parameter]:
+    """Return the parameters of an optimiser in the order in which its state numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

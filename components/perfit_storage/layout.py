@@ -29,6 +29,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from perfit_storage.conditions import check_conditions
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
@@ -299,6 +300,12 @@ class FederationStore:
     def get_client_file(self, client: str, name: str, limit: int | None = None) -> bytes:
         """Returns one of the client's files. Raises ``ObjectNotFound``; ``UnreadableObject``, as for its mask."""
         return self._objects.get(self._client_key(client, name), limit).data
+
+    def empty_client_file(self, client: str, name: str) -> None:
+        """Empties one of the client's files, if there is one; no key may delete it."""
+        with suppress(ObjectNotFound):
+            if self._objects.size(self._client_key(client, name)):
+                self.put_client_file(client, name, b"")
 
     def list_client_files(self, client: str) -> list[str]:
         """Returns the names of the client's files, sorted."""

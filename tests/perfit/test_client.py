@@ -160,6 +160,18 @@ def test_bfloat16_runs_on_the_cpu(make_federation):
     assert np.any(result.adapter.values != start_of(model, spec, "bob").values)
 
 
+def test_in_bfloat16_no_result_depends_on_earlier_trainings(make_federation):
+    spec = make_federation(training={"precision": "bfloat16"})
+    model, data = loaded(spec)
+    values = np.random.default_rng(0).normal(0, 0.1, model.space.size).astype(np.float32)
+
+    def results():
+        perplexity, result = evaluate(model, spec, data["bob"], values), run_one(spec, "bob", model, data)
+        return perplexity, result.losses, result.perplexity_before, result.perplexity_after
+
+    assert results() == results()
+
+
 def test_an_unknown_model_or_target_is_named(make_federation):
     with pytest.raises(PerfitError, match=r"^model: /no/such/model does not exist"):
         load_expanded(make_federation(model="/no/such/model"), Path("unused"))

@@ -324,6 +324,10 @@ def test_reports_and_client_files(federation: FederationStore):
     federation.put_client_file("a-b", "c.json", b"c")
     assert federation.list_client_files("a") == ["a.json", "adapter/b.json"]
     assert federation.get_client_file("a", "adapter/b.json") == b"b"
+    for name in ("a.json", "none.json"):
+        federation.empty_client_file("a", name)
+    assert federation.list_client_files("a") == ["a.json", "adapter/b.json"]
+    assert federation.get_client_file("a", "a.json") == b""
     for name in ("", "../b/x"):
         with pytest.raises(StoreError, match="cannot be the key"):
             federation.get_client_file("a", name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from perfit_components.steps.failure import Failure, failure_as_record, stop_aft
 from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
-    from perfit.client import ClientData, ClientResult
+    from perfit.client import ClientResult
 
 ADAPTER_DIRECTORY = "adapter"
 """Where a client keeps its personal adapter, below its own part of the store."""
@@ -83,8 +82,18 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     architecture = ensure_architecture(context)
     roles = context.spec.algorithm.roles(model.space, architecture.mask)
     received, bytes_down = read_downloads(context, roles)
-    kept, on_step = read_kept(context, roles), context.on_step(round)
-    result = run_client(model, context.spec, context.client, round, data, architecture.mask, received, kept, on_step)
+    result = run_client(
+        model,
+        context.spec,
+        context.client,
+        round,
+        data,
+        architecture.mask,
+        received,
+        read_kept(context, roles),
+        context.on_step(round),
+        context.checkpoint,
+    )
     baseline = _baseline(context)
     _write_own_files(context, roles, architecture, result)
     update, bytes_up = _upload(context, architecture, result)
@@ -106,7 +115,9 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         bytes_down=bytes_down,
         update=update,
     )
-    return parse_outcome(context.store.put_record(context.place, context.client.id, record.to_json(), is_final))
+    stored = context.store.put_record(context.place, context.client.id, record.to_json(), is_final)
+    context.checkpoint.drop()
+    return parse_outcome(stored)
 
 
 def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
@@ -170,14 +181,9 @@ def _baseline(context: ClientContext) -> float:
     model, data = context.loaded
     with suppress(ObjectNotFound):
         baseline = json.loads(store.get_client_file(client.id, _BASELINE))
-        if baseline["held_out_sha256"] == _fingerprint(data):
+        if baseline["held_out_sha256"] == data.held_out.sha256:
             return baseline["perplexity"]
     perplexity = evaluate(model, context.spec, data, model.space.initial_values(context.spec.training.seed))
-    baseline = {"held_out_sha256": _fingerprint(data), "perplexity": perplexity}
+    baseline = {"held_out_sha256": data.held_out.sha256, "perplexity": perplexity}
     store.put_client_file(client.id, _BASELINE, json.dumps(baseline).encode())
     return perplexity
-
-
-def _fingerprint(data: ClientData) -> str:
-    tokens = [(example.input_ids, example.labels) for example in data.held_out.examples]
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,12 @@ from perfit.protocol import Participant, Plan
 from perfit.round import received_by
 from perfit_components.log_lines import format_step
 from perfit_components.steps.context import FederationContext, model_cache, store_patience
-from perfit_storage import FederationStore, Head, RoundPlace, open_store
+from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
 if TYPE_CHECKING:
     from perfit.client import ClientData, ExpandedModel
 
+_CHECKPOINT = "checkpoint.safetensors"
 SEARCH = 0
 """The round under which a search reports its progress."""
 
@@ -119,6 +121,11 @@ class ClientContext:
         """Return the header of a file that the client writes in this round."""
         return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_sha256)
 
+    @property
+    def checkpoint(self) -> StoredCheckpoint:
+        """Where the client keeps the last checkpoint of the training that it is in."""
+        return StoredCheckpoint(self.store, self.client.id)
+
     def on_step(self, round: int) -> Callable[[int, int, float], None]:
         """Return a function that reports the progress of a training, one line per step."""
 
@@ -126,6 +133,30 @@ class ClientContext:
             print(format_step(round, self.client.id, step, steps, loss), flush=True)
 
         return report
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """The last checkpoint of a client's training, in its own part of the store."""
+
+    store: FederationStore
+    client: str
+
+    def load(self, limit: int) -> bytes | None:
+        """See :class:`perfit.checkpoint.CheckpointFile`."""
+        try:
+            return self.store.get_client_file(self.client, _CHECKPOINT, limit) or None
+        except ObjectNotFound:
+            return None
+
+    def save(self, data: bytes) -> None:
+        """See :class:`perfit.checkpoint.CheckpointFile`."""
+        self.store.put_client_file(self.client, _CHECKPOINT, data)
+
+    def drop(self) -> None:
+        """Empty the file: what it was for is done. If that fails, the next training replaces or drops it."""
+        with suppress(PerfitError):
+            self.store.empty_client_file(self.client, _CHECKPOINT)
 
 
 def ensure_architecture(context: ClientContext) -> Architecture:
@@ -141,10 +172,11 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     hashes = store.find_masks(client.id)
     if hashes:
         return _read_architecture(context, hashes[0])
-    mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH))
+    mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
     sha256 = mask_hash(model.space, mask)
     file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
     store.put_mask(client.id, sha256, file)
+    context.checkpoint.drop()
     return Architecture(mask, sha256, len(file))
 
 

@@ -95,6 +95,7 @@ def own_paths(client: str) -> list[str]:
             for end in (".json", ".safetensors", f".{HASH}.safetensors")
         ),
         f"clients/{client}/baseline.json",
+        f"clients/{client}/checkpoint.safetensors",
         f"clients/{client}/adapter/adapter_config.json",
         f"clients/{client}/state/3.safetensors",
         f"clients/{client}/state/5.1.safetensors",

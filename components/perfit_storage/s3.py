@@ -27,6 +27,7 @@ from xml.etree.ElementTree import ParseError
 import certifi
 import urllib3
 from minio import Minio
+from minio.datatypes import Object
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
 
@@ -39,7 +40,7 @@ from perfit_storage.errors import (
     UnreadableObject,
     UnsafeStore,
 )
-from perfit_storage.objects import UNREADABLE_FIX, StoredObject, check_key, check_prefix, too_large
+from perfit_storage.objects import UNREADABLE_FIX, StoredObject, bounded, check_key, check_prefix, too_large
 
 _AWS_ENDPOINT = "https://s3.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -216,12 +217,14 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
-        path = self._root + check_prefix(prefix)
-        with self._errors("list", prefix):
-            items = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
-            keys = [item.object_name.removeprefix(self._root) for item in items if not item.is_dir]
-        # Not every server sorts the keys.
-        return iter(sorted(keys))
+        items = self._list(prefix, recursive=True)
+        return iter(sorted(item.object_name.removeprefix(self._root) for item in items if not item.is_dir))
+
+    def directories(self, prefix: str) -> Iterator[str]:
+        """See ``ObjectStore.directories``."""
+        items = self._list(prefix, recursive=False)
+        paths = (item.object_name.removeprefix(self._root + prefix) for item in items if item.is_dir)
+        return iter(sorted(path.removesuffix("/") for path in paths))
 
     def delete(self, key: str) -> None:
         """See ``ObjectStore.delete``."""
@@ -236,6 +239,13 @@ class S3Store:
     def sweep(self, prefix: str) -> int:
         """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
         return 0
+
+    def _list(self, prefix: str, recursive: bool) -> list[Object]:
+        """The entries below a prefix, unsorted: not every server sorts them."""
+        path = self._root + check_prefix(prefix)
+        with self._errors("list", prefix):
+            items = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=recursive)
+            return [*bounded(items, f"{self.uri}/{prefix}")]
 
     def _path(self, key: str) -> str:
         return self._root + check_key(key)

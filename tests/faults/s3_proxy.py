@@ -133,9 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.next_fault()
         behaviour = self.server.behaviour
         if behaviour.down_at and self.command == "PUT" and urlsplit(self.path).path.endswith(behaviour.down_at):
-            behaviour.down, behaviour.down_at = True, None
             if behaviour.down_after:
                 self.ask(body)
+            behaviour.down, behaviour.down_at = True, None
             timer = threading.Timer(behaviour.down_s, lambda: setattr(behaviour, "down", False))
             timer.daemon = True
             timer.start()

@@ -54,7 +54,8 @@ def test_a_commit_whose_answer_was_lost_counts_though_the_next_round_came_before
     direct = FederationStore.open(site.store_uri, site.spec.name, s3_server.environment)
 
     def next_round() -> None:
-        while not proxy.behaviour.down:
+        deadline = time.monotonic() + 60
+        while not proxy.behaviour.down and time.monotonic() < deadline:
             time.sleep(0.02)
         head = direct.read_head()
         first = FederationContext.of(direct).summary_of(base_of(head))

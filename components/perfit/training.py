@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -20,6 +21,7 @@ from transformers import (
 
 from perfit.errors import TrainingDiverged
 from perfit.examples import Example
+from perfit.responses import only_responses, response_tokens
 from perfit.spec import Training
 
 OnStep = Callable[[int, int, float], None]
@@ -65,6 +67,7 @@ def train(
             args=_arguments(options, steps, seed, unused),
             train_dataset=[features(example) for example in examples],
             data_collator=DataCollatorForSeq2Seq(tokenizer),
+            compute_loss_func=_loss,
             callbacks=[losses, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
@@ -107,15 +110,23 @@ def features(example: Example) -> dict[str, list[int]]:
 
 
 class _Trainer(Trainer):
-    """Computes each parametrised weight once per step, though PEFT reads it twice.
+    """Computes each parametrised weight once per step, though PEFT reads it twice, and logits of responses alone.
 
-    With gradient checkpointing it does not: the second computation of a layer must do what the first did, including
-    what a cache would skip.
+    With gradient checkpointing it computes weights twice: the second computation of a layer must do what the first
+    did, including what a cache would skip.
     """
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with only_responses(model, inputs["labels"]):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         with nullcontext() if self.args.gradient_checkpointing else parametrize.cached():
             return super().training_step(*args, **kwargs)
+
+
+def _loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs.logits.float(), response_tokens(labels), reduction="sum") / num_items_in_batch
 
 
 class _Losses(TrainerCallback):

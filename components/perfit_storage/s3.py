@@ -27,7 +27,6 @@ from xml.etree.ElementTree import ParseError
 import certifi
 import urllib3
 from minio import Minio
-from minio.datatypes import Object
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
 
@@ -217,14 +216,12 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
-        items = self._list(prefix, recursive=True)
-        return iter(sorted(item.object_name.removeprefix(self._root) for item in items if not item.is_dir))
+        return iter(sorted(self._names(prefix, directories=False)))
 
     def directories(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.directories``."""
-        items = self._list(prefix, recursive=False)
-        paths = (item.object_name.removeprefix(self._root + prefix) for item in items if item.is_dir)
-        return iter(sorted(path.removesuffix("/") for path in paths))
+        names = self._names(prefix, directories=True)
+        return iter(sorted(name.removeprefix(prefix).removesuffix("/") for name in names))
 
     def delete(self, key: str) -> None:
         """See ``ObjectStore.delete``."""
@@ -240,12 +237,13 @@ class S3Store:
         """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
         return 0
 
-    def _list(self, prefix: str, recursive: bool) -> list[Object]:
-        """The entries below a prefix, unsorted: not every server sorts them."""
+    def _names(self, prefix: str, directories: bool) -> list[str]:
+        """The directories in this one, or the objects whose keys begin so. Not every server sorts them."""
         path = self._root + check_prefix(prefix)
         with self._errors("list", prefix):
-            items = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=recursive)
-            return [*bounded(items, f"{self.uri}/{prefix}")]
+            found = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=not directories)
+            items = bounded(found, f"{self.uri}/{prefix}")
+            return [item.object_name.removeprefix(self._root) for item in items if item.is_dir == directories]
 
     def _path(self, key: str) -> str:
         return self._root + check_key(key)

@@ -112,7 +112,7 @@ def load_client_data(
     """
 
     def load(uri: str) -> ExampleSet:
-        return load_examples(fetch(uri), tokenizer, spec.training.sequence_length, spec.data.bad_records)
+        return load_examples(fetch(uri), tokenizer, spec.training.sequence_length, spec.data.bad_records, uri)
 
     examples = load(client.data)
     if client.held_out:

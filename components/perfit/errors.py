@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
+_LOG = logging.getLogger(__name__)
+
 
 class PerfitError(ValueError):
     """A mistake in what the user gave, or a state that the user must resolve.
@@ -28,6 +32,11 @@ def printable(text: str, keep: str = "") -> str:
         keep: Characters that are not escaped.
     """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def log_error(what: str, error: BaseException) -> None:
+    """Write a library's error, which may hold records, to the log, which stays with the records' owner."""
+    _LOG.warning("%s: %s: %s", printable(what), type(error).__name__, printable(str(error)))
 
 
 class TrainingDiverged(RuntimeError):

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from perfit.examples import IGNORE_INDEX, Example
+from perfit.examples import Example
+from perfit.responses import only_responses, response_tokens
 from perfit.training import features
 
 
@@ -40,10 +41,11 @@ def mean_loss(
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
-            labels = batch.pop("labels")[:, 1:].to(device)
-            logits = model(**batch.to(device)).logits[:, :-1]
-            response = labels != IGNORE_INDEX
-            losses = F.cross_entropy(logits[response].float(), labels[response], reduction="none")
+            labels = batch.pop("labels").to(device)
+            with only_responses(model, labels):
+                logits = model(**batch.to(device)).logits
+            response = response_tokens(labels)
+            losses = F.cross_entropy(logits.float(), response, reduction="none")
             total += losses.double().sum().item()
-            tokens += int(response.sum())
+            tokens += response.numel()
     return total / tokens

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perfit.errors import PerfitError
-from perfit.records import BadRecord, BadRecords, Message, log_error, screen_records, to_messages
+from perfit.errors import PerfitError, log_error
+from perfit.records import BadRecord, BadRecords, Message, screen_records, to_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,11 @@ class ExampleSet:
 
 
 def load_examples(
-    source: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, bad_records: BadRecords = "refuse"
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    bad_records: BadRecords = "refuse",
+    name: str | None = None,
 ) -> ExampleSet:
     """Read a source into examples.
 
@@ -84,6 +88,7 @@ def load_examples(
         tokenizer: The model's tokenizer.
         sequence_length: Maximum number of tokens of an example.
         bad_records: Raise on any bad record, or leave it out and list it in `skipped`.
+        name: As in `read_records`; also the name of the result's source.
 
     Raises:
         PerfitError: As `check_records`; a record whose prompt fills the sequence is bad too.
@@ -92,9 +97,9 @@ def load_examples(
     def convert(fields: dict[str, Any]) -> Example:
         return tokenize(to_messages(fields), tokenizer, sequence_length)
 
-    kept, skipped = screen_records(source, bad_records, convert)
+    kept, skipped = screen_records(source, bad_records, convert, name=name)
     examples = tuple(example for _, example in kept)
-    return ExampleSet(source, examples, tuple(record.line for record, _ in kept), skipped)
+    return ExampleSet(name or source, examples, tuple(record.line for record, _ in kept), skipped)
 
 
 def tokenize(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Example:

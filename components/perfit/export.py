@@ -7,7 +7,6 @@ import json
 from safetensors.numpy import save
 
 from perfit.adapter import SparseAdapter
-from perfit.lora import lora_config
 from perfit.spec import Lora
 
 CONFIG_FILE = "adapter_config.json"
@@ -34,6 +33,8 @@ def peft_files(lora: Lora, base_model: str, adapter: SparseAdapter) -> dict[str,
         base_model: Name of the base model, to be written into the adapter.
         adapter: A client's adapter.
     """
+    from perfit.lora import lora_config  # imports torch, which the names of the files do not need
+
     fields = lora_config(lora, base_model).to_dict()
     # PEFT keeps module names in sets, whose order changes from process to process.
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}

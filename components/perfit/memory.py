@@ -37,7 +37,7 @@ class MemoryNeed:
         weights: The frozen base model.
         adapter: LoRA values, gradients, optimiser state, importance scores.
         activations: What a batch of full-length sequences keeps for the backward pass.
-        logits: The logits of that batch, with their copies.
+        logits: The logits of that batch, with their copies, if all its tokens were responses.
     """
 
     weights: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -10,16 +11,30 @@ import re
 import shutil
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfit.errors import PerfitError, printable
+from perfit.errors import PerfitError
 from perfit.model_files import SUFFIXES, ModelManifest, check_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PACKAGE = "package:"
+_KINDS = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer", "AutoModelForCausalLM": "causal language model"}
+_HUB_REASONS = {
+    "GatedRepoError": "it is gated, and this user's token does not open it",
+    "RepositoryNotFoundError": "the hub has no such model, or does not show it to this user",
+    "RevisionNotFoundError": "the hub's model has no such revision",
+    "HFValidationError": "a hub's model is not named so",
+    "OfflineModeIsEnabled": "the hub is switched off (HF_HUB_OFFLINE), and the model is not in the cache",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and the model is not in the cache",
+    "ConnectionError": "the hub cannot be reached",
+    "TransportError": "the hub cannot be reached",
+    "HTTPError": "the hub refuses it",
+}
 _PINNED = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)@(?P<revision>\w[\w./-]*)")
 
 
@@ -94,13 +109,16 @@ def prepare_model(model: str, cache: Path, commit: str | None = None, hub_cache:
     if not target.exists():
         temporary = _temporary_directory(cache)
         try:
-            _convert_gguf(Path(located), temporary)
+            with _without_collection():
+                _convert_gguf(Path(located), temporary)
             os.chmod(temporary, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
             os.rename(temporary, target)
         except (OSError, ValueError, struct.error) as error:
             if not target.exists():
                 raise PerfitError(
-                    f"model: {located} cannot be converted: {error}", "download it again, or name another model"
+                    f"model: {located} cannot be converted: it is damaged, of a kind that transformers cannot read, or "
+                    "there is no space for the result",
+                    "download it again, or name another model; what transformers says is in the log",
                 ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -173,19 +191,22 @@ def _download(model: str, commit: str | None, cache: Path | None = None, only_ca
                 break
         return directory
     except Exception as error:  # of several libraries
-        raise _cannot_be_loaded(model, error) from error
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        reason = next((reason for name, reason in _HUB_REASONS.items() if name in kinds), "the hub does not give it")
+        raise _cannot_be_loaded(model, error, reason) from error
 
 
-def _cannot_be_loaded(model: str, error: Exception) -> PerfitError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _cannot_be_loaded(model: str, error: Exception, reason: str) -> PerfitError:
+    """Return the error for a model that a library refuses, in our words: the library's may hold anything."""
     if "trust_remote_code" in str(error):
         return PerfitError(
             f"model: {model} needs Python code that its files bring along, which is never run",
             "use a model whose architecture is part of transformers",
         )
     return PerfitError(
-        f"model: {model} cannot be loaded: {printable(reason)}",
-        "give a causal language model of transformers; a hub id needs the network, or a filled HF_HOME",
+        f"model: {model} cannot be loaded: {reason}",
+        "give a causal language model of transformers; a hub id needs the network, or a filled HF_HOME; what the "
+        "library says is in the log",
     )
 
 
@@ -195,7 +216,7 @@ def _temporary_directory(cache: Path) -> str:
         return tempfile.mkdtemp(dir=cache, prefix=".converting-")
     except OSError as error:
         raise PerfitError(
-            f"model: the cache {cache} cannot be written: {error}",
+            f"model: the cache {cache} cannot be written: {error.strerror}",
             "make it writable for this user, or set PERFIT_CACHE to a directory that is",
         ) from error
 
@@ -247,7 +268,23 @@ def _from_pretrained(factory, source: str, **options):
         # Without a word, transformers asks on the standard input whether to run code that it finds.
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        raise _cannot_be_loaded(source, error) from error
+        what = _KINDS[factory.__name__]
+        raise _cannot_be_loaded(source, error, f"it holds no {what} that transformers can load") from error
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Within the context, garbage is not looked for among the millions of objects of a GGUF file's reader.
+
+    That would take a third of the time of a conversion.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _convert_gguf(file: Path, target: str) -> None:

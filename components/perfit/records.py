@@ -12,7 +12,6 @@ is opened and no URL requested.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from perfit.errors import PerfitError, printable
+from perfit.errors import PerfitError, log_error, printable
 from perfit.parquet import Unreadable, read_columns
 
 BadRecords = Literal["refuse", "skip"]
@@ -30,7 +29,6 @@ T = TypeVar("T")
 TEXT_COLUMNS = ("instruction", "input", "output", "context", "response", "category", "messages")
 """The columns of all three schemas."""
 
-_LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 _SOURCES = "give a .jsonl or .parquet file, or a hub data set as owner/name or owner/name:split"
@@ -78,13 +76,14 @@ class RecordReport:
     skipped: tuple[tuple[int, str], ...]
 
 
-def read_records(source: str, also: Collection[str] = ()) -> list[Record]:
+def read_records(source: str, also: Collection[str] = (), name: str | None = None) -> list[Record]:
     """Read every record of a source; blank lines are ignored.
 
     Args:
         source: Path of a JSON lines (.jsonl, .json) or Parquet (.parquet) file, or a hub data set as
             `owner/name[:split]` (split `train` if not named).
         also: Columns to read of a Parquet file or a hub data set besides `TEXT_COLUMNS`.
+        name: What errors call the source, where that is not its path: the URI of which a file is a copy.
 
     Returns:
         The records in order. A line that is not a JSON object is a record with a `problem`.
@@ -92,54 +91,50 @@ def read_records(source: str, also: Collection[str] = ()) -> list[Record]:
     Raises:
         PerfitError: The source cannot be read, is of an unknown type, or contains no records.
     """
-    read, fix = _reader(source, (*TEXT_COLUMNS, *also))
+    name = name or source
+    read, fix = _reader(source, (*TEXT_COLUMNS, *also), name)
     try:
         records = list(read())
     except PermissionError as error:
-        raise PerfitError(f"{source}: this user may not read it", fix) from error
+        raise PerfitError(f"{name}: this user may not read it", fix) from error
     except (Unreadable, OSError) as error:
         if cause := error.__cause__ or (error if isinstance(error, OSError) else None):
-            log_error(source, cause)
-        raise PerfitError(f"{source}: {error if isinstance(error, Unreadable) else 'cannot be read'}", fix) from error
+            log_error(name, cause)
+        raise PerfitError(f"{name}: {error if isinstance(error, Unreadable) else 'cannot be read'}", fix) from error
     if not records:
-        raise PerfitError(f"{source}: contains no records", "give a client at least 2 records")
+        raise PerfitError(f"{name}: contains no records", "give a client at least 2 records")
     return records
 
 
-def log_error(what: str, error: BaseException) -> None:
-    """Write a library's error to the log, which stays with the records' owner."""
-    _LOG.warning("%s: %s: %s", printable(what), type(error).__name__, printable(str(error)))
-
-
-def _reader(source: str, columns: Sequence[str]) -> tuple[Callable[[], Iterator[Record]], str]:
-    """Return a function that reads a source, and the fix if reading fails."""
+def _reader(source: str, columns: Sequence[str], name: str) -> tuple[Callable[[], Iterator[Record]], str]:
+    """Return a function that reads a source, and the fix if reading fails; errors call the source by this name."""
     path = Path(source)
     if source.startswith("s3://"):
-        raise PerfitError(f"{source}: is not a local file", "let the pipeline fetch it, or download it first")
+        raise PerfitError(f"{name}: is not a local file", "let the pipeline fetch it, or download it first")
     if path.is_dir():
-        raise PerfitError(f"{source}: is a directory", _SOURCES)
+        raise PerfitError(f"{name}: is a directory", _SOURCES)
     if path.suffix in _SUFFIXES:
         if not path.exists():
-            raise PerfitError(f"{source}: no such file", "check the path")
+            raise PerfitError(f"{name}: no such file", "check the path")
         fix = "check that the file is whole and may be read"
         if path.suffix == ".parquet":
             return lambda: _number(read_columns(path, columns)), f"{fix}; {_SCHEMAS}"
-        return lambda: _read_lines(path), fix
+        return lambda: _read_lines(path, name), fix
     if path.exists():
-        raise PerfitError(f"{source}: unknown file type {path.suffix!r}", _SOURCES)
+        raise PerfitError(f"{name}: unknown file type {path.suffix!r}", _SOURCES)
     if hub := _HUB_ID.fullmatch(source):
         fix = "check the name, the split, the network and, if it is private, HF_TOKEN; or give a file"
         return lambda: _number(_read_hub(hub["name"], hub["split"] or "train", columns)), fix
-    raise PerfitError(f"{source}: neither a file nor a hub data set", _SOURCES)
+    raise PerfitError(f"{name}: neither a file nor a hub data set", _SOURCES)
 
 
-def _read_lines(path: Path) -> Iterator[Record]:
+def _read_lines(path: Path, name: str) -> Iterator[Record]:
     # Invalid bytes become \\xNN, which JSON rejects: only their line is bad, not the whole file.
     with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:
         for line, text in enumerate(file, start=1):
             if line == 1 and text.startswith("["):
                 fix = f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl"
-                raise PerfitError(f"{path}: is a JSON array, not one JSON object a line", fix)
+                raise PerfitError(f"{name}: is a JSON array, not one JSON object a line", fix)
             if text.strip():
                 yield _parse(line, text.removesuffix("\n"))
 
@@ -275,7 +270,11 @@ def check_records(source: str, bad_records: BadRecords = "refuse", also: Collect
 
 
 def screen_records(
-    source: str, bad_records: BadRecords, convert: Callable[[dict[str, Any]], T], also: Collection[str] = ()
+    source: str,
+    bad_records: BadRecords,
+    convert: Callable[[dict[str, Any]], T],
+    also: Collection[str] = (),
+    name: str | None = None,
 ) -> tuple[list[tuple[Record, T]], tuple[tuple[int, str], ...]]:
     """Read a source and convert its usable records.
 
@@ -284,6 +283,7 @@ def screen_records(
         bad_records: Raise on any bad record, or list it.
         convert: Converts a record's fields; raises `BadRecord`.
         also: As in `read_records`.
+        name: As in `read_records`.
 
     Returns:
         (record, result of the conversion) of each usable record, and (line, reason) of every other one.
@@ -291,8 +291,8 @@ def screen_records(
     Raises:
         PerfitError: As `read_records`; a bad record under `refuse`; no usable record.
     """
-    kept, skipped = [], []
-    for record in read_records(source, also):
+    name, kept, skipped = name or source, [], []
+    for record in read_records(source, also, name):
         try:
             if record.problem:
                 raise BadRecord(record.problem)
@@ -300,10 +300,10 @@ def screen_records(
         except BadRecord as reason:
             skipped.append((record.line, str(reason)))
     if not kept:
-        raise PerfitError(f"{source}: no usable record: {_list_reasons(skipped)}", _SCHEMAS)
+        raise PerfitError(f"{name}: no usable record: {_list_reasons(skipped)}", _SCHEMAS)
     if skipped and bad_records == "refuse":
         bad, total = len(skipped), len(skipped) + len(kept)
-        problem = f"{source}: {bad} of {total} records cannot be used: {_list_reasons(skipped)}"
+        problem = f"{name}: {bad} of {total} records cannot be used: {_list_reasons(skipped)}"
         raise PerfitError(problem, "repair them, or set data.bad_records: skip to leave them out")
     return kept, tuple(skipped)
 

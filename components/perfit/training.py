@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -22,6 +23,7 @@ from transformers import (
 from perfit.checkpoint import Checkpoint, Checkpoints
 from perfit.errors import TrainingDiverged
 from perfit.examples import Example
+from perfit.responses import only_responses, response_tokens
 from perfit.seeds import derive_seed
 from perfit.spec import Training
 
@@ -83,6 +85,7 @@ def train(
             args=_arguments(options, steps, seed, unused),
             train_dataset=[features(example) for example in examples],
             data_collator=DataCollatorForSeq2Seq(tokenizer),
+            compute_loss_func=_loss,
         )
         trainer.remove_callback(PrinterCallback)
         state = _OPTIMIZER_STATE[options.optimizer]
@@ -129,16 +132,20 @@ def features(example: Example) -> dict[str, list[int]]:
 
 
 class _Trainer(Trainer):
-    """Computes each parametrised weight once per step, though PEFT reads it twice.
+    """Computes each parametrised weight once per step, though PEFT reads it twice, and logits of responses alone.
 
-    With gradient checkpointing it does not: the second computation of a layer must do what the first did, including
-    what a cache would skip.
+    With gradient checkpointing it computes weights twice: the second computation of a layer must do what the first
+    did, including what a cache would skip.
 
     Of the ``done`` steps before a checkpoint it only draws the batches, so that the order of the others is that of an
     uninterrupted training, across passes over the data too.
     """
 
     done = 0
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with only_responses(model, inputs["labels"]):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         if self.state.global_step < self.done:
@@ -151,6 +158,10 @@ def _leave_autocast(trainer: Trainer) -> None:
     """Take the autocast of bfloat16 off the model, where accelerate would leave it for evaluations to come."""
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     vars(trainer.model).pop("_is_accelerate_prepared", None)  # or the next training would run without
+
+
+def _loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs.logits.float(), response_tokens(labels), reduction="sum") / num_items_in_batch
 
 
 class _Losses(TrainerCallback):

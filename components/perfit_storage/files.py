@@ -6,7 +6,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import random
 import re
+import socket
 import stat
 import time
 import uuid
@@ -14,21 +16,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import IO
 
-from perfit_storage.errors import AccessDenied, ObjectNotFound, ObjectTooLarge, StoreError, UnreadableObject
+from perfit_storage.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    ObjectTooLarge,
+    StoreError,
+    StoreUnreachable,
+    UnreadableObject,
+)
 from perfit_storage.objects import (
     RESERVED_PREFIX,
     UNREADABLE_FIX,
     StoredObject,
+    bounded,
     check_key,
     check_prefix,
     too_large,
 )
 
+_Errors = type[OSError] | tuple[type[OSError], ...]
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _UNREADABLE = {errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
 """Errors from opening a link, a socket, and a name that no file can have."""
 _STALE_S = 24 * 3600
+_LOCK_TIMEOUT_S = 60.0
+"""The lock is held for as long as a file is renamed and its directory synced."""
+_HOLDER = re.compile(rb"([0-9]{1,10}) ([\w.-]{1,64})\n")
+_HOLDER_BYTES = 100
 _TEMPORARY = re.compile(rf"{re.escape(RESERVED_PREFIX)}[0-9a-f]{{32}}")
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 
@@ -103,13 +119,16 @@ class FileStore:
         """See ``ObjectStore.list``."""
         start = self._root / check_prefix(prefix).rpartition("/")[0]
         with self._errors("list", prefix):
-            keys = [
-                Path(directory, name).relative_to(self._root).as_posix()
-                for directory, _, names in os.walk(start, onerror=_raise_unless_absent)
-                for name in names
-                if not name.startswith(RESERVED_PREFIX)
-            ]
+            entries = bounded(_walk(start, _ABSENT), f"{self.uri}/{prefix}")
+            paths = [Path(entry.path) for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        keys = (path.relative_to(self._root).as_posix() for path in paths if not path.name.startswith(RESERVED_PREFIX))
         return iter(sorted(key for key in keys if key.startswith(prefix)))
+
+    def directories(self, prefix: str) -> Iterator[str]:
+        """See ``ObjectStore.directories``."""
+        with self._errors("list", prefix):
+            entries = bounded(_scan(self._root / check_prefix(prefix), _ABSENT), f"{self.uri}/{prefix}")
+            return iter(sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False)))
 
     def delete(self, key: str) -> None:
         """See ``ObjectStore.delete``."""
@@ -125,8 +144,8 @@ class FileStore:
     def sweep(self, prefix: str) -> int:
         """See ``ObjectStore.sweep``. Skips what this user may not read or remove."""
         start, latest = self._root / check_prefix(prefix).rpartition("/")[0], time.time() - _STALE_S
-        names = (Path(directory, name) for directory, _, files in os.walk(start) for name in files)
-        return sum(_removed(path, latest) for path in names if _TEMPORARY.fullmatch(path.name))
+        temporary = (entry.path for entry in _walk(start, OSError) if _TEMPORARY.fullmatch(entry.name))
+        return sum(_removed(Path(path), latest) for path in temporary)
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -195,14 +214,32 @@ class FileStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Excludes every other put, replace and delete, so that a replace compares with what it then replaces."""
+        """Excludes every other put, replace and delete, so that a replace compares with what it then replaces.
+
+        The lock ends with its process; who holds it is written in the file.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(os.open(self._root / f"{RESERVED_PREFIX}lock", flags, 0o666), "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open(os.open(self._root / f"{RESERVED_PREFIX}lock", flags, 0o666), "r+b", buffering=0) as file:
+            deadline = time.monotonic() + _LOCK_TIMEOUT_S
+            while not _is_locked(file):
+                if time.monotonic() > deadline:
+                    raise self._lock_error(file)
+                time.sleep(random.uniform(0, 0.02))
+            if os.fstat(file.fileno()).st_nlink == 1:  # Else it is somebody's link to another file.
+                file.truncate(file.write(f"{os.getpid()} {socket.gethostname()}\n".encode()))
             yield
 
+    def _lock_error(self, file: IO[bytes]) -> StoreUnreachable:
+        holder = _HOLDER.fullmatch(file.read(_HOLDER_BYTES))
+        who = f"process {int(holder[1])} on {holder[2].decode()}" if holder else "another process"
+        return StoreUnreachable(
+            f"cannot write to {self.uri}: {who} has held its lock for {_LOCK_TIMEOUT_S:g} s, most likely because it is "
+            "stopped or its volume hangs",
+            "let that process go on, or end it (its lock ends with it), and run again",
+        )
+
     @contextmanager
-    def _errors(self, action: str, key: str, absent: tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    def _errors(self, action: str, key: str, absent: _Errors = ()) -> Iterator[None]:
         problem = f"cannot {action} {self.uri}/{key}"
         try:
             yield
@@ -233,6 +270,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         _move(temporary, path)
 
 
+def _is_locked(file: IO[bytes]) -> bool:
+    """Takes a file's lock, if nobody else holds it; returns whether it is held by this call now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _version(data: bytes) -> str:
     """Versions compare by content, as S3's entity tags do."""
     return hashlib.sha256(data).hexdigest()
@@ -249,9 +295,24 @@ def _removed(path: Path, latest: float) -> bool:
     return True
 
 
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, _ABSENT):
-        raise error
+def _walk(directory: Path, ignored: _Errors) -> Iterator[os.DirEntry[str]]:
+    """Yields what is below a directory, one at a time. No link is followed, so there is no circle."""
+    waiting: list[Path | str] = [directory]
+    while waiting:
+        for entry in _scan(waiting.pop(), ignored):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            yield entry
+
+
+def _scan(directory: Path | str, ignored: _Errors) -> Iterator[os.DirEntry[str]]:
+    """Yields a directory's entries; none if it cannot be opened, for one of the ignored reasons."""
+    try:
+        entries = os.scandir(directory)
+    except ignored:
+        return
+    with entries:
+        yield from entries
 
 
 @contextmanager

@@ -41,7 +41,6 @@ from perfit_storage.uris import open_store
 _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SPEC_KEY = re.compile(r"federations/([^/]+)/spec\.yaml")
 _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
@@ -139,7 +138,9 @@ class FederationStore:
         """Moves the head from one round to the next, unless it has moved since the caller read it.
 
         Returns:
-            True if the head is ``new`` now, even if an earlier attempt moved it; False if it is another.
+            True if the head is ``new`` now, even if an earlier attempt moved it; False if it is another. That may be
+            one that came after ``new``: the answer to a move may get lost, and the next move be made before it is
+            repeated.
 
         Raises:
             ValueError: The round of ``new`` is not the one after that of ``old``, or the branches differ.
@@ -353,8 +354,8 @@ class FederationStore:
 
 def federation_names(objects: ObjectStore) -> list[str]:
     """Returns the names, sorted, of the federations in a store."""
-    matches = (_SPEC_KEY.fullmatch(key) for key in objects.list("federations/"))
-    return sorted(match[1] for match in matches if match)
+    names = objects.directories("federations/")
+    return [name for name in names if _DIRECTORY.fullmatch(name) and objects.exists(f"federations/{name}/spec.yaml")]
 
 
 def _mask_path(client: str, sha256: str) -> str:

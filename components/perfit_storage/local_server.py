@@ -4,7 +4,7 @@ The directory holds everything::
 
     data/          SeaweedFS's own files
     users.json     identities and their keys (mode 0600); the administrator's are made once
-    state.json     process id and first port of the server that runs, or ran last
+    state.json     process group and first port of the server that runs, or ran last
     server.log     output of the last server
     start.lock     held while a server starts or stops
     server.lock    held by the server while it runs
@@ -30,7 +30,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ _START_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 3.0
 _STOP_GRACE_S = 1.0
+_POLL_S = 0.02
 _LOG_TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1
 
@@ -139,7 +140,7 @@ class LocalS3Server:
 
     def __enter__(self) -> LocalS3Server:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         with self._start_lock():
             self._in_use = open(self._directory / "in-use.lock", "ab")
             fcntl.flock(self._in_use, fcntl.LOCK_SH)
@@ -153,7 +154,7 @@ class LocalS3Server:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._process is None:
+        if not self._processes:
             self._leave()
             return
         with self._start_lock():
@@ -173,7 +174,7 @@ class LocalS3Server:
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"the local S3 server in {self._directory} runs, but does not answer",
-                    f"end process {state.get('pid')}, and try again",
+                    f"end its processes (kill -9 -- -{state.get('group')}), and try again",
                 )
             time.sleep(0.1)  # It may be stopping, with the command that started it.
         return False
@@ -182,19 +183,26 @@ class LocalS3Server:
         weed = find_weed()
         write_users(self._directory / "users.json", [self._admin, *self._users])
         self._port = _free_port(self._read_state().get("port"))
-        self._process = _run(_command(weed, self._port), self._directory)
-        state = {"pid": self._process.pid, "port": self._port}
+        (self._directory / "data").mkdir(exist_ok=True)
+        with open(self._directory / "server.log", "wb") as log, open(self._directory / "server.lock", "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for port, command in _commands(weed, self._port).items():
+                group = self._processes[0].pid if self._processes else 0
+                self._processes.append(_run(command, self._directory, group, log, lock))
+                self._wait_until(lambda port=port: _listens(port + _GRPC_OFFSET))
+        state = {"group": self._processes[0].pid, "port": self._port}
         (self._directory / "state.json").write_text(json.dumps(state))
-        self._wait_until_ready(self._process)
+        self._wait_until(self._answers)
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._answers():
-            if process.poll() is not None:
-                raise self._start_error(f"ended with code {process.returncode}")
+        while not done():
+            for process in self._processes:
+                if process.poll() is not None:
+                    raise self._start_error(f"ended with code {process.returncode}")
             if time.monotonic() > deadline:
                 raise self._start_error(f"stored nothing within {_START_TIMEOUT_S:.0f} s")
-            time.sleep(0.1)
+            time.sleep(_POLL_S)
 
     def _answers(self) -> bool:
         """Whether the server stores an object; creates the bucket first."""
@@ -210,8 +218,8 @@ class LocalS3Server:
         return True
 
     def _leave(self) -> None:
-        if self._process is not None:
-            _stop(self._process)
+        if self._processes:
+            _stop(self._processes)
             _remove_sockets(self._port)
         self._in_use.close()
 
@@ -233,38 +241,41 @@ class LocalS3Server:
         )
 
 
-def _command(weed: Path, port: int) -> list[str]:
-    """The server's command line; its paths are relative to its working directory."""
+def _commands(weed: Path, port: int) -> dict[int, list[str]]:
+    """The command lines of the server's processes by port, in the order of their start.
+
+    SeaweedFS starts all in one process too (``weed server``), but after fixed pauses of up to two seconds. Paths are
+    relative to the working directory.
+    """
     master, volume, filer, s3 = range(port, port + _PORTS)
-    return [
-        *(str(weed), "-logtostderr=true", "server"),
-        *("-dir=data", f"-ip={_HOST}", f"-ip.bind={_HOST}"),
-        *(f"-master.port={master}", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
+    options = {
         # A single master needs no elections, which take 5 to 20 s; it learns its state from the volumes.
-        *("-master.peers=none", "-master.resumeState=false"),
-        *(f"-volume.port={volume}", "-volume.max=20", "-volume.preStopSeconds=1"),
-        *("-filer", f"-filer.port={filer}", "-filer.disableHttp"),
-        *("-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=users.json"),
-        *("-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"),
-    ]
+        master: "master -mdir=data -volumeSizeLimitMB=1024 -peers=none -resumeState=false -telemetry=false",
+        volume: f"volume -dir=data -master={_HOST}:{master} -max=20 -preStopSeconds=0",
+        filer: f"filer -defaultStoreDir=data -master={_HOST}:{master} -disableHttp",
+        s3: f"s3 -config=users.json -filer={_HOST}:{filer} -port.iceberg=0 -port.lance=0 "
+        "-allowDeleteBucketNotEmpty=false -autoCreateBucket=false",
+    }
+    place = [f"-ip={_HOST}", f"-ip.bind={_HOST}"]
+    return {
+        number: [str(weed), "-logtostderr=true", *text.split(), *place, f"-port={number}"]
+        for number, text in options.items()
+    }
 
 
-def _run(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
-    (directory / "data").mkdir(exist_ok=True)
-    with open(directory / "server.log", "wb") as log, open(directory / "server.lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return subprocess.Popen(
-            command,
-            cwd=directory,
-            # SeaweedFS reads some of the variables that are meant for S3 clients.
-            env={k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[lock.fileno()],  # The server itself holds its lock until it ends, however it ends.
-            start_new_session=True,  # Ctrl-C is for the command, which then stops its server.
-            preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
-        )
+def _run(command: list[str], directory: Path, group: int, log: IO[bytes], lock: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        # SeaweedFS reads some of the variables that are meant for S3 clients.
+        env={k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        pass_fds=[lock.fileno()],  # The server itself holds its lock until it ends, however it ends.
+        process_group=group,  # Ctrl-C is for the command, which then stops its server.
+        preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+    )
 
 
 def _end_with_parent() -> Callable[[], None]:
@@ -280,12 +291,15 @@ def _end_with_parent() -> Callable[[], None]:
     return before_exec
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server. SeaweedFS reacts slowly to SIGTERM, and SIGKILL loses no acknowledged write."""
-    process.terminate()
-    try:
-        process.wait(_STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends the server. SIGKILL loses no acknowledged write; the volumes' process, the second, is quick to close files.
+
+    The filer's does not end on SIGTERM.
+    """
+    with suppress(IndexError, subprocess.TimeoutExpired):
+        processes[1].terminate()
+        processes[1].wait(_STOP_GRACE_S)
+    for process in processes:
         process.kill()
         process.wait()
 
@@ -340,6 +354,12 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((_HOST, port), timeout=_PROBE_TIMEOUT_S):
+        return True
+    return False
 
 
 def _read_admin(path: Path) -> User | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from perfit_storage.errors import InvalidKey, ObjectTooLarge
+from perfit_storage.errors import InvalidKey, ObjectTooLarge, StoreError
+
+T = TypeVar("T")
 
 RESERVED_PREFIX = ".perfit-"
 """Names with this prefix are the store's own (temporary files, locks), never keys."""
 MAX_KEY_BYTES = 1024
 """S3's own limit for a key."""
+MAX_LISTED = 100_000
+"""Maximum number of entries of a listing: what others may fill must not fill this process's memory."""
 
 UNREADABLE_FIX = "have this object's writer write it again as a plain one, or delete it"
 
@@ -86,7 +90,17 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Yields, sorted, the keys that begin with this string, which need not be a directory."""
+        """Yields, sorted, the keys that begin with this string, which need not be a directory.
+
+        Raises ``StoreError`` if there are more than ``MAX_LISTED``.
+        """
+        ...
+
+    def directories(self, prefix: str) -> Iterator[str]:
+        """Yields, sorted, the names of the directories below this one, whose name ends in a slash, without their files.
+
+        Raises ``StoreError`` if it has more than ``MAX_LISTED`` entries.
+        """
         ...
 
     def delete(self, key: str) -> None:
@@ -122,6 +136,14 @@ def check_prefix(prefix: str) -> str:
     if prefix:
         check_key(prefix.removesuffix("/"))
     return prefix
+
+
+def bounded(entries: Iterable[T], where: str) -> Iterator[T]:
+    """Yields the entries of a listing; raises ``StoreError`` if there are more than ``MAX_LISTED``."""
+    for number, entry in enumerate(entries):
+        if number == MAX_LISTED:
+            raise StoreError(f"{where} holds more than {MAX_LISTED:,} objects", "delete what does not belong there")
+        yield entry
 
 
 def too_large(problem: str, limit: int) -> ObjectTooLarge:

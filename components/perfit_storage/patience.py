@@ -78,6 +78,10 @@ class PatientStore:
         """See ``ObjectStore.list``."""
         return iter(self._patiently(lambda: [*self._store.list(prefix)]))
 
+    def directories(self, prefix: str) -> Iterator[str]:
+        """See ``ObjectStore.directories``."""
+        return iter(self._patiently(lambda: [*self._store.directories(prefix)]))
+
     def delete(self, key: str) -> None:
         """See ``ObjectStore.delete``."""
         self._patiently(lambda: self._store.delete(key))
@@ -87,8 +91,8 @@ class PatientStore:
         self._store.reconnect()
 
     def sweep(self, prefix: str) -> int:
-        """See ``ObjectStore.sweep``."""
-        return self._patiently(lambda: self._store.sweep(prefix))
+        """See ``ObjectStore.sweep``. Only a store that has no server sweeps, so this is no answer of one."""
+        return self._store.sweep(prefix)
 
     def _patiently(self, act: Callable[[], T]) -> T:
         deadline, pause = None, _FIRST_PAUSE_S

@@ -39,7 +39,7 @@ from perfit_storage.errors import (
     UnreadableObject,
     UnsafeStore,
 )
-from perfit_storage.objects import UNREADABLE_FIX, StoredObject, check_key, check_prefix, too_large
+from perfit_storage.objects import UNREADABLE_FIX, StoredObject, bounded, check_key, check_prefix, too_large
 
 _AWS_ENDPOINT = "https://s3.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -216,12 +216,12 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
-        path = self._root + check_prefix(prefix)
-        with self._errors("list", prefix):
-            items = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=True)
-            keys = [item.object_name.removeprefix(self._root) for item in items if not item.is_dir]
-        # Not every server sorts the keys.
-        return iter(sorted(keys))
+        return iter(sorted(self._names(prefix, directories=False)))
+
+    def directories(self, prefix: str) -> Iterator[str]:
+        """See ``ObjectStore.directories``."""
+        names = self._names(prefix, directories=True)
+        return iter(sorted(name.removeprefix(prefix).removesuffix("/") for name in names))
 
     def delete(self, key: str) -> None:
         """See ``ObjectStore.delete``."""
@@ -236,6 +236,14 @@ class S3Store:
     def sweep(self, prefix: str) -> int:
         """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
         return 0
+
+    def _names(self, prefix: str, directories: bool) -> list[str]:
+        """The directories in this one, or the objects whose keys begin so. Not every server sorts them."""
+        path = self._root + check_prefix(prefix)
+        with self._errors("list", prefix):
+            found = self._client.list_objects(bucket_name=self._bucket, prefix=path, recursive=not directories)
+            items = bounded(found, f"{self.uri}/{prefix}")
+            return [item.object_name.removeprefix(self._root) for item in items if item.is_dir == directories]
 
     def _path(self, key: str) -> str:
         return self._root + check_key(key)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 from perfit.cluster_spec import ClusterSpec
@@ -26,8 +28,11 @@ def run_locally(
     environment: Mapping[str, str],
     directory: Path,
     on_line: Callable[[str], None],
+    first: int = 1,
 ) -> None:
     """Run a federation's tuning pipeline to its end: each task in its own process, with this interpreter.
+
+    Nothing is left in the system's directory of temporary files, also after an error or Ctrl-C.
 
     Args:
         spec: The federation.
@@ -35,6 +40,7 @@ def run_locally(
         environment: Added to the tasks' environment: the credentials of the store.
         directory: For KFP's artifacts and the log, ``run.log``.
         on_line: Called with every line that the tasks print.
+        first: The first round, where those before it are known to be committed.
 
     Raises:
         PerfitError: A task failed; with the task's own error where it is a PerfitError or StoreError.
@@ -47,9 +53,15 @@ def run_locally(
         on_line(line)
 
     log = directory / "run.log"
-    with open(log, "w", encoding="utf-8") as file, _settings(environment), redirect_stdout(_OutputLog(file, listen)):
+    with (
+        open(log, "w", encoding="utf-8") as file,
+        TemporaryDirectory(prefix="perfit-", ignore_cleanup_errors=True) as scratch,
+        _settings({**environment, "TMPDIR": scratch}),
+        redirect_stdout(_OutputLog(file, listen)) as output,
+        _interruptible(output),
+    ):
         try:
-            _call_pipeline(spec, store, directory / "kfp")
+            _call_pipeline(spec, store, first, directory / "kfp", Path(scratch, "workspace"))
         except RuntimeError as error:
             # KFP's message names the failed task; ours says why it failed.
             message = errors.last or f"a task failed: {plain(str(error))}"
@@ -57,7 +69,7 @@ def run_locally(
             raise PerfitError(problem or message, fix if separator else f"look at the end of {log}") from error
 
 
-def _call_pipeline(spec: ClusterSpec, store: str, root: Path) -> None:
+def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, workspace: Path) -> None:
     from kfp import local
 
     from perfit_pipelines.pipelines import federated_tuning
@@ -66,8 +78,9 @@ def _call_pipeline(spec: ClusterSpec, store: str, root: Path) -> None:
         # KFP warns that a local run uses no image, no resource limit and no display name.
         for category in (RuntimeWarning, UserWarning):
             warnings.filterwarnings("ignore", category=category, module="kfp")
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-        federated_tuning(spec, store)()
+        runner = local.SubprocessRunner(use_venv=False)
+        local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
+        federated_tuning(spec, store, first=first)()
 
 
 @contextmanager
@@ -85,13 +98,38 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
         builtins.print = original_print
 
 
+@contextmanager
+def _interruptible(output: _OutputLog) -> Iterator[None]:
+    """Let Ctrl-C end the tasks that run and those that wait: KFP's runner would start these first.
+
+    Whatever a task's thread does next is to print, and that raises then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame) -> None:
+        output.interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _OutputLog:
     """Standard output of a local run: every line goes to a log file and to a listener.
 
     KFP's runner prints the tasks' output from several threads, in pieces; lines are put together by thread.
+
+    Attributes:
+        interrupted: Set it, and every further write raises KeyboardInterrupt.
     """
 
     encoding = "utf-8"
+    interrupted = False
 
     def __init__(self, file: IO[str], on_line: Callable[[str], None]):
         self._file, self._on_line = file, on_line
@@ -100,6 +138,8 @@ class _OutputLog:
 
     def write(self, text: str) -> int:
         """Take a piece of output."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         *lines, self._pending.text = (getattr(self._pending, "text", "") + text).split("\n")
         with self._lock:
             for line in lines:

@@ -38,7 +38,7 @@ class Images:
     server: str = SERVER_IMAGE
 
 
-def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images()) -> BaseComponent:
+def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images(), first: int = 1) -> BaseComponent:
     """Build the pipeline of all rounds of the federation file.
 
     Run again, it goes on where an earlier run stopped: what is done is found in the store.
@@ -47,6 +47,7 @@ def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images()) -
         spec: Gives rounds and tiers, and is the default of the parameter ``federation_file``.
         store: Default of the parameter ``store``.
         images: Where tasks run.
+        first: The first round, where those before it are known to be committed.
 
     Raises:
         PerfitError: Some, but not all clients of a tier have a volume.
@@ -55,12 +56,12 @@ def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images()) -
 
     def run(prepared: dsl.PipelineTask) -> None:
         before, federation = prepared, prepared.outputs["federation"]
-        for number in range(1, spec.rounds + 1):
+        for number in range(first, spec.rounds + 1):
             goes_on = number < spec.rounds
             before = stage(federation=federation, round=number, plan_next=goes_on, **_tier_inputs(spec, before))
             _uncached(before).set_display_name(f"Round {number} of {spec.rounds}")
 
-    return _pipeline("federated-tuning", f"{spec.rounds} rounds", 1, spec, store, images, run)
+    return _pipeline("federated-tuning", f"{spec.rounds} rounds", first, spec, store, images, run)
 
 
 def federated_round(spec: ClusterSpec, store: str, images: Images = Images()) -> BaseComponent:

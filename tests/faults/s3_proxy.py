@@ -46,7 +46,8 @@ class Behaviour:
         plan: Faults of the next requests, one each.
         share: Of later requests, that get one of ``kinds`` by chance.
         down: Whether every connection is reset.
-        down_at: End of the path of an upload at which the proxy goes down, for ``down_s``.
+        down_at: End of the path of an upload at which the proxy goes down, for ``down_s``; if ``down_after``, it first
+            passes the upload on to the server.
         conditions: "kept", "dropped" (``If-Match`` and ``If-None-Match`` never reach the server), or "unlocked" (they
             are checked, and the write comes a moment later, as in SeaweedFS before 4.18).
         etag: Changes each ETag that the server gives; None leaves it out.
@@ -59,7 +60,8 @@ class Behaviour:
     kinds: tuple[str, ...] = KINDS
     down: bool = False
     down_at: str | None = None
-    down_s: float = 4.0
+    down_after: bool = False
+    down_s: float = 2.5
     conditions: str = "kept"
     etag: Callable[[str], str | None] = str
     encoding: str | None = None
@@ -131,8 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.next_fault()
         behaviour = self.server.behaviour
         if behaviour.down_at and self.command == "PUT" and urlsplit(self.path).path.endswith(behaviour.down_at):
+            if behaviour.down_after:
+                self.ask(body)
             behaviour.down, behaviour.down_at = True, None
-            threading.Timer(behaviour.down_s, lambda: setattr(behaviour, "down", False)).start()
+            timer = threading.Timer(behaviour.down_s, lambda: setattr(behaviour, "down", False))
+            timer.daemon = True
+            timer.start()
         if behaviour.down or fault == RESET:
             self.server.counts["down"] += behaviour.down
             return self.reset()

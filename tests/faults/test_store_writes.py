@@ -13,7 +13,16 @@ from itertools import count
 
 import pytest
 
-from perfit_storage import AccessDenied, FederationStore, ObjectNotFound, RoundPlace, StoreUnreachable, open_store
+from perfit_storage import (
+    AccessDenied,
+    Blob,
+    FederationStore,
+    Head,
+    ObjectNotFound,
+    RoundPlace,
+    StoreUnreachable,
+    open_store,
+)
 from perfit_storage.patience import with_patience
 
 from .s3_proxy import BUSY, FLIP_UPLOAD, KINDS, LOSE, REPEAT, RESET, Behaviour, faulty
@@ -90,6 +99,26 @@ def test_a_conditional_write_that_needed_many_attempts_has_one_winner(s3_server,
         assert not other.replace("a", b"theirs", version)
         assert not store.create("a", b"later")
         assert other.get("a").data == b"ours again"
+
+
+def test_lost_answers_do_not_change_what_a_federation_decides_by_comparing(s3_server, uri: str):
+    first, second = (Head(round, Blob(f"rounds/{round}/global.safetensors", "0" * 64)) for round in (0, 1))
+    other = FederationStore.open(uri, "demo", s3_server.environment)
+    assert other.create_head(first)
+    assert other.write_spec(b"v1", expected=None)
+    assert other.put_record(1, "anna", b"failed", final) == b"failed"
+    with faulty(s3_server) as (proxy, environment):
+        federation = FederationStore.open(uri, "demo", environment, patience_s=PATIENCE_S)
+        read_first = [""]
+        for write in (
+            lambda: federation.advance_head(first, second),
+            lambda: federation.write_spec(b"v2", expected=b"v1"),
+            lambda: federation.put_record(1, "anna", b"trained", lambda record: False) == b"trained",
+        ):
+            proxy.behaviour.plan = [*read_first, *[LOSE] * 5]
+            assert write()
+        assert proxy.counts[LOSE] == 15
+    assert (other.read_head(), other.read_spec(), other.read_record(1, "anna")) == (second, b"v2", b"trained")
 
 
 def test_bytes_that_changed_on_the_way_up_are_sent_again(s3_server, uri: str):

@@ -23,9 +23,13 @@ class Bigrams(torch.nn.Module):
     def __init__(self, table: list[list[float]]):
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor(table))
+        self.output = torch.nn.Identity()
+
+    def get_output_embeddings(self):
+        return self.output
 
     def forward(self, input_ids, attention_mask):
-        return SimpleNamespace(logits=self.table[input_ids])
+        return SimpleNamespace(logits=self.output(self.table[input_ids]))
 
 
 def test_uniform_logits_give_the_size_of_the_vocabulary(make_federation, tiny_llama):

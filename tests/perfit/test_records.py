@@ -267,7 +267,7 @@ def test_what_a_library_says_goes_to_the_log_alone(tmp_path, caplog):
     with pytest.raises(PerfitError) as raised:
         read_records(str(path))
     assert raised.value.problem == f"{path}: is a damaged Parquet file, or of a type that cannot be read"
-    assert "perfit.records" in caplog.text
+    assert "perfit.errors" in caplog.text
 
 
 ESCAPE = "\x1b]52;c;aGk=\x07\u202e"

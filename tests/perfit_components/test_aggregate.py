@@ -280,6 +280,15 @@ def test_an_aggregator_whose_head_is_stale_agrees_with_the_one_that_was_first(tr
     assert [key for key in files(trained.root) if key.startswith("rounds/1/global")] == ["rounds/1/global.safetensors"]
 
 
+def test_an_aggregator_that_later_rounds_have_overtaken_agrees_with_its_own(trained):
+    def another_run():
+        trained.aggregate(1)
+        trained.run_round(2)
+
+    assert commit_round(interrupted(trained, another_run), 1) == trained.summary(1)
+    assert trained.store.read_head().round == 2
+
+
 def test_an_aggregator_that_has_seen_another_update_does_not_commit_over_the_first(trained):
     record = trained.root / "rounds/1/updates/eve.json"
     late = record.rename(record.with_suffix(".late"))

@@ -272,6 +272,18 @@ def test_a_loss_that_is_not_finite(make_site, tiny_llama, tmp_path):
     )
 
 
+def test_records_in_a_store_are_named_by_their_uri(make_site, s3_server, monkeypatch):
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    folder = f"{s3_server.store_uri}/{uuid.uuid4()}"
+    open_store(folder).put("ann.jsonl", b'{"instruction": "Add."}\n')
+    site = make_site(
+        clients={"ann": {"data": f"{folder}/ann.jsonl"}, "bob": {"data": f"{folder}/none.jsonl"}}
+    ).prepare()
+    assert site.train_client("ann")["reason"].startswith(f"{folder}/ann.jsonl: no usable record: line 1: no response")
+    assert site.train_client("bob")["reason"].startswith(f"cannot read {folder}/none.jsonl at ")
+
+
 def test_an_unreachable_store_raises_no_exception(make_site, unreachable_s3, capsys):
     uri = f"{unreachable_s3}/federations/tiny"
     record = train(uri, 1, "perfit-tiny-ann")

@@ -28,6 +28,13 @@ def test_our_own_errors_are_reported_in_full(kind):
     assert failure_as_record(raising(kind("it is red", "make it blue"))) == Failure("it is red\n  fix: make it blue")
 
 
+def test_the_words_of_a_library_below_our_own_error_stay_in_the_log(caplog):
+    error = PerfitError("it cannot be read", "repair it")
+    error.__cause__ = OSError("My card number is 1234")
+    assert failure_as_record(raising(error)).reason == "it cannot be read\n  fix: repair it"
+    assert "OSError: My card number is 1234" in caplog.text
+
+
 def test_other_errors_are_reported_by_type_only(capsys):
     failure = failure_as_record(raising(ValueError("My card number is 1234")))
     assert failure.reason == "ValueError, see the log of this client's pod"

@@ -56,7 +56,7 @@ class RoleServer:
             keys = [{"accessKey": access_key, "secretKey": secret_key}]
             known["identities"].append({"name": access_key, "credentials": keys, "policyNames": [access_key]})
         path.write_text(json.dumps(known))
-        os.kill(json.loads((self.directory / "state.json").read_text())["pid"], signal.SIGHUP)
+        os.killpg(json.loads((self.directory / "state.json").read_text())["group"], signal.SIGHUP)
         for access_key, (secret_key, _) in users.items():
             self._wait_for(self.environment(access_key, secret_key))
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import builtins
 import json
 import os
-import time
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +27,8 @@ from perfit_pipelines.pipelines import federated_round
 from perfit_report import scalar_metrics
 from perfit_storage import open_store
 
-from ..perfit_components.running import Site, files, in_memory
-from .commands import make_home
+from ..perfit_components.running import THREE, Site, files, in_memory
+from .commands import Home, make_home
 
 
 def test_the_pipeline_leaves_what_the_federation_in_memory_gives(finished):
@@ -46,24 +51,60 @@ def test_a_run_on_a_real_s3_server_leaves_the_same_files(finished, s3_server, tm
     assert (dict(os.environ), builtins.print) == (environment, own_print)
 
 
-def test_a_second_run_trains_nothing_and_prints_the_same(finished):
-    before = files(finished.home.site.root)
-    started = time.monotonic()
-    again = finished.home.stored("run", finished.home.file)
+def tasks(home: Home) -> list[str]:
+    """The tasks of the last run, in the order of their start."""
+    lines = (home.directory / ".perfit/tiny/run.log").read_text().splitlines()
+    return list(filter(None, map(parse_task, lines)))
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Home:
+    """A copy of the finished federation, to work on."""
+    shutil.copytree(finished.home.directory, tmp_path / "copy")
+    return Home(tmp_path / "copy")
+
+
+def test_a_second_run_starts_no_task_and_prints_the_same(finished, copied):
+    copied.stored("run", copied.file)  # writes where the data are now
+    before, ran = files(copied.site.root), (copied.directory / ".perfit/tiny/run.log").stat()
+    shutil.rmtree(copied.directory / ".perfit/tiny/adapters")
+    again = copied.stored("run", copied.file)
     assert again.code == 0, again.err
-    assert time.monotonic() - started < finished.seconds
-    assert files(finished.home.site.root) == before
-    assert "  step " in finished.result.out
-    assert "  step " not in again.out
     table = finished.result.out[finished.result.out.index("Perplexity") :]
+    assert again.out.splitlines()[1] == "all 2 rounds are committed: there is nothing to do"
     assert again.out.endswith(table)
-    log = (finished.home.directory / ".perfit/tiny/run.log").read_text()
-    assert list(filter(None, map(parse_task, log.splitlines()))) == ["prepare", "aggregate", "aggregate-2"]
+    assert files(copied.site.root) == before
+    assert (copied.directory / ".perfit/tiny/run.log").stat() == ran
+    results = (".perfit/tiny/adapters/bob/adapter_config.json", ".perfit/tiny/report.html")
+    for name in results:
+        assert (copied.directory / name).read_bytes() == (finished.home.directory / name).read_bytes()
+
+
+def test_a_run_begins_with_the_first_round_that_is_not_committed(copied):
+    before = files(copied.site.root)
+    copied.edit("rounds: 2", "rounds: 3")
+    result = copied.stored("run", copied.file)
+    assert result.code == 0, result.err
+    assert tasks(copied) == ["prepare", "client-strong", "client-weak", "aggregate"]
+    assert "Perplexity on held-out records, round 3" in result.out
+    stored, expected = files(copied.site.root), in_memory(copied.site.spec)
+    kept = [key for key in before if key.startswith(("rounds/", "masks/"))]
+    assert {key: stored[key] for key in kept} == {key: before[key] for key in kept}
+    assert {key: stored.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("lost", ["rounds/1/summary.json", "rounds/2/report.html"])
+def test_what_is_lost_of_committed_rounds_is_made_again(copied, lost):
+    before = files(copied.site.root)
+    (copied.site.root / lost).unlink()
+    assert copied.stored("run", copied.file).code == 0
+    assert tasks(copied) == ["prepare", "aggregate", "aggregate-2"]
+    assert files(copied.site.root)[lost] == before[lost]
 
 
 def test_every_round_leaves_a_page_and_metrics_to_kfp(finished):
     outputs = files(finished.home.directory / ".perfit/tiny/kfp")
-    first = min(key.partition("/")[0] for key in outputs)  # another test runs the federation again
+    (first,) = {key.partition("/")[0] for key in outputs}
     for round, task in [(1, "aggregate"), (2, "aggregate-2")]:
         assert outputs[f"{first}/{task}/page"] == files(finished.home.site.root)[f"rounds/{round}/report.html"]
         artifacts = json.loads(outputs[f"{first}/{task}/executor_output.json"])["artifacts"]
@@ -71,7 +112,16 @@ def test_every_round_leaves_a_page_and_metrics_to_kfp(finished):
         assert metrics["metadata"] == scalar_metrics(finished.home.site.summary(round))
 
 
-def test_a_run_whose_clients_all_fail_says_why(make):
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The system's directory of temporary files."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
+
+
+def test_a_run_whose_clients_all_fail_says_why(make, temporary):
     """The prompts fill the sequence, which only the clients' own pods notice, as they have the tokenizer."""
     home = make(training={"sequence_length": 8}, clients={"ann": {"tier": "strong"}})
     result = home.stored("run", home.file)
@@ -89,6 +139,28 @@ def test_a_run_whose_clients_all_fail_says_why(make):
     )
     assert f"client ann has no result: {home.directory}/data/ann.jsonl" in result.out
     assert home.site.store.read_head().round == 0
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])
+def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, temporary, everybody):
+    home = make(training={"steps": 10_000}, **THREE, tiers={"default": {"parallelism": 2}})
+    code = "from perfit_pipelines.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", home.file, "--store", home.site.store_uri]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=home.directory, env=environment, **options) as run:
+        try:
+            assert any(line.startswith("round 1/2") for line in run.stdout)
+            (os.killpg if everybody else os.kill)(run.pid, signal.SIGINT)
+            _, err = run.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 130
+    assert err.splitlines()[-1] == "stopped; run the same command again to go on where it stopped"
+    assert tasks(home) == ["prepare", "client-default", "client-default"]
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_round_is_committed_without_the_client_that_fails(make):

@@ -80,6 +80,26 @@ def test_list_is_sorted_and_takes_any_prefix(store: ObjectStore):
         store.list("../")
 
 
+def test_directories_are_listed_without_what_is_below(store: ObjectStore):
+    for key in ("a/2/x", "a/10/y/z", "a/file", "ab/x"):
+        store.put(key, b"")
+    assert list(store.directories("a/")) == ["10", "2"]
+    assert list(store.directories("")) == ["a", "ab"]
+    assert list(store.directories("none/")) == []
+
+
+def test_a_listing_is_bounded(store: ObjectStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("perfit_storage.objects.MAX_LISTED", 3)
+    for number in range(3):
+        store.put(f"a/{number}", b"")
+    assert len(list(store.list("a/"))) == 3
+    store.put("a/3", b"")
+    for read in (store.list, store.directories):
+        with pytest.raises(StoreError, match="/a/ holds more than 3 objects"):
+            list(read("a/"))
+    store.delete("a/3")
+
+
 def test_create_only_once_but_may_be_repeated(store: ObjectStore):
     assert store.create("a", b"ours")
     assert store.create("a", b"ours")

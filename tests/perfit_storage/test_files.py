@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from perfit_storage import StoreError, open_store
+from perfit_storage import StoreError, StoreUnreachable, open_store
 from perfit_storage.files import write_atomically
 
 # The padding makes the comparison take long enough for processes to overlap in it.
@@ -26,6 +29,15 @@ for turn in range(20):
             break
 """
 
+HOLD = """
+import sys, time
+from perfit_storage.files import FileStore
+from pathlib import Path
+with FileStore(Path(sys.argv[1]))._lock():
+    print("holds", flush=True)
+    time.sleep(60)
+"""
+
 
 def test_racing_processes_lose_no_update(tmp_path: Path):
     store = open_store(tmp_path.as_uri())
@@ -33,6 +45,49 @@ def test_racing_processes_lose_no_update(tmp_path: Path):
     children = [subprocess.Popen([sys.executable, "-c", INCREMENT, tmp_path]) for _ in range(3)]
     assert [child.wait() for child in children] == [0, 0, 0]
     assert store.get("counter").data.split()[0] == b"60"
+
+
+def test_a_lock_that_is_not_given_back_is_an_outage_that_names_its_holder(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("perfit_storage.files._LOCK_TIMEOUT_S", 0.2)
+    store = open_store(tmp_path.as_uri())
+    store.put("a", b"1")
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"holds\n"
+        holder.send_signal(signal.SIGSTOP)
+        name = f"process {holder.pid} on {socket.gethostname()} has held its lock for 0.2 s"
+        for write in (lambda: store.put("a", b"2"), lambda: store.delete("a")):
+            with pytest.raises(StoreUnreachable, match=name):
+                write()
+        assert store.get("a").data == b"1"
+        holder.kill()
+    store.put("a", b"2")
+
+
+def test_a_lock_file_that_somebody_else_wrote_is_not_quoted(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("perfit_storage.files._LOCK_TIMEOUT_S", 0.0)
+    store = open_store(tmp_path.as_uri())
+    with open(tmp_path / ".perfit-lock", "wb") as file:
+        file.write(b"1 \x1b[31mhost\n" * 1000)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StoreUnreachable, match="another process has held its lock"):
+            store.put("a", b"1")
+
+
+def test_a_lock_that_is_a_link_to_an_object_changes_nothing(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    store.create("a", b"1")
+    (tmp_path / ".perfit-lock").hardlink_to(tmp_path / "a")
+    store.put("b", b"2")
+    assert store.get("a").data == b"1"
+
+
+def test_links_are_listed_but_not_followed(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    store.put("a/b", b"1")
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)
+    assert list(store.list("")) == ["a/b", "a/circle"]
+    assert list(store.directories("a/")) == []
 
 
 def test_only_objects_are_left_and_listed(tmp_path: Path):

@@ -47,7 +47,8 @@ def use(directory: Path, name: str) -> subprocess.Popen[str]:
 
 
 def server_pid(directory: Path) -> int:
-    return json.loads((directory / "state.json").read_text())["pid"]
+    """The server's first process, which leads the group of all."""
+    return json.loads((directory / "state.json").read_text())["group"]
 
 
 def process_state(pid: int) -> list[str]:
@@ -108,13 +109,13 @@ def check_joining(directory: Path, server: LocalS3Server) -> None:
 def check_hanging(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perfit_storage.local_server._JOIN_TIMEOUT_S", 0)
     pid = server_pid(directory)
-    os.kill(pid, signal.SIGSTOP)
+    os.killpg(pid, signal.SIGSTOP)
     try:
         with pytest.raises(StoreError, match="does not answer") as caught, LocalS3Server(directory):
             pass
     finally:
-        os.kill(pid, signal.SIGCONT)
-    assert f"end process {pid}" in caught.value.fix
+        os.killpg(pid, signal.SIGCONT)
+    assert f"kill -9 -- -{pid}" in caught.value.fix
 
 
 def check_users(server: LocalS3Server) -> None:

@@ -20,7 +20,7 @@ from perfit.methods import Roles, Vectors
 from perfit.protocol import Participant, Plan
 from perfit.round import received_by
 from perfit_components.log_lines import format_step
-from perfit_components.steps.context import FederationContext, model_cache, store_patience
+from perfit_components.steps.context import FederationContext, model_cache
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ClientContext:
         Raises:
             PerfitError: The store cannot be reached, or the federation has no such client.
         """
-        federation = FederationContext.open(uri, store_patience())
+        federation = FederationContext.open(uri)
         return cls(federation, federation.client_named(name), round, federation.store.read_head())
 
     @property

@@ -43,12 +43,10 @@ class FederationContext:
     spec: ClusterSpec
 
     @classmethod
-    def open(cls, uri: str, patience_s: float = 0.0) -> FederationContext:
-        """Open a federation at ``<store URI>/federations/<name>``, with credentials from the process's environment.
+    def open(cls, uri: str) -> FederationContext:
+        """Open a task's federation, at ``<store URI>/federations/<name>``, with credentials from the environment.
 
-        Args:
-            uri: Of the federation.
-            patience_s: How many seconds to wait for a store that has gone; see :mod:`perfit_storage.patience`.
+        A store that goes away is waited for: see :func:`store_patience`.
 
         Raises:
             PerfitError: The store cannot be reached or holds no such federation; the URI or a stored file is wrong.
@@ -56,7 +54,7 @@ class FederationContext:
         store, directory, name = uri.rpartition(_DIRECTORY)
         if not directory:
             raise PerfitError(f"{uri!r} names no federation", "give <store URI>/federations/<name>")
-        return cls.of(FederationStore.open(store, name, patience_s=patience_s))
+        return cls.of(FederationStore.open(store, name, patience_s=store_patience()))
 
     @classmethod
     def of(cls, store: FederationStore) -> FederationContext:
@@ -226,7 +224,9 @@ def place_of(message: Plan | RoundSummary) -> RoundPlace:
 
 
 def store_patience() -> float:
-    """Return for how many seconds a client waits for a store that has gone: $PERFIT_STORE_PATIENCE_S, or five minutes.
+    """Return for how many seconds a task waits for a store that has gone: $PERFIT_STORE_PATIENCE_S, or five minutes.
+
+    A store that has not answered the task once is not waited for; see :mod:`perfit_storage.patience`.
 
     Raises:
         PerfitError: The variable is not a number of seconds.

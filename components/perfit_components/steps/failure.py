@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from perfit.errors import PerfitError, TrainingDiverged
+from perfit.errors import PerfitError, TrainingDiverged, log_error
 from perfit.protocol import cut
 
 T = TypeVar("T")
@@ -71,12 +71,14 @@ def stop_after(seconds: int | None) -> None:
 def failure_as_record(action: Callable[[], T]) -> T | Failure:
     """Return what the action returns, or why it failed or was stopped.
 
-    A reason quotes only perfit's own messages. Any other exception's text may contain records and stays in the pod's
-    log.
+    A reason quotes only perfit's own messages. Any other exception's text, also that of the cause of one of ours, may
+    contain records and stays in the pod's log.
     """
     try:
         return action()
     except PerfitError as error:
+        if error.__cause__ is not None:
+            log_error("the cause", error.__cause__)
         return Failure(cut(str(error)))
     except Stopped as stopped:
         return Failure(str(stopped))

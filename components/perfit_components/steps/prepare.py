@@ -18,7 +18,7 @@ from perfit.methods import METHODS
 from perfit.model_files import ModelManifest, check_files, describe_files
 from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
-from perfit_components.steps.context import FederationContext, model_cache, stored_model
+from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.plan import LoopItem, participants
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
 
@@ -67,7 +67,7 @@ def prepare(
     spec = by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
-    store = FederationStore.open(store_uri, directory)
+    store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
     number = round or store.read_head().round + 1
     return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))

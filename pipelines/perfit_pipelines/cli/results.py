@@ -11,12 +11,13 @@ from rich import box
 from rich.table import Table
 
 from perfit.errors import PerfitError
+from perfit.export import CONFIG_FILE, WEIGHTS_FILE
 from perfit.protocol import RoundSummary, UpdateRecord
 from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.report import draw_report
 from perfit_report import last_records
-from perfit_storage import Head
+from perfit_storage import Head, ObjectNotFound
 from perfit_storage.files import write_atomically
 
 
@@ -34,12 +35,14 @@ def export_adapter(context: FederationContext, client: str, directory: Path) -> 
             does not let this key read the client's files.
     """
     spec, store = context.spec, context.store
-    names = [name for name in store.list_client_files(client) if name.startswith(f"{ADAPTER_DIRECTORY}/")]
-    if not names:
+    try:
+        names = (CONFIG_FILE, WEIGHTS_FILE)
+        files = {name: store.get_client_file(client, f"{ADAPTER_DIRECTORY}/{name}") for name in names}
+    except ObjectNotFound as error:
         raise PerfitError(
             f"client {client!r} of federation {spec.name!r} has no adapter yet",
             f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
-        )
+        ) from error
     present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if directory.exists() and not (directory.is_dir() and (not present or "adapter_config.json" in present)):
         raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
@@ -47,9 +50,8 @@ def export_adapter(context: FederationContext, client: str, directory: Path) -> 
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         draft = Path(scratch, "adapter")
         draft.mkdir()
-        for name in names:
-            data = store.get_client_file(client, name)
-            (draft / name.removeprefix(f"{ADAPTER_DIRECTORY}/")).write_bytes(data)
+        for name, data in files.items():
+            (draft / name).write_bytes(data)
         if directory.exists():
             shutil.rmtree(directory)
         draft.rename(directory)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cli.stores import StoreOption, use_store
+from perfit.protocol import RoundSummary
+from perfit_components.steps.context import FederationContext
+from perfit_pipelines.cli.stores import Store, StoreOption, use_store
 from perfit_pipelines.options import STATE, ClientImage, File, Pipeline, PipelineOption, ServerImage, out
+from perfit_storage import ObjectNotFound
 from perfit_storage.files import write_atomically
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterClient, ClusterSpec
+
+
+@dataclass(frozen=True)
+class Results:
+    """A federation with committed rounds: the summary of each, and the page of the last one's report."""
+
+    context: FederationContext
+    summaries: list[RoundSummary]
+    page: bytes
+
 
 _TEMPLATE = Path(__file__).parents[1] / "federation.yaml"
 
@@ -89,25 +103,44 @@ def compile_(
 def run(file: File, store: StoreOption = None) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
-    from perfit_pipelines.cli.display import RunDisplay
-    from perfit_pipelines.cli.results import client_table, export_adapter, write_report
-    from perfit_pipelines.local_run import run_locally
+    from perfit_pipelines.cli.results import client_table, export_adapter
 
     spec = load_federation(file)
-    check_data(spec)
     directory = STATE / spec.name
     with use_store(store or spec.store) as used:
         out.print(f"federation {spec.name}: {spec.method.name}, store {used.uri}", markup=False)
-        with RunDisplay(spec, out) as display:
-            run_locally(spec, used.uri, used.environment, directory, display.on_line)
-        context = used.federation(spec.name)
-        summaries = context.summaries()
-        for record in summaries[-1].trained:
-            export_adapter(context, record.client, directory / "adapters" / record.client)
-        write_report(context, directory / "report.html")
-    out.print(client_table(summaries))
+        results = _results(spec, used)
+        last = results.summaries[-1].round if results else 0
+        if results and results.context.spec == spec and last >= spec.rounds:
+            out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
+        else:
+            _run_pipeline(spec, used, directory, first=min(last + 1, spec.rounds))
+            results = _results(spec, used)
+        for record in results.summaries[-1].trained:
+            export_adapter(results.context, record.client, directory / "adapters" / record.client)
+        write_atomically(directory / "report.html", results.page)
+    out.print(client_table(results.summaries))
     out.print(f"adapters: {directory}/adapters/<client>  (PeftModel.from_pretrained loads them)", markup=False)
     out.print(f"report:   {directory}/report.html", markup=False)
+
+
+def _results(spec: ClusterSpec, used: Store) -> Results | None:
+    """Return what the store has of a federation; None if no round is committed, or something of them is lost."""
+    try:
+        context = used.federation(spec.name)
+        summaries = context.summaries()
+        return Results(context, summaries, context.store.read_report(summaries[-1].round)) if summaries else None
+    except ObjectNotFound:  # a run from the first round makes it again
+        return None
+
+
+def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -> None:
+    from perfit_pipelines.cli.display import RunDisplay
+    from perfit_pipelines.local_run import run_locally
+
+    check_data(spec)
+    with RunDisplay(spec, out) as display:
+        run_locally(spec, used.uri, used.environment, directory, display.on_line, first)
 
 
 def check_data(spec: ClusterSpec) -> list[str]:

@@ -203,7 +203,7 @@ def _may_read(objects: ObjectStore, key: str) -> bool:
 
 def _may_list(objects: ObjectStore, prefix: str) -> bool:
     try:
-        list(objects.list(prefix))
+        list(objects.directories(prefix))
     except AccessDenied:
         return False
     return True

@@ -11,7 +11,7 @@ import pytest
 
 from ..goldens import FEDERATION, STORE
 
-HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
+HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "matplotlib"}
 HERE = "name: n\nmodel: owner/model\nclients: [{id: a, data: a.parquet}, {id: b, data: b.jsonl}]\n"
 CODE = f"""
 import sys
@@ -19,8 +19,20 @@ from perfit_pipelines import cli
 try:
     cli.main()
 finally:
-    print("imported:", *sorted({HEAVY} & set(sys.modules)))
+    heavy = {HEAVY} | ({{"kfp"}} if sys.argv[1] == "run" else set())
+    print("imported:", *sorted(heavy & set(sys.modules)))
 """
+
+
+def test_a_run_that_finds_everything_done_needs_no_pipeline(finished):
+    store = finished.home.site.store_uri
+    arguments = ["run", str(finished.home.file), "--store", store]
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], cwd=finished.home.directory, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "there is nothing to do" in result.stdout
+    assert result.stdout.splitlines()[-1] == "imported:"
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _verified(
         context.spec, client, plan.round, space.budget(participant.rank), record.mask_sha256
     )
     data = context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space))
-    file = _parse(data, expected, space, "mask", skip="round")
+    file = _parse(data, expected, space, "mask", _header_bytes(space, 1), skip="round")
     roles = method.roles(space, file.mask)
     for name, role in (("budget", roles.trained), ("shared", roles.shared)):
         if getattr(record, name) != np.count_nonzero(role):
@@ -121,14 +121,19 @@ def _verified(
     key = record.update.key if record.update else ""
     if not re.fullmatch(rf"rounds/{plan.round}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
-    limit = _update_bytes(space, record.shared, len(method.uploads))
+    header_bytes = _header_bytes(space, len(method.uploads))
+    limit = header_bytes + 4 * record.shared * len(method.uploads)
     update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
-    file_of_update = _parse(update, expected.at_base(plan.base.adapter.sha256), space, "update")
+    file_of_update = _parse(update, expected.at_base(plan.base.adapter.sha256), space, "update", header_bytes)
     vectors = file_of_update.vectors(roles.shared, method.uploads)
     return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
 
 
-def _parse(data: bytes, expected: AdapterHeader, space: LoraSpace, what: str, skip: str = "") -> AdapterFile:
+def _parse(
+    data: bytes, expected: AdapterHeader, space: LoraSpace, what: str, header_bytes: int, skip: str = ""
+) -> AdapterFile:
+    if int.from_bytes(data[:8], "little") > header_bytes:  # as JSON it may need 30 times the memory
+        raise Refused(f"its {what} is not an adapter file: its header has more than {header_bytes:,} bytes")
     file = AdapterFile.parse(data)
     if file.space != space:
         raise Refused(f"its {what} belongs to another space")
@@ -146,7 +151,3 @@ def _header_bytes(space: LoraSpace, vectors: int) -> int:
 
 def _mask_bytes(space: LoraSpace) -> int:
     return _header_bytes(space, 1) + space.size // 8 + len(space.matrices)
-
-
-def _update_bytes(space: LoraSpace, shared: int, vectors: int) -> int:
-    return _header_bytes(space, vectors) + 4 * shared * vectors

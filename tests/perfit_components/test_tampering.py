@@ -296,3 +296,13 @@ def test_an_update_that_changes_between_two_passes_is_refused(trained):
     assert (summary.clients[2].client, summary.clients[2].status) == ("eve", "refused")
     assert "changed while the round was averaged" in summary.clients[2].reason
     assert (committed(trained) == committed_by(trained, "ann", "bob")).all()
+
+
+@pytest.mark.parametrize("mask", [None, b"", b"not an adapter", b"\0" * 2**20], ids=["gone", "empty", "other", "large"])
+def test_a_mask_that_changes_once_it_counted_is_left_out_of_the_report(trained, mask):
+    full = close_round(trained.uri, 1).report.html
+    path = next((trained.root / "masks/eve").iterdir())
+    path.unlink()
+    if mask is not None:
+        path.write_bytes(mask)
+    assert "eve" in close_round(trained.uri, 1).report.html != full

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ..perfit_components.conftest import make_site, tiny_llama
 from ..perfit_components.running import THREE, Site, make_spec, write_data
 from .steps import Case, Hosts, undisturbed
-from .totals import TOTALS
+from .totals import EFFORT, TOTALS
 
 __all__ = ["make_site", "tiny_llama"]
+
+# Attacks are large, and their strategies are made of what a fixture has.
+_slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+settings.register_profile("ci", derandomize=True, deadline=None, database=None, suppress_health_check=_slow)
+settings.register_profile("long", deadline=None, database=None, suppress_health_check=_slow)
+settings.load_profile("ci" if EFFORT == 1 else "long")
 
 
 @pytest.fixture(scope="session")

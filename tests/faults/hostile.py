@@ -1,6 +1,6 @@
 """All that one client can write in a round, as Hypothesis strategies, and what of it may be accepted.
 
-``decode`` shares no code with perfit's readers: it says which mask and values the objects of a client decode to, if they
+``decode`` shares no code with perfit's readers: it says which mask and values a client's objects decode to, if they
 follow the plan.
 """
 
@@ -94,8 +94,9 @@ class Client:
         record |= {"skipped_records": 0, "truncated_records": 0, "bytes_up": 1, "bytes_down": 1, "losses": [2.5, 2.0]}
         record |= {"perplexity": {"round_0": 9.0, "before": 8.0, "after": 7.5}}
         record |= {"update": {"key": key, "sha256": hashlib.sha256(update).hexdigest()}, **changes}
+        packed = {f"mask/{name}": np.packbits(part) for name, part in parts.items()}
         return {
-            f"masks/{self.name}/{sha256}": tensors({f"mask/{n}": np.packbits(part) for n, part in parts.items()}, fields),
+            f"masks/{self.name}/{sha256}": tensors(packed, fields),
             key: update,
             self.record_key: json.dumps(record).encode(),
         }
@@ -207,7 +208,8 @@ def _check_metadata(client: Client, header: dict, **planned: Any) -> None:
     planned |= {"federation": client.spec.name, "client": client.name, "base_model": client.spec.model}
     planned |= {"rank": client.rank, "expansion": client.spec.expansion, "budget": client.budget, "format_version": 2}
     assert set(fields) == {*planned, "matrices", "round"}
-    assert [[str(name), int(rows), int(columns)] for name, rows, columns in fields["matrices"]] == client.space.to_list()
+    matrices = [[str(name), int(rows), int(columns)] for name, rows, columns in fields["matrices"]]
+    assert matrices == client.space.to_list()
     assert all(fields[name] == value for name, value in planned.items())
 
 
@@ -225,8 +227,8 @@ VALUES += ["", "5", "../../x", "\x1b[31m", "\0", "\ud800", "x" * 5000, "trained"
 VALUES += [[], {}, [[[]]], {"a": {"b": 1}}, ["low"]]
 TEXTS = [b"", b"{", b"null", b"[]", b"NaN", b"\xff\xfe", b"[" * 100_000, b" " * 5_000_000]
 TEXTS += [b'{"status": "failed", "reason": "\\ud800"}', b'{"status": "trained", "status": "failed"}']
-CROWDS = [b"0,", b'"",', b"[],", b"{},", b"1e9,", b'"\xc3\xa9",', b"[", b'{"":', b'"%x":0,']
-"""Of which a record can have a million."""
+CROWDS = [b"0", b'""', b"[]", b"{}", b"1e9", b'"\xc3\xa9"', b'"0123456789abcdef0123456789"']
+"""Values of which a record can have a million."""
 ENTRIES: list[Any] = [None, 3, [], {}, "F32"]
 ENTRIES += [
     {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
@@ -263,11 +265,16 @@ class Attack:
         return f"Attack({ {key: data[:200] for key, data in self.objects.items()} }, {str(self.headers)[:200]})"
 
 
-def crowd(unit: bytes, start: bytes = b'{"status":"trained","losses":[', number: int = MAX_RECORD_BYTES) -> bytes:
-    """Return a record of very many values."""
-    number = min(number, MAX_RECORD_BYTES // len(unit))
-    text = b"".join(unit % i for i in range(number)) if b"%x" in unit else unit * number
-    return (start + text)[:MAX_RECORD_BYTES]
+def crowd(value: bytes, number: int = MAX_RECORD_BYTES) -> bytes:
+    """Return a record of very many losses."""
+    number = min(number, (MAX_RECORD_BYTES - 100) // (len(value) + 1))
+    return b'{"status": "trained", "losses": [' + b",".join([value] * number) + b"]}"
+
+
+def crowd_of_keys(number: int) -> bytes:
+    """Return a record of very many keys."""
+    keys = b",".join(b'"%x": 0' % key for key in range(number))
+    return b'{"status": "trained", %b, "perplexity": {%b}}' % (keys, keys)
 
 
 def _record(data: bytes) -> Callable[[Client], Attack]:
@@ -288,7 +295,8 @@ def _bomb(key: str) -> Callable[[Client], Attack]:
 
 
 def _header_of_objects(data: bytes) -> bytes:
-    return (len(data) - 8).to_bytes(8, "little") + (b'{"a":[' + b"{}," * len(data))[: len(data) - 8]
+    header = b'{"a": [%b]}' % b",".join([b"{}"] * ((len(data) - 20) // 3))
+    return len(header).to_bytes(8, "little") + header
 
 
 def _metadata_of_objects(data: bytes) -> bytes:
@@ -297,11 +305,12 @@ def _metadata_of_objects(data: bytes) -> bytes:
 
 
 WORST = {
-    **{f"record of {unit}": _record(crowd(unit)) for unit in CROWDS},
-    "record of strings": _record(crowd(b'"0123456789abcdef0123456789",', number=2**17)),
-    "record of keys": _record(crowd(b'"%x":0,', start=b'{"status":"trained",', number=2**12)),
-    "record of one string": _record(crowd(b"\\u00e9", start=b'{"status":"trained","client":"')),
-    "record of losses": _record(crowd(b"0.123456789012345678901234567,", number=100_000)),
+    **{f"record: crowd of {value}": _record(crowd(value)) for value in CROWDS},
+    **{f"record: 2^17 of {value}": _record(crowd(value, 2**17)) for value in CROWDS},
+    "record: many keys": _record(crowd_of_keys(180_000)),
+    "record: some keys": _record(crowd_of_keys(4_000)),
+    "record: one string": _record(b'{"status": "trained", "client": "%b"}' % (b"\\u00e9" * 2**19)),
+    "record: losses": _record(crowd(b"0.12345678901234567890123456789", 100_000)),
     **{
         f"{what}: {change.__name__.strip('_')}": write(change)
         for what, write in {"update": _update, "mask": _mask}.items()
@@ -323,7 +332,8 @@ def attacks(client: Client) -> st.SearchStrategy[Attack]:
         _statuses(client),
         _mangled(honest[client.record_key]),
         st.sampled_from(TEXTS),
-        st.builds(crowd, st.sampled_from(CROWDS), number=st.sampled_from([100, 8_000, 130_000, MAX_RECORD_BYTES])),
+        st.builds(crowd, st.sampled_from(CROWDS), st.sampled_from([100, 8_000, 130_000, MAX_RECORD_BYTES])),
+        st.builds(crowd_of_keys, st.sampled_from([50, 2_000, 100_000])),
     )
     update, mask = honest[client.update_key], honest[client.mask_key]
     updates = _tensor_files(update) | _mangled(update) | st.just(mask)

@@ -1,4 +1,4 @@
-"""Two aggregations of a round, and two runs of a federation, at once: each round is committed once, and nothing is torn.
+"""Two aggregations of a round at once, and two runs of a federation: each round is committed once, nothing is torn.
 
 Of what a losing aggregation wrote, global vectors and summaries that no head names may stay, named by their hash.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -17,8 +16,9 @@ from perfit_storage import AccessDenied, FederationStore, ObjectNotFound, StoreU
 from perfit_storage.patience import with_patience
 
 from .s3_proxy import BUSY, FLIP_UPLOAD, KINDS, LOSE, REPEAT, RESET, Behaviour, faulty
+from .totals import EFFORT, SEED
 
-SECONDS = float(os.environ.get("PERFIT_FAULTS_SECONDS", 5))
+SECONDS = 5.0 * EFFORT
 PATIENCE_S = 60
 
 
@@ -106,14 +106,14 @@ def test_bytes_that_changed_on_the_way_up_are_sent_again(s3_server, uri: str):
 
 
 def test_faults_at_random_lose_and_double_nothing(s3_server, uri: str):
-    """Four writers append to one log and write objects of their own; ``PERFIT_FAULTS_SECONDS`` for longer."""
-    deadline, seed = time.monotonic() + SECONDS, int(os.environ.get("PERFIT_FAULTS_SEED", 0))
+    """Four writers append to one log and write objects of their own."""
+    deadline = time.monotonic() + SECONDS
     open_store(uri, s3_server.environment).put("log", b"")
-    with faulty(s3_server, Behaviour(share=0.2), seed) as (proxy, environment):
+    with faulty(s3_server, Behaviour(share=0.2), SEED) as (proxy, environment):
 
         def write(writer: int) -> tuple[list[str], dict[str, bytes]]:
             store = with_patience(open_store(uri, environment), PATIENCE_S)
-            chance, appended, written = random.Random(f"{seed} {writer}"), [], {}
+            chance, appended, written = random.Random(f"{SEED} {writer}"), [], {}
             while time.monotonic() < deadline:
                 with suppress(StoreUnreachable):  # Four faults in a row, before the first answer.
                     store.exists("log")

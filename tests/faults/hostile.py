@@ -42,10 +42,10 @@ class Client:
         space: The expanded space of N positions.
     """
 
-    spec: ClusterSpec
+    spec: ClusterSpec = field(repr=False)
     name: str
     base: str
-    space: LoraSpace
+    space: LoraSpace = field(repr=False)
 
     @property
     def rank(self) -> int:
@@ -417,7 +417,8 @@ def _tensor_files(draw: Callable, data: bytes) -> bytes:
                 header["__metadata__"] = {"perfit": json.dumps(draw(_other_fields(data)))}
             case 4:
                 key = draw(st.sampled_from(["dtype", "shape", "data_offsets", "x"]))
-                header[name] = {**(header.get(name) or {}), key: draw(_trees | st.sampled_from(list(DTYPES)))}
+                entry = header[name] if isinstance(header.get(name), dict) else {}
+                header[name] = {**entry, key: draw(_trees | st.sampled_from(list(DTYPES)))}
             case 5:
                 values = np.frombuffer(payload[: len(payload) // 4 * 4], np.float32).copy()
                 values[draw(st.integers(0, values.size)) :][:1] = draw(st.sampled_from(FLOATS))

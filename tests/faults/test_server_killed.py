@@ -34,7 +34,7 @@ WRITES = {
     "aggregate": ["global.safetensors", "summary.json", "head.json", "report.html", "plan.json"],
 }
 if EFFORT > 1:
-    KILLS = [(step, moment, key) for step, keys in WRITES.items() for key in keys for moment in (BEFORE, AFTER)]
+    KILLS += [(step, AFTER, key) for step, keys in WRITES.items() for key in keys]
 
 
 class MortalServer:

@@ -76,6 +76,15 @@ def different(contents: Mapping[str, bytes], expected: Mapping[str, bytes]) -> l
     return sorted(key for key in {*contents, *expected} if contents.get(key) != expected.get(key))
 
 
+def check(federation: Federation, expected: Mapping[str, bytes]) -> None:
+    """Check the end of a trial: the store holds exactly the expected objects, and its rounds what was delivered."""
+    TOTALS.never("differing objects", different(federation.contents(), expected))
+    TOTALS.never("torn reads", torn(federation))
+    TOTALS.never("updates lost", lost(federation, delivered(federation)))
+    TOTALS.count("trials")
+    TOTALS.count("rounds committed", len(committed(federation)))
+
+
 class Reader:
     """Within its context, a thread that reads what the head names, again and again."""
 

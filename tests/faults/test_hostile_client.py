@@ -43,7 +43,7 @@ from .steps import Federation
 from .totals import EFFORT, TOTALS
 
 EXAMPLES = 500 if EFFORT == 1 else 5000 * EFFORT
-ROUNDS = 3
+ROUNDS = 2
 EVES = 16
 """Hostile clients in one round."""
 HONEST = ["ann", "bob"]

@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+EFFORT ?= 20
+SEED := $(shell date +%s)
 PROJECT := pyproject.toml constraints.txt
 
 .PHONY: run test lint bench faults images clean
@@ -21,9 +23,9 @@ lint: $(VENV)/.dev  ## style and layers
 bench: $(VENV)/.dev  ## the step-time ratio; see tests/benchmarks/README.md for the others
 	$(BIN)/python tests/benchmarks/step_time.py
 
-faults: $(VENV)/.dev  ## hostile objects and broken stores for long, other ones each time; tests/faults/README.md
-	PERFIT_FUZZ_CASES=20000 PERFIT_FUZZ_SEED=$$(date +%s) PERFIT_FAULTS_SECONDS=3600 PERFIT_FAULTS_SEED=$$(date +%s) \
-		$(BIN)/python -m pytest -s --show-capture=no tests/faults
+faults: $(VENV)/.dev  ## tests/faults for long, with other faults each time: EFFORT=20 takes about half an hour
+	PERFIT_FAULTS_EFFORT=$(EFFORT) PERFIT_FAULTS_SEED=$(SEED) \
+		$(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/faults
 
 images:  ## build both images with docker, podman or buildah; images/README.md
 	images/build.sh

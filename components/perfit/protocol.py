@@ -14,12 +14,15 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     FiniteFloat,
+    Strict,
     StringConstraints,
     TypeAdapter,
     ValidationError,
 )
+from pydantic_core import from_json
 
 MAX_REASON = 2000
 """Characters of a client's reason that are kept."""
@@ -27,6 +30,10 @@ MAX_COUNT = 2**53
 """The largest integer in a message: up to here every JSON reader, and a float, represents integers exactly."""
 MAX_OUTCOME_BYTES = 2**22
 """Maximum size of a client's message; a record has about 20 bytes per loss."""
+MAX_OUTCOME_COMMAS = 2**17
+"""A record has one per loss."""
+MAX_OUTCOME_MARKS = 2**13
+"""Maximum number of colons and opening brackets in a client's message; its reason may consist of them."""
 
 
 def cut(reason: str) -> str:
@@ -161,7 +168,8 @@ class UpdateRecord(Message):
     held_out_records: PositiveInt
     skipped_records: NonNegativeInt
     truncated_records: NonNegativeInt
-    losses: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=100_000)
+    # A JSON array is a list, which is strictly no tuple.
+    losses: Annotated[tuple[FiniteFloat, ...], Strict(False), FailFast()] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
     mask_sha256: Sha256
     bytes_up: NonNegativeInt
@@ -259,15 +267,32 @@ def parse_outcome(data: bytes) -> UpdateRecord | ClientStatus:
     Raises:
         MessageError: It is too large, or neither a record nor a status.
     """
-    return _parse(Outcome, data, MAX_OUTCOME_BYTES)
+    _check_size(data, MAX_OUTCOME_BYTES)
+    if data.count(b",") > MAX_OUTCOME_COMMAS or sum(map(data.count, (b":", b"[", b"{"))) > MAX_OUTCOME_MARKS:
+        raise MessageError("it has more values than any record")
+    try:
+        # Not validate_json: each of its errors holds a copy of the value that it is about.
+        return TypeAdapter(Outcome).validate_python(from_json(data))
+    except ValueError as error:
+        raise _message_error(error) from None
 
 
 def _parse(kind: Any, data: bytes, max_bytes: int) -> Any:
-    if len(data) > max_bytes:
-        raise MessageError(f"it has {len(data):,} bytes, at most {max_bytes:,} are allowed")
+    _check_size(data, max_bytes)
     try:
         return TypeAdapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise MessageError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise _message_error(error) from None
+
+
+def _check_size(data: bytes, max_bytes: int) -> None:
+    if len(data) > max_bytes:
+        raise MessageError(f"it has {len(data):,} bytes, at most {max_bytes:,} are allowed")
+
+
+def _message_error(error: ValueError) -> MessageError:
+    if not isinstance(error, ValidationError):
+        return MessageError(f"Invalid JSON: {error}")
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return MessageError(f"{where}: {first['msg']}" if where else first["msg"])

@@ -21,6 +21,8 @@ from minio.error import S3Error
 
 from perfit_storage.s3 import S3Settings
 
+from .totals import TOTALS
+
 RESET = "reset"  # the connection, before the server has the request
 LOSE = "lose"  # the answer: the server has done what it was asked
 TRUNCATE = "truncate"  # the answer's body, after half of it
@@ -31,8 +33,10 @@ DELAY = "delay"  # for 0.2 s
 BUSY = "busy"  # 503, not the server's own
 ENDLESS = "endless"  # zeros without a length, as long as somebody reads
 ANNOUNCE = "announce"  # 10**12 bytes, of which none comes
+BEFORE, AFTER = "before", "after"
 KINDS = (RESET, LOSE, TRUNCATE, FLIP_UPLOAD, REPEAT, DELAY, BUSY)
 """What a writer with patience does not notice."""
+_FAULTS = {*KINDS, FLIP, ENDLESS, ANNOUNCE, "down"}
 
 _ENDLESS_CHUNK = bytes(2**16)
 _HOP_BY_HOP = {"connection", "content-length", "transfer-encoding"}
@@ -53,6 +57,8 @@ class Behaviour:
         etag: Changes each ETag that the server gives; None leaves it out.
         encoding: The Content-Encoding that answers claim.
         answer: Status, content type and body to give to every request instead of the server's.
+        watch: Told of each request before it is passed on and after that (``BEFORE``, ``AFTER``), with its method and
+            path; the connection is reset where it says so.
     """
 
     plan: list[str] = field(default_factory=list)
@@ -66,6 +72,7 @@ class Behaviour:
     etag: Callable[[str], str | None] = str
     encoding: str | None = None
     answer: tuple[int, str, bytes] | None = None
+    watch: Callable[[str, str, str], bool] = lambda *_: False
 
 
 class FaultyS3(ThreadingHTTPServer):
@@ -109,8 +116,11 @@ def faulty(server, behaviour: Behaviour | None = None, seed: int = 0) -> Iterato
         pytest.skip("the proxy speaks plain HTTP to the store")
     with FaultyS3(settings, behaviour or Behaviour(), seed) as proxy:
         threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
-        yield proxy, {**server.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}
-        proxy.shutdown()
+        try:
+            yield proxy, {**server.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}
+        finally:
+            TOTALS.count("faults injected", sum(proxy.counts[fault] for fault in _FAULTS))
+            proxy.shutdown()
 
 
 @dataclass(frozen=True)
@@ -151,10 +161,12 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.2)
         if fault == FLIP_UPLOAD and body:
             body = flipped(body)
+        if behaviour.watch(BEFORE, self.command, self.path):
+            return self.reset()
         answer = self.ask(body)
         if fault == REPEAT:
             answer = self.ask(body)
-        if fault == LOSE:
+        if behaviour.watch(AFTER, self.command, self.path) or fault == LOSE:
             return self.reset()
         self.give(answer, fault)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
 import os
 import socket
 import subprocess
@@ -29,9 +26,9 @@ from perfit_storage import (
 )
 from perfit_storage.s3 import S3Settings
 
+from .hostile import BOMB, OWN_KEY
 from .s3_proxy import ANNOUNCE, ENDLESS, FLIP, TRUNCATE, Behaviour, faulty
 
-GIB = 2**30
 LIMIT = 2**20
 READ = """
 import resource, sys
@@ -56,21 +53,13 @@ def upload(server, uri: str, key: str, data: bytes, headers: dict[str, str]) -> 
     client._put_object(bucket, f"{prefix}/{key}", data, headers)
 
 
-def bomb(size: int) -> bytes:
-    """Zeros, compressed twice: gzip allows members in a row."""
-    member = 2**26
-    return gzip.compress(gzip.compress(bytes(member)) * (size // member))
-
-
 def test_what_is_compressed_twice_stays_as_it_is(s3_server, uri: str):
-    data = bomb(2 * GIB)
-    assert len(data) < 5_000
-    upload(s3_server, uri, "bomb", data, {"Content-Encoding": "gzip, gzip"})
+    upload(s3_server, uri, "bomb", BOMB, {"Content-Encoding": "gzip, gzip"})
     command = [sys.executable, "-c", READ, uri, str(LIMIT)]
     result = subprocess.run(command, env=os.environ | s3_server.environment, capture_output=True, text=True, check=True)
     size, before, after = map(int, result.stdout.split())
-    print(f"a bomb of {len(data)} bytes: peak memory {before} MiB before reading it, {after} MiB after")
-    assert size == len(data)
+    print(f"a bomb of {len(BOMB)} bytes: peak memory {before} MiB before reading it, {after} MiB after")
+    assert size == len(BOMB)
     assert after - before < 20
 
 
@@ -114,17 +103,10 @@ def test_a_bounded_read_that_breaks_off_is_repeated(s3_server, uri: str):
         open_store(uri, environment).get("a", limit=len(data))
 
 
-def own_key_headers() -> dict[str, str]:
-    """Encryption under a key that the writer keeps."""
-    key, prefix = b"k" * 32, "x-amz-server-side-encryption-customer-"
-    digest = base64.b64encode(hashlib.md5(key).digest()).decode()
-    return {f"{prefix}algorithm": "AES256", f"{prefix}key": base64.b64encode(key).decode(), f"{prefix}key-md5": digest}
-
-
 @pytest.mark.parametrize(
     "headers",
     [
-        own_key_headers(),
+        OWN_KEY,
         {f"x-amz-meta-{number}": "v" for number in range(150)},
         {"x-amz-meta-long": "v" * 70_000},
     ],

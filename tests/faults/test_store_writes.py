@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -26,8 +25,9 @@ from perfit_storage import (
 from perfit_storage.patience import with_patience
 
 from .s3_proxy import BUSY, FLIP_UPLOAD, KINDS, LOSE, REPEAT, RESET, Behaviour, faulty
+from .totals import EFFORT, SEED
 
-SECONDS = float(os.environ.get("PERFIT_FAULTS_SECONDS", 5))
+SECONDS = 5.0 * EFFORT
 PATIENCE_S = 60
 
 
@@ -106,19 +106,23 @@ def test_lost_answers_do_not_change_what_a_federation_decides_by_comparing(s3_se
     other = FederationStore.open(uri, "demo", s3_server.environment)
     assert other.create_head(first)
     assert other.write_spec(b"v1", expected=None)
-    assert other.put_record(1, "anna", b"failed", final) == b"failed"
+    assert other.put_record(RoundPlace(1), "anna", b"failed", final) == b"failed"
     with faulty(s3_server) as (proxy, environment):
         federation = FederationStore.open(uri, "demo", environment, patience_s=PATIENCE_S)
         read_first = [""]
         for write in (
             lambda: federation.advance_head(first, second),
             lambda: federation.write_spec(b"v2", expected=b"v1"),
-            lambda: federation.put_record(1, "anna", b"trained", lambda record: False) == b"trained",
+            lambda: federation.put_record(RoundPlace(1), "anna", b"trained", lambda record: False) == b"trained",
         ):
             proxy.behaviour.plan = [*read_first, *[LOSE] * 5]
             assert write()
         assert proxy.counts[LOSE] == 15
-    assert (other.read_head(), other.read_spec(), other.read_record(1, "anna")) == (second, b"v2", b"trained")
+    assert (other.read_head(), other.read_spec(), other.read_record(RoundPlace(1), "anna")) == (
+        second,
+        b"v2",
+        b"trained",
+    )
 
 
 def test_bytes_that_changed_on_the_way_up_are_sent_again(s3_server, uri: str):
@@ -135,14 +139,14 @@ def test_bytes_that_changed_on_the_way_up_are_sent_again(s3_server, uri: str):
 
 
 def test_faults_at_random_lose_and_double_nothing(s3_server, uri: str):
-    """Four writers append to one log and write objects of their own; ``PERFIT_FAULTS_SECONDS`` for longer."""
-    deadline, seed = time.monotonic() + SECONDS, int(os.environ.get("PERFIT_FAULTS_SEED", 0))
+    """Four writers append to one log and write objects of their own."""
+    deadline = time.monotonic() + SECONDS
     open_store(uri, s3_server.environment).put("log", b"")
-    with faulty(s3_server, Behaviour(share=0.2), seed) as (proxy, environment):
+    with faulty(s3_server, Behaviour(share=0.2), SEED) as (proxy, environment):
 
         def write(writer: int) -> tuple[list[str], dict[str, bytes]]:
             store = with_patience(open_store(uri, environment), PATIENCE_S)
-            chance, appended, written = random.Random(f"{seed} {writer}"), [], {}
+            chance, appended, written = random.Random(f"{SEED} {writer}"), [], {}
             while time.monotonic() < deadline:
                 with suppress(StoreUnreachable):  # Four faults in a row, before the first answer.
                     store.exists("log")

@@ -96,8 +96,8 @@ def test_an_outcome_is_a_record_or_a_status():
         (b"null", "object"),
         (b"[]", "object"),
         (b"\xff", "Invalid JSON"),
-        (b"[" * 100_000, "recursion limit"),
-        (b'{"status":' * 10_000, "recursion limit"),
+        (b"[" * 8_000, "recursion limit"),
+        (b'{"status":' * 4_000, "recursion limit"),
         (b'{"round":' + b"9" * 5_000 + b"}", "out of range"),
         (STATUS.to_json()[:-3], "EOF"),
         (STATUS.to_json() + b"{}", "trailing"),
@@ -164,6 +164,19 @@ def test_a_message_that_is_too_large_is_not_even_parsed(kind, mebibytes):
     with pytest.raises(MessageError) as caught:
         kind.parse(b"[" * (mebibytes * 2**20 + 1))
     assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize("value", [b"0,", b'"",', b"[],", b"{},", b"[", b'{"a":', b'"a":0,'])
+def test_an_outcome_of_more_values_than_any_record_is_not_even_parsed(value):
+    with pytest.raises(MessageError, match="more values than any record"):
+        parse_outcome(b'{"status": "trained", "losses": [' + value * 140_000)
+
+
+def test_the_longest_record_is_read():
+    record = RECORD.model_copy(update={"losses": (1 / 3,) * 100_000})
+    assert parse_outcome(record.to_json()) == record
+    status = STATUS.model_copy(update={"reason": "[{:," * (MAX_REASON // 4)})
+    assert parse_outcome(status.to_json()) == status
 
 
 def test_an_outcome_that_is_too_large_is_not_even_parsed():

@@ -193,7 +193,7 @@ CASES = {
     "empty key": (names(""), "its record names"),
     "no update named": (names(None), "its record names"),
     "no JSON": (text("{"), "Invalid JSON"),
-    "nested without end": (text("[" * 100_000), "Invalid JSON"),
+    "nested without end": (text("[" * 100_000), "more values than any record"),
     "a lone surrogate": (text('{"status": "failed", "reason": "\\ud800"}'), "Invalid JSON"),
     "no UTF-8": (lambda eve: eve.record_path.write_bytes(b'{"a": "\xff"}'), "Invalid JSON"),
     "too large": (text('{"reason": "' + "x" * 2**22 + '"}'), "it has more than 4,194,304 bytes"),
@@ -299,3 +299,13 @@ def test_an_update_is_read_once(trained):
     assert sorted(key for key in read if "updates" in key) == [
         f"rounds/1/updates/{client}.safetensors" for client in ("ann", "bob", "eve")
     ]
+
+
+@pytest.mark.parametrize("mask", [None, b"", b"not an adapter", b"\0" * 2**20], ids=["gone", "empty", "other", "large"])
+def test_a_mask_that_changes_once_it_counted_is_left_out_of_the_report(trained, mask):
+    full = close_round(trained.uri, 1).report.html
+    path = next((trained.root / "masks/eve").iterdir())
+    path.unlink()
+    if mask is not None:
+        path.write_bytes(mask)
+    assert "eve" in close_round(trained.uri, 1).report.html != full

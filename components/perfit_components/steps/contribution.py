@@ -26,7 +26,7 @@ from perfit.protocol import (
 from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_components.steps.context import FederationContext, place_of
-from perfit_storage import Blob, StoreError, StoreUnreachable
+from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
 
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from what grows with the matrices."""
@@ -89,6 +89,21 @@ def read_contribution(
         return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
 
 
+def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:
+    """Read an architecture again, for a report: bool, shape (N,); None if its client has changed or removed it.
+
+    Raises:
+        StoreUnreachable: The store does not answer.
+    """
+    try:
+        file = _parse(store.get_mask(client, sha256, limit=_mask_bytes(space)), space, "mask", _header_bytes(space, 1))
+        return file.mask if file.header.mask_sha256 == sha256 else None
+    except StoreUnreachable:
+        raise
+    except Exception:  # as above
+        return None
+
+
 def _status(plan: Plan, participant: Participant, status: str, reason: str) -> ClientStatus:
     return ClientStatus(**participant.model_dump(), round=plan.round, status=status, reason=cut(reason))
 
@@ -109,7 +124,8 @@ def _verified(
         context.spec, client, plan.round, space.budget(participant.rank), record.mask_sha256
     )
     data = context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space))
-    file = _parse(data, expected, space, "mask", skip="round")
+    file = _parse(data, space, "mask", _header_bytes(space, 1))
+    _check_header(file, expected, "mask", skip="round")
     roles = method.roles(space, file.mask)
     for name, role in (("budget", roles.trained), ("shared", roles.shared)):
         if getattr(record, name) != np.count_nonzero(role):
@@ -120,9 +136,11 @@ def _verified(
     place = re.escape(str(place_of(plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
-    limit = _update_bytes(space, record.shared, len(method.uploads))
+    header_bytes = _header_bytes(space, len(method.uploads))
+    limit = header_bytes + 4 * record.shared * len(method.uploads)
     update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
-    file_of_update = _parse(update, expected.at_base(plan.base.adapter.sha256), space, "update")
+    file_of_update = _parse(update, space, "update", header_bytes)
+    _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
     vectors = file_of_update.vectors(roles.shared, method.uploads)
     for name, vector in vectors.items():
         if (largest := float(np.abs(vector).max())) > MAX_MAGNITUDE:
@@ -130,14 +148,19 @@ def _verified(
     return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
 
 
-def _parse(data: bytes, expected: AdapterHeader, space: LoraSpace, what: str, skip: str = "") -> AdapterFile:
+def _parse(data: bytes, space: LoraSpace, what: str, header_bytes: int) -> AdapterFile:
+    if int.from_bytes(data[:8], "little") > header_bytes:  # as JSON it may need 30 times the memory
+        raise Refused(f"its {what} is not an adapter file: its header has more than {header_bytes:,} bytes")
     file = AdapterFile.parse(data)
     if file.space != space:
         raise Refused(f"its {what} belongs to another space")
+    return file
+
+
+def _check_header(file: AdapterFile, expected: AdapterHeader, what: str, skip: str = "") -> None:
     for name, value in vars(expected).items():
         if name != skip and getattr(file.header, name) != value:
             raise Refused(f"its {what} says {name} {getattr(file.header, name)!r}, the plan {value!r}")
-    return file
 
 
 def _header_bytes(space: LoraSpace, vectors: int) -> int:
@@ -148,7 +171,3 @@ def _header_bytes(space: LoraSpace, vectors: int) -> int:
 
 def _mask_bytes(space: LoraSpace) -> int:
     return _header_bytes(space, 1) + space.size // 8 + len(space.matrices)
-
-
-def _update_bytes(space: LoraSpace, shared: int, vectors: int) -> int:
-    return _header_bytes(space, vectors) + 4 * shared * vectors

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from perfit.adapter_file import AdapterFile
 from perfit.errors import PerfitError
+from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, base_of
+from perfit_components.steps.contribution import read_mask
 from perfit_report import Move, last_records, moves, render_report, scalar_metrics
-from perfit_storage import FederationStore
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,32 @@ def draw_report(context: FederationContext, last: int) -> RoundReport:
     if not summaries:
         raise PerfitError(f"federation {context.spec.name!r} has no committed round yet", "run a round first")
     space = context.downloads(base_of(context.store.read_head())).space
-    hashes = {client: record.mask_sha256 for client, record in last_records(summaries).items()}
-    masks = _StoredMasks(context.store, hashes)
-    html = render_report(context.spec, summaries, space, masks)
+    with TemporaryDirectory() as directory:
+        masks = _Masks(Path(directory), space)
+        for client, record in (last_records(summaries) if context.spec.search else {}).items():
+            mask = read_mask(context.store, client, record.mask_sha256, space)
+            if mask is not None:
+                masks.add(client, mask)
+        html = render_report(context.spec, summaries, space, masks)
     move = {move.round: move for move in moves(summaries)}.get(summaries[-1].round)
     return RoundReport(html, scalar_metrics(summaries[-1]), move)
 
 
-class _StoredMasks(Mapping[str, np.ndarray]):
-    """Clients' masks, read from the store one at a time: memory does not grow with the federation."""
+class _Masks(Mapping[str, np.ndarray]):
+    """Clients' masks, in files: memory does not grow with the federation, and no client can change them any more."""
 
-    def __init__(self, store: FederationStore, hashes: Mapping[str, str]):
-        self._store, self._hashes = store, hashes
+    def __init__(self, directory: Path, space: LoraSpace):
+        self._directory, self._size, self._files = directory, space.size, {}
+
+    def add(self, client: str, mask: np.ndarray) -> None:
+        self._files[client] = self._directory / client
+        np.packbits(mask).tofile(self._files[client])
 
     def __getitem__(self, client: str) -> np.ndarray:
-        return AdapterFile.parse(self._store.get_mask(client, self._hashes[client])).mask
+        return np.unpackbits(np.fromfile(self._files[client], np.uint8), count=self._size).view(bool)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._hashes)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._files)

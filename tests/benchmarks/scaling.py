@@ -222,19 +222,20 @@ def measure_server(clients: int) -> dict[str, float]:
         store.create_head(Head(0, store.put_global(RoundPlace(0), initial)))
         context = FederationContext.of(store)
         measured = {"plan": _seconds(lambda: participants(context, 1, spec.tiers_in_use()))}
+        base = store.read_head().adapter.sha256
         for seed, client in enumerate(spec.clients):
-            _deliver(store, here, client.id, seed)
+            _deliver(store, here, client.id, seed, base)
         measured["aggregate"] = _seconds(lambda: commit_round(context, 1))
         measured["report"] = _seconds(lambda: store.put_report(RoundPlace(1), draw_report(context, 1).html.encode()))
         measured["megabytes"] = len(store.read_report(RoundPlace(1))) / 1e6
     return {**measured, "peak": _peak_mib()}
 
 
-def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
-    """Store what a client leaves after a round."""
+def _deliver(store: FederationStore, here: LoraSpace, client: str, seed: int, base: str) -> None:
+    """Store what a client leaves after a round that started from the global adapter of this hash."""
     from perfit.protocol import Blob, Perplexity, UpdateRecord
 
-    mask_file, update = _files(here, 8, seed, client)
+    mask_file, update = _files(here, 8, seed, client, base)
     sha256, budget = AdapterFile.parse(mask_file).header.mask_sha256, here.budget(8)
     store.put_mask(client, sha256, mask_file)
     blob = store.put_update(RoundPlace(1), client, update)
@@ -259,14 +260,14 @@ def _deliver(store, here: LoraSpace, client: str, seed: int) -> None:
     store.put_record(RoundPlace(1), client, record.to_json(), lambda record: True)
 
 
-def _files(here: LoraSpace, rank: int, seed: int, client: str = "one") -> tuple[bytes, bytes]:
+def _files(here: LoraSpace, rank: int, seed: int, client: str = "one", base: str = "") -> tuple[bytes, bytes]:
     """A random mask of a rank's budget, and values on it."""
     draw, budget = np.random.default_rng(seed), here.budget(rank)
     mask = np.zeros(here.size, dtype=bool)
     mask[draw.permutation(here.size)[:budget]] = True
     values = draw.standard_normal(budget, dtype=np.float32)
     header = _header(client, here, mask, rank)
-    return dump_mask(header, here, mask), dump_vectors(header, here, mask, {"values": values})
+    return dump_mask(header, here, mask), dump_vectors(header.at_base(base), here, mask, {"values": values})
 
 
 def _header(client: str, here: LoraSpace, mask: np.ndarray, rank: int) -> AdapterHeader:

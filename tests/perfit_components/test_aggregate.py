@@ -233,6 +233,21 @@ def test_what_a_round_starts_from_is_made_again_from_its_updates(make_site, meth
     assert {key: data for key, data in files(site.root).items() if "rounds/2" not in key} == before
 
 
+def test_who_delivered_too_late_does_not_count_when_it_is_made_again(make_site):
+    site = make_site(rounds=2).prepare()
+    site.train(1)
+    record = site.root / "rounds/1/updates/bob.json"
+    late = record.read_bytes()
+    record.unlink()
+    assert [status.client for status in site.aggregate(1).lost] == ["bob"]
+    before = files(site.root)
+    record.write_bytes(late)
+    (site.root / "rounds/1/global.safetensors").unlink()
+    site.planned(2)
+    after = files(site.root)
+    assert {key: after[key] for key in before} == before
+
+
 def test_what_cannot_be_made_again_is_said(make_site):
     site = make_site(rounds=2).prepare()
     site.run_round(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
@@ -64,7 +64,7 @@ def commit_round(context: FederationContext, round: int) -> RoundSummary:
     if head.round >= round:
         return _committed(context, round)
     plan = context.plan(head.place(round))
-    result = _average(context, plan)
+    result = _average(context, plan, {})
     new = _put_result(context, plan, result)
     if not store.advance_head(head_of(plan.base), new) and not _has_counted(context, new):
         raise PerfitError(
@@ -102,7 +102,7 @@ def _committed(context: FederationContext, round: int) -> RoundSummary:
 
 def _recompute(context: FederationContext, after: Base) -> RoundSummary:
     plan = context.plan(head_of(after).place(after.round))
-    result = _average(context, plan)
+    result = _average(context, plan, _lost(context, after))
     named = (after.adapter, after.state, after.summary)
     if [data and sha256(data).hexdigest() for data in result.files] != [blob and blob.sha256 for blob in named]:
         raise PerfitError(
@@ -114,15 +114,28 @@ def _recompute(context: FederationContext, after: Base) -> RoundSummary:
     return result.summary
 
 
-def _average(context: FederationContext, plan: Plan) -> _Result:
+def _lost(context: FederationContext, after: Base) -> dict[str, ClientStatus]:
+    """Who did not count in a committed round, by client, as far as its summary is there: none of them may count now."""
+    try:
+        return {status.client: status for status in context.summary_of(after).lost}
+    except ObjectNotFound:
+        return {}
+
+
+def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientStatus]) -> _Result:
     """Verify the updates of a round, and average them by the method's rule.
+
+    Args:
+        context: The federation's context.
+        plan: The round's plan.
+        lost: Statuses of participants whose updates do not count, whatever they wrote, by client.
 
     Raises:
         PerfitError: Fewer than the minimum of clients delivered; otherwise as :func:`commit_round`.
     """
     ensure_base(context, plan.base)
     spec, previous = context.spec, context.state(plan.base)
-    tally = _read(context, plan, previous)
+    tally = _read(context, plan, previous, lost)
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
@@ -135,12 +148,12 @@ def _average(context: FederationContext, plan: Plan) -> _Result:
     )
 
 
-def _read(context: FederationContext, plan: Plan, previous: StoredVectors) -> _Tally:
+def _read(context: FederationContext, plan: Plan, previous: StoredVectors, lost: Mapping[str, ClientStatus]) -> _Tally:
     """Verify each participant's update, once, note the outcome and add the update to the cohort."""
     space = previous.space
     tally = _Tally(new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool))
     for participant in plan.participants:
-        contribution = read_contribution(context, plan, participant, space)
+        contribution = lost.get(participant.client) or read_contribution(context, plan, participant, space)
         if isinstance(contribution, ClientStatus):
             tally.outcomes.append(contribution)
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import importlib
 import json
 import os
 import pstats
@@ -32,14 +33,12 @@ atexit.register(note)
 """What Python imports by itself in every process of a run."""
 PREPARE = "import sys; from perfit_components.steps.prepare import prepare; prepare(sys.stdin.read(), sys.argv[1])"
 PARTS = {
-    "imports": ("_find_and_load", None),
     "the model's files against model.json": ("checked_model", None),
     "loading model and tokenizer": ("load_prepared", None),
     "records": ("load_client_data", None),
     "search": ("search_architecture", None),
     "tuning": ("train", "run_client"),
     "held-out perplexity, three times": ("_held_out_perplexity", None),
-    "the whole task": ("train", "time_parts"),
 }
 """Functions by what they do; with the caller where there are several."""
 
@@ -74,7 +73,7 @@ def time_tasks(file: Path, directory: Path) -> None:
 def name_of(command: list[str]) -> str:
     """Return what a process did."""
     if "--executor_input" not in command:
-        return "perfit run, with its tasks in the first column"
+        return "perfit run; its CPU seconds without its tasks'"
     inputs = json.loads(command[command.index("--executor_input") + 1])["inputs"]["parameterValues"]
     return " ".join([command[-1], *(str(inputs[key]) for key in ("round", "name") if key in inputs)])
 
@@ -86,6 +85,9 @@ def time_parts(file: Path, directory: Path) -> None:
 
     spec, store, profile = load_federation(file), (directory / "store").as_uri(), cProfile.Profile(time.process_time)
     subprocess.run([sys.executable, "-c", PREPARE, store], input=spec.to_yaml(), text=True, check=True)
+    start = time.process_time()
+    importlib.import_module("perfit.client")
+    print(f"{time.process_time() - start:17.1f}  imports of torch, transformers and PEFT")
     with profile, redirect_stdout(sys.stderr):
         train(f"{store}/federations/{spec.name}", 1, spec.secret_of(spec.clients[0]), threads=1)
     for what, (function, caller) in PARTS.items():

@@ -23,7 +23,7 @@ lint: $(VENV)/.dev  ## style and layers
 bench: $(VENV)/.dev  ## the step-time ratio; see tests/benchmarks/README.md for the others
 	$(BIN)/python tests/benchmarks/step_time.py
 
-faults: $(VENV)/.dev  ## tests/faults for long, with other faults each time: EFFORT=20 takes about half an hour
+faults: $(VENV)/.dev  ## tests/faults for long, with other faults each time: EFFORT=20 takes about an hour
 	PERFIT_FAULTS_EFFORT=$(EFFORT) PERFIT_FAULTS_SEED=$(SEED) \
 		$(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/faults
 

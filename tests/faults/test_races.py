@@ -66,7 +66,7 @@ def settled(federation: Federation) -> dict[str, bytes]:
 def end_well(host: Host, order: dict) -> None:
     """Wait for a step; one that lost to the other is run again."""
     if host.wait() != 0:
-        assert "was committed by another run with other values" in host.output
+        assert "another run committed the round with other values" in host.output
         TOTALS.count("faults injected")
         host.run_to_the_end(order)
 

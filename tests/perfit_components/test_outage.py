@@ -11,7 +11,7 @@ import pytest
 
 from perfit.errors import PerfitError
 from perfit_components.steps.context import FederationContext, base_of, store_patience
-from perfit_storage import FederationStore, Head
+from perfit_storage import FederationStore, Head, RoundPlace
 
 from ..faults.s3_proxy import FaultyS3, faulty
 from .running import Site
@@ -60,7 +60,9 @@ def test_a_commit_whose_answer_was_lost_counts_though_the_next_round_came_before
         head = direct.read_head()
         first = FederationContext.of(direct).summary_of(base_of(head))
         summary = first.model_copy(update={"round": 2, "base": base_of(head)})
-        assert direct.advance_head(head, Head(2, head.adapter, None, direct.put_summary(2, summary.to_json())))
+        assert direct.advance_head(
+            head, Head(2, head.adapter, None, direct.put_summary(RoundPlace(2), summary.to_json()))
+        )
         proxy.behaviour.down = False
 
     proxy.behaviour.down_at, proxy.behaviour.down_after, proxy.behaviour.down_s = "head.json", True, 60

@@ -10,7 +10,7 @@ import typer
 
 from perfit.errors import PerfitError
 from perfit.protocol import RoundSummary
-from perfit_components.steps.context import FederationContext
+from perfit_components.steps.context import FederationContext, place_of
 from perfit_pipelines.cli.stores import Store, StoreOption, use_store
 from perfit_pipelines.options import STATE, ClientImage, File, Pipeline, PipelineOption, ServerImage, out
 from perfit_storage import ObjectNotFound
@@ -129,7 +129,7 @@ def _results(spec: ClusterSpec, used: Store) -> Results | None:
     try:
         context = used.federation(spec.name)
         summaries = context.summaries()
-        return Results(context, summaries, context.store.read_report(summaries[-1].round)) if summaries else None
+        return Results(context, summaries, context.store.read_report(place_of(summaries[-1]))) if summaries else None
     except ObjectNotFound:  # a run from the first round makes it again
         return None
 

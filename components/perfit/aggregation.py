@@ -28,7 +28,10 @@ _STACKED = 2**23
 """Values of a block that are sorted at once, at most."""
 
 Part = tuple[np.ndarray, np.ndarray, int]
-"""A client's share in a block: the positions that it holds (bool), its values there (float32), its weight."""
+"""A client's part in a block: the positions that it shares (int64), its values there (float32), its weight.
+
+Positions are numbers, not a mask: indexing with a boolean array takes seven times as long.
+"""
 
 
 class Aggregation(Section):
@@ -99,7 +102,7 @@ class Cohort:
             )
         self._spool.add(client, update)
         self.measures[client] = measure(update, self._base)
-        self.holders[update.positions] += 1
+        self.holders += update.positions
 
     @property
     def scales(self) -> dict[str, Scale]:
@@ -146,23 +149,22 @@ class Cohort:
         parts: Iterable[tuple[str, np.ndarray, np.ndarray]],
         scales: Mapping[str, Scale],
     ) -> Iterator[Part]:
-        for client, mask, values in parts:
+        for client, shared, values in parts:
             scale = scales[client]
             if name in scale.factors:
-                start = self._base[name][block][mask].astype(np.float64) if name in self._base else 0.0
+                start = self._base[name][block][shared].astype(np.float64) if name in self._base else 0.0
                 values = (start + scale.factors[name] * (values - start)).astype(np.float32)
-            yield mask, values, scale.weight
+            yield shared, values, scale.weight
 
 
 def _set_mean(result: np.ndarray, parts: Iterable[Part]) -> None:
     """Set the positions of a block that somebody holds to the weighted mean."""
     total = np.full(result.size, -0.0)  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
     weights = np.zeros(result.size)
-    for mask, values, weight in parts:
-        total[mask] += weight * values.astype(np.float64)
-        weights[mask] += weight
-    held = weights > 0
-    result[held] = total[held] / weights[held]
+    for shared, values, weight in parts:
+        total[shared] += weight * values.astype(np.float64)
+        weights[shared] += weight
+    np.divide(total, weights, out=result, where=weights > 0, casting="same_kind")
 
 
 def _set_robust(result: np.ndarray, parts: list[Part], holders: np.ndarray, options: Aggregation) -> None:
@@ -172,8 +174,8 @@ def _set_robust(result: np.ndarray, parts: list[Part], holders: np.ndarray, opti
     if not many.any():
         return
     stack = np.full((len(parts), result.size), np.nan, dtype=np.float32)
-    for row, (mask, values, _) in zip(stack, parts, strict=True):
-        row[mask] = values
+    for row, (shared, values, _) in zip(stack, parts, strict=True):
+        row[shared] = values
     stack, count = np.sort(stack[:, many], axis=0), holders[many].astype(np.int64)  # NaN last
     cut = (count - 1) // 2 if options.rule == "median" else np.maximum(1, (options.trim * count).astype(np.int64))
     rank = np.arange(len(parts))[:, np.newaxis]

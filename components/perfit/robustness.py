@@ -105,4 +105,4 @@ def _weight_cap(weights: list[int], max_share: float) -> int:
 
 def _change(update: Update, name: str, base: Mapping[str, np.ndarray]) -> np.ndarray:
     vector = update.vectors[name].astype(np.float64)
-    return vector - base[name][update.positions] if name in base else vector
+    return vector - base[name][np.flatnonzero(update.positions)] if name in base else vector

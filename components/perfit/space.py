@@ -91,8 +91,7 @@ class LoraSpace:
 
     def counts(self, mask: np.ndarray) -> dict[str, int]:
         """Return how many positions of a mask (bool, shape (N,)) are in each matrix, by name."""
-        starts = [part.start for part in self.slices.values()]
-        return dict(zip(self.slices, np.add.reduceat(mask, starts, dtype=np.int64).tolist(), strict=True))
+        return {name: np.count_nonzero(mask[part]) for name, part in self.slices.items()}
 
     def budget(self, rank: int) -> int:
         """Return the number of parameters of a plain LoRA of rank ``rank`` on these modules."""

@@ -79,7 +79,8 @@ class UpdateSpool:
 
         Yields:
             The positions of the block, and each client's part in the order of the clients' ids: the client, which of
-            these positions it shares (bool), and its values there (float32). Read all parts before the next block.
+            these positions it shares (int64, counted from the block's first), and its values there (float32). Read all
+            parts before the next block.
         """
         at = {client: vectors[name] for client, (_, vectors) in self._entries.items()}
 
@@ -87,10 +88,10 @@ class UpdateSpool:
             count = block.stop - block.start
             for client in sorted(at):
                 bits = self._read(self._entries[client][0] + block.start // 8, -(-count // 8), np.uint8)
-                mask = np.unpackbits(bits, count=count).view(bool)
-                values = self._read(at[client], int(np.count_nonzero(mask)), np.float32)
+                shared = np.flatnonzero(np.unpackbits(bits, count=count).view(bool))
+                values = self._read(at[client], shared.size, np.float32)
                 at[client] += values.nbytes
-                yield client, mask, values
+                yield client, shared, values
 
         for start in range(0, self._size, length):
             block = slice(start, min(start + length, self._size))

@@ -96,6 +96,11 @@ class PolicedStore:
             raise AccessDenied(f"list {prefix}", "")
         return self.objects.list(prefix)
 
+    def directories(self, prefix: str) -> Iterator[str]:
+        if not evaluate(self.policies, "s3:ListBucket", self.bucket, prefix):
+            raise AccessDenied(f"list {prefix}", "")
+        return self.objects.directories(prefix)
+
     def delete(self, key: str) -> None:
         self._check("s3:DeleteObject", key)
         self.objects.delete(key)

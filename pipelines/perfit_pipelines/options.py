@@ -12,6 +12,9 @@ from rich.console import Console
 STATE = Path(".perfit")
 """Where commands keep what they need, below the working directory."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 

@@ -12,9 +12,6 @@ from perfit_pipelines.cli import data, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 
-_INTERRUPTED = 130
-"""The exit code that typer turns Ctrl-C into."""
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -35,7 +32,3 @@ def main() -> None:
         errors.print("  [bold]fix:[/]", end=" ")
         errors.print(printable(error.fix, keep="\n"), markup=False)
         sys.exit(1)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            print("stopped; run the same command again to go on where it stopped", file=sys.stderr)
-        raise

@@ -12,7 +12,17 @@ from perfit.errors import PerfitError
 from perfit.protocol import RoundSummary
 from perfit_components.steps.context import FederationContext, place_of
 from perfit_pipelines.cli.stores import Store, StoreOption, use_store
-from perfit_pipelines.options import STATE, ClientImage, File, Pipeline, PipelineOption, ServerImage, out
+from perfit_pipelines.options import (
+    INTERRUPTED,
+    STATE,
+    ClientImage,
+    File,
+    Pipeline,
+    PipelineOption,
+    ServerImage,
+    errors,
+    out,
+)
 from perfit_storage import ObjectNotFound
 from perfit_storage.files import write_atomically
 
@@ -139,8 +149,12 @@ def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -
     from perfit_pipelines.local_run import run_locally
 
     check_data(spec)
-    with RunDisplay(spec, out) as display:
-        run_locally(spec, used.uri, used.environment, directory, display.on_line, first)
+    try:
+        with RunDisplay(spec, out) as display:
+            run_locally(spec, used.uri, used.environment, directory, display.on_line, first)
+    except KeyboardInterrupt:  # which typer would turn into the same code without a word
+        errors.print("stopped; run the same command again to go on where it stopped", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def check_data(spec: ClusterSpec) -> list[str]:

@@ -10,7 +10,17 @@ import typer
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.options import CREDENTIALS, check_cron, connecting, parse_duration, parse_interval
-from perfit_pipelines.options import ClientImage, File, Pipeline, PipelineOption, PodStore, ServerImage, errors, out
+from perfit_pipelines.options import (
+    INTERRUPTED,
+    ClientImage,
+    File,
+    Pipeline,
+    PipelineOption,
+    PodStore,
+    ServerImage,
+    errors,
+    out,
+)
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterSpec
@@ -19,8 +29,6 @@ if TYPE_CHECKING:
     from perfit_pipelines.cluster.tasks import Task
     from perfit_pipelines.cluster.upload import Version
     from perfit_pipelines.compile import PipelineName
-
-INTERRUPTED = 130
 
 RunId = Annotated[str, typer.Argument(help="Id of the run, as in the address of its page.", show_default=False)]
 PollInterval = Annotated[

@@ -160,6 +160,7 @@ def test_interrupting_ends_following_and_not_the_run(api, file):
     assert process.returncode == 130
     assert f"the run goes on. Follow again: perfit follow {run_id}" in said
     assert f"Terminate on its page, {api.url}/#/runs/details/{run_id}" in said
+    assert "run the same command again" not in said, "that would submit another run"
     assert not api.calls("POST", "terminate")
 
 

@@ -1,12 +1,17 @@
-"""Real servers that tests share."""
+"""Real servers that tests share, and Ctrl-C for the commands that tests start."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

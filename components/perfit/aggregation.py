@@ -121,7 +121,7 @@ class Cohort:
         shared = self.holders > 0
         return int(np.count_nonzero(shared if self._options.rule == "mean" else shared & (self.holders < MIN_HOLDERS)))
 
-    def mean(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
+    def average(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
         """Return a vector averaged by the options' rule.
 
         Args:
@@ -206,4 +206,4 @@ def aggregate(previous: np.ndarray, updates: Iterable[Update]) -> np.ndarray:
     cohort = Cohort(["values"], {"values": previous}, lambda: np.zeros(previous.size, dtype=int), options)
     for number, update in enumerate(updates):
         cohort.add(str(number), update)
-    return cohort.mean("values", previous)
+    return cohort.average("values", previous)

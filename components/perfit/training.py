@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -38,12 +39,12 @@ _GRADIENT_CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointi
 _LOG = logging.getLogger(__name__)
 
 
-class StatefulCallback(TrainerCallback):
+class StatefulCallback(TrainerCallback, ABC):
     """A callback with a state that the rest of the training depends on."""
 
+    @abstractmethod
     def state(self) -> dict[str, torch.Tensor]:
         """Return the state by name: the tensors themselves, into which those of a checkpoint are copied."""
-        raise NotImplementedError
 
 
 def train(

@@ -191,8 +191,8 @@ def test_a_cohort_averages_each_vector_and_counts_holders():
     ]:
         vectors = {"values": np.array(values, np.float32), "control": np.array(control, np.float32)}
         cohort.add(name, Update(np.array(positions), vectors, samples))
-    assert_array_equal(cohort.mean("values", np.float32([7, 8, 9])), [(1 + 3 * 5) / 4, 2, 9])
-    assert_array_equal(cohort.mean("control", np.float32(0)), [(10 + 3 * 30) / 4, 20, 0])
+    assert_array_equal(cohort.average("values", np.float32([7, 8, 9])), [(1 + 3 * 5) / 4, 2, 9])
+    assert_array_equal(cohort.average("control", np.float32(0)), [(10 + 3 * 30) / 4, 20, 0])
     assert_array_equal(cohort.holders, [2, 1, 0])
     assert_array_equal(cohort.population(), [4, 4, 2])
 
@@ -228,7 +228,7 @@ FIVE = {
 )
 def test_robust_rules_by_hand(options, expected):
     cohort = cohort_of(FIVE, **options)
-    assert_array_equal(cohort.mean("values", PREVIOUS), np.float32(expected))
+    assert_array_equal(cohort.average("values", PREVIOUS), np.float32(expected))
     assert cohort.positions_by_mean == 2
 
 
@@ -237,7 +237,7 @@ def test_a_trimmed_mean_is_between_mean_and_median():
     zero = np.zeros(1, np.float32)
     for trim, expected in [(0.1, (1 + 2 + 9 + 10 + 11) / 5), (0.3, (2 + 9 + 10) / 3), (0.49, 9)]:
         cohort = cohort_of(column, zero, rule="trimmed_mean", trim=trim)
-        assert_array_equal(cohort.mean("values", zero), np.float32([expected]))
+        assert_array_equal(cohort.average("values", zero), np.float32([expected]))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_rules_against_a_dense_reference_over_many_blocks(options, clients):
         expected[position] = np.median(values) if options["rule"] == "median" else values[cut:-cut].mean()
     expected[holders == 0] = previous[holders == 0]
     cohort = cohort_of(updates, previous, **options)
-    assert_allclose(cohort.mean("values", previous), expected, rtol=1e-6, atol=1e-9)
+    assert_allclose(cohort.average("values", previous), expected, rtol=1e-6, atol=1e-9)
     assert_array_equal(cohort.holders, holders)
 
 
@@ -273,17 +273,17 @@ def test_the_order_in_which_updates_come_does_not_matter(rule):
     rng = np.random.default_rng(1)
     previous = rng.normal(0, 0.02, 5000).astype(np.float32)
     updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, 5000, 7))}
-    first = cohort_of(updates, previous, rule=rule).mean("values", previous)
+    first = cohort_of(updates, previous, rule=rule).average("values", previous)
     for _ in range(5):
         shuffled = {name: updates[name] for name in rng.permutation(list(updates))}
-        same_bits(cohort_of(shuffled, previous, rule=rule).mean("values", previous), first)
+        same_bits(cohort_of(shuffled, previous, rule=rule).average("values", previous), first)
 
 
 def test_an_update_beyond_the_limits_counts_for_less_and_keeps_its_direction():
     # Changes of 1, 2 and 12 from 10: the median is 2, and three times that 6, half of eve's.
     updates = {name: client(1, [10.0 + change]) for name, change in [("ann", 1), ("bob", 2), ("eve", 12)]}
     cohort = cohort_of(updates, PREVIOUS[:1], clip=3)
-    assert_array_equal(cohort.mean("values", PREVIOUS[:1]), np.float32([10 + (1 + 2 + 6) / 3]))
+    assert_array_equal(cohort.average("values", PREVIOUS[:1]), np.float32([10 + (1 + 2 + 6) / 3]))
     assert [(name, scale.factors) for name, scale in cohort.limited.items()] == [("eve", {"values": 0.5})]
     assert {name: measured.changes["values"] for name, measured in cohort.measures.items()} == {
         "ann": 1,
@@ -294,8 +294,8 @@ def test_an_update_beyond_the_limits_counts_for_less_and_keeps_its_direction():
 
 def test_a_claimed_sample_count_is_capped_and_counts_nothing_in_a_median():
     updates = {"ann": client(1, [1.0]), "bob": client(1, [2.0]), "eve": client(10**9, [7.0])}
-    assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=0.5).mean("values", 0), [(1 + 2 + 2 * 7) / 4])
-    assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=1, rule="median").mean("values", 0), [2])
+    assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=0.5).average("values", 0), [(1 + 2 + 2 * 7) / 4])
+    assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=1, rule="median").average("values", 0), [2])
 
 
 def test_a_client_has_one_update():
@@ -322,5 +322,5 @@ def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch):
 def test_the_spool_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cohort = cohort_of(FIVE)
-    assert cohort.mean("values", PREVIOUS).size == 6
+    assert cohort.average("values", PREVIOUS).size == 6
     assert list(tmp_path.iterdir()) == []

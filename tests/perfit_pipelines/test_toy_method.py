@@ -56,7 +56,7 @@ def init(values):
 
 
 def merge(options, state, cohort):
-    step = cohort.mean(VALUES, state[VALUES]) - state[VALUES]
+    step = cohort.average(VALUES, state[VALUES]) - state[VALUES]
     values = state[VALUES] + np.float32(options.step) * step
     return {VALUES: values, COUNTER: state[COUNTER] + (cohort.holders > 0).astype(np.float32)}
 

@@ -42,7 +42,7 @@ def adaptive_step(
 ) -> Vectors:
     """Take one step; ``second_moment`` gives the next v from the last one and D^2."""
     shared = cohort.holders > 0
-    step = cohort.mean(VALUES, state[VALUES]) - state[VALUES]
+    step = cohort.average(VALUES, state[VALUES]) - state[VALUES]
     first = options.beta1 * state[FIRST] + (1 - options.beta1) * step
     second = second_moment(state[SECOND], step**2)
     values = state[VALUES] + options.server_learning_rate * first / (np.sqrt(second) + TAU)

@@ -33,7 +33,7 @@ def init(values: np.ndarray) -> Vectors:
 def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
     """Take one step of gradient descent with momentum, where D is the negative gradient."""
     shared = cohort.holders > 0
-    mean = cohort.mean(VALUES, state[VALUES])
+    mean = cohort.average(VALUES, state[VALUES])
     step = mean - state[VALUES]
     momentum = np.where(shared, options.momentum * state[MOMENTUM] + step, state[MOMENTUM])
     # x + rate * m, written from the mean: at rate 1 without momentum it is the mean bit for bit.

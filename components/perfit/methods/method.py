@@ -134,7 +134,7 @@ def share_all(space: LoraSpace, held: np.ndarray) -> Roles:
 
 def keep_mean(options: Any, state: Vectors, cohort: Cohort) -> Vectors:
     """Set each position to the mean over the clients that share it (FedAvg, arXiv 1602.05629)."""
-    return {**state, VALUES: cohort.mean(VALUES, state[VALUES])}
+    return {**state, VALUES: cohort.average(VALUES, state[VALUES])}
 
 
 Score = Callable[[np.ndarray], float]

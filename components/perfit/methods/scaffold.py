@@ -43,7 +43,7 @@ def renew_control(options: Options, start: ClientStart, tuned: Tuned) -> AfterTu
 def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
     """Average values, and move c by the mean change times (clients that took part / all clients)."""
     share = cohort.holders / np.maximum(cohort.population(), 1)
-    change = cohort.mean(CONTROL, np.float32(0)) * share
+    change = cohort.average(CONTROL, np.float32(0)) * share
     return {**keep_mean(options, state, cohort), CONTROL: (state[CONTROL] + change).astype(np.float32)}
 
 

@@ -42,8 +42,7 @@ def draw_report(context: FederationContext, last: int) -> RoundReport:
             if mask is not None:
                 masks.add(client, mask)
         html = render_report(context.spec, summaries, space, masks)
-    move = {move.round: move for move in moves(summaries)}.get(summaries[-1].round)
-    return RoundReport(html, scalar_metrics(summaries[-1]), move)
+    return RoundReport(html, scalar_metrics(summaries[-1]), moves(summaries)[-1] if summaries[-1].changes else None)
 
 
 class _Masks(Mapping[str, np.ndarray]):

@@ -44,7 +44,7 @@ def export_adapter(context: FederationContext, client: str, directory: Path) -> 
             f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
         ) from error
     present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if directory.exists() and not (directory.is_dir() and (not present or "adapter_config.json" in present)):
+    if directory.exists() and not (directory.is_dir() and (not present or CONFIG_FILE in present)):
         raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perfit.errors import PerfitError
-from perfit.protocol import RoundSummary
-from perfit_components.steps.context import FederationContext, place_of
 from perfit_pipelines.cli.stores import Store, StoreOption, use_store
 from perfit_pipelines.options import (
     INTERRUPTED,
@@ -28,6 +26,8 @@ from perfit_storage.files import write_atomically
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterClient, ClusterSpec
+    from perfit.protocol import RoundSummary
+    from perfit_components.steps.context import FederationContext
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ def run(file: File, store: StoreOption = None) -> None:
 
 def _results(spec: ClusterSpec, used: Store) -> Results | None:
     """Return what the store has of a federation; None if no round is committed, or something of them is lost."""
+    from perfit_components.steps.context import place_of
+
     try:
         context = used.federation(spec.name)
         summaries = context.summaries()

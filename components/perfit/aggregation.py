@@ -67,6 +67,7 @@ class Cohort:
             methods whose rule depends on it.
         options: How to average.
         weighted: Whether clients count by their samples; otherwise all count the same.
+        min_holders: A position that fewer of the updates share has no average.
     """
 
     def __init__(
@@ -77,11 +78,12 @@ class Cohort:
         options: Aggregation,
         *,
         weighted: bool = True,
+        min_holders: int = 1,
     ):
         self._names, self._base = set(names), base
         self._size = next(iter(base.values())).size
         self.population = population
-        self._options, self._weighted = options, weighted
+        self._options, self._weighted, self._min_holders = options, weighted, min_holders
         self._spool = UpdateSpool(self._size)
         self.holders = np.zeros(self._size, dtype=np.uint32)
         """How many of the updates share each position, shape (N,)."""
@@ -105,6 +107,11 @@ class Cohort:
         self.holders += update.positions
 
     @property
+    def shared(self) -> np.ndarray:
+        """The positions that have an average: bool, shape (N,)."""
+        return self.holders >= self._min_holders
+
+    @property
     def scales(self) -> dict[str, Scale]:
         """How each update counts, by client."""
         options = self._options
@@ -118,15 +125,15 @@ class Cohort:
     @property
     def positions_by_mean(self) -> int:
         """At how many shared positions the mean is taken: all, or those with too few holders for a robust rule."""
-        shared = self.holders > 0
-        return int(np.count_nonzero(shared if self._options.rule == "mean" else shared & (self.holders < MIN_HOLDERS)))
+        by_mean = self.shared if self._options.rule == "mean" else self.shared & (self.holders < MIN_HOLDERS)
+        return int(np.count_nonzero(by_mean))
 
     def average(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
         """Return a vector averaged by the options' rule.
 
         Args:
             name: The vector's.
-            elsewhere: Value of the positions that nobody shared, float32, shape (N,) or a scalar.
+            elsewhere: Value of the positions that too few shared, float32, shape (N,) or a scalar.
 
         Returns:
             float32, shape (N,).
@@ -140,7 +147,7 @@ class Cohort:
                 _set_mean(result[block], parts)
             else:
                 _set_robust(result[block], [*parts], self.holders[block], self._options)
-        return result
+        return np.where(self.shared, result, elsewhere).astype(np.float32, copy=False)
 
     def _scaled(
         self,

@@ -41,7 +41,7 @@ def adaptive_step(
     second_moment: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> Vectors:
     """Take one step; ``second_moment`` gives the next v from the last one and D^2."""
-    shared = cohort.holders > 0
+    shared = cohort.shared
     step = cohort.average(VALUES, state[VALUES]) - state[VALUES]
     first = options.beta1 * state[FIRST] + (1 - options.beta1) * step
     second = second_moment(state[SECOND], step**2)

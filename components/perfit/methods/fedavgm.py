@@ -32,7 +32,7 @@ def init(values: np.ndarray) -> Vectors:
 
 def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
     """Take one step of gradient descent with momentum, where D is the negative gradient."""
-    shared = cohort.holders > 0
+    shared = cohort.shared
     mean = cohort.average(VALUES, state[VALUES])
     step = mean - state[VALUES]
     momentum = np.where(shared, options.momentum * state[MOMENTUM] + step, state[MOMENTUM])

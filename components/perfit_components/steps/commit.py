@@ -139,7 +139,7 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
-    shared = tally.cohort.holders > 0
+    shared = tally.cohort.shared
     change = merged[VALUES][shared].astype(np.float64) - previous.vectors[VALUES][shared]
     return _Result(
         _summary(context, plan, tally, root_mean_square(change)),

@@ -2,13 +2,16 @@
 
 A mask file holds the bit-packed mask of each LoRA matrix (``mask/<matrix>``). A vector file holds named vectors at the
 positions that it covers, one tensor per vector and matrix (``values/<matrix>``, ``control/<matrix>``, ...). Both have a
-header in the safetensors metadata. A client sends its mask once; its updates refer to the mask by its hash.
+header in the safetensors metadata. A client sends its mask once; other files refer to the mask by its hash.
+
+What crosses in a round, an upload or a download, is a vector file in the type on the wire. If it covers less than both
+sides know of, ``positions`` tells, bit-packed, which of these it covers; ``<name>.scales`` are the scales of int8.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,15 +22,16 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from perfit.adapter import mask_hash
+from perfit.exchange import BLOCK, DTYPES, Packed, Transfer
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ALL_POSITIONS = "all"
 """Stands in for a mask's hash in files that cover every position of the space."""
 # safetensors.numpy writes bfloat16, but does not read it.
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
-_WIRE_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8, "U8": np.uint8}
+_POSITIONS = "positions"
 
 
 class AdapterFileError(ValueError):
@@ -47,7 +51,7 @@ class AdapterHeader:
         expansion: Expanded rank divided by the federation's rank.
         budget: Positions that the client holds; N for the server's files.
         mask_sha256: Hash of the mask of these positions, or ``ALL_POSITIONS``.
-        base_sha256: In an update: hash of the global adapter that the round started from.
+        base_sha256: In an upload and a download: hash of the global adapter that the round starts from.
         format_version: Version of the file format.
     """
 
@@ -69,7 +73,7 @@ class AdapterHeader:
         return cls(spec.name, round, client, spec.model, rank, spec.expansion, budget, mask_sha256)
 
     def at_base(self, sha256: str) -> AdapterHeader:
-        """Return the header of an update that was tuned from the global adapter of this hash."""
+        """Return the header of what crosses in a round that starts from the global adapter of this hash."""
         return replace(self, base_sha256=sha256)
 
     @classmethod
@@ -141,29 +145,73 @@ class AdapterFile:
         Raises:
             AdapterFileError: The file holds other tensors, a vector has the wrong length, or a value is not finite.
         """
-        names = list(names)
-        surplus = set(self.tensors) - {f"{name}/{matrix.name}" for name in names for matrix in self.space.matrices}
-        if surplus or positions.shape != (self.space.size,):
-            problem = f"it holds {len(surplus)} tensors besides {', '.join(names)}, or belongs to another space"
-            raise AdapterFileError(problem)
-        counts = self.space.counts(positions)
-        return {name: self._vector(name, counts) for name in names}
+        vectors = {name: packed.values for name, packed in self._packed(positions, names, "float32", set()).items()}
+        for name, vector in vectors.items():
+            _check_finite(name, vector)
+        return vectors
 
     def named_vectors(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Return all vectors in the file, by name; see :meth:`vectors`."""
         return self.vectors(positions, sorted({name.partition("/")[0] for name in self.tensors}))
 
-    def _vector(self, name: str, counts: Mapping[str, int]) -> np.ndarray:
-        parts = []
-        for matrix, count in counts.items():
-            part = self.tensors.get(f"{name}/{matrix}")
-            if part is None or part.shape != (count,) or part.dtype.name not in _WIRE_DTYPES:
-                raise AdapterFileError(f"no {count} {name} for {matrix}")
-            parts.append(part.astype(np.float32))
-        vector = np.concatenate(parts)
-        if not np.isfinite(vector).all():
-            raise AdapterFileError(f"{np.count_nonzero(~np.isfinite(vector))} {name} are not finite")
-        return vector
+    def transfer(self, frame: np.ndarray, names: Iterable[str], dtype: str) -> Transfer:
+        """Return what crossed in a round.
+
+        Args:
+            frame: bool, shape (N,): the positions that both sides know of, among which the file's are.
+            names: The vectors to return; the file may hold no others.
+            dtype: Type of the values on the wire, a name in :data:`perfit.exchange.DTYPES`.
+
+        Raises:
+            AdapterFileError: The file holds other tensors, one has the wrong type or shape, or a value is not finite.
+        """
+        names = list(names)
+        positions, extra = frame, {f"{name}.scales" for name in names} if dtype == "int8" else set()
+        if _POSITIONS in self.tensors:
+            positions, extra = self._positions(frame), {_POSITIONS, *extra}
+        vectors = self._packed(positions, names, dtype, extra)
+        for name, packed in vectors.items():
+            _check_finite(name, packed.scales if dtype == "int8" else packed.values)
+        return Transfer(positions, vectors)
+
+    def _positions(self, frame: np.ndarray) -> np.ndarray:
+        bits, count = self.tensors[_POSITIONS], int(np.count_nonzero(frame))
+        if bits.shape != (-(-count // 8),) or bits.dtype != np.uint8:
+            raise AdapterFileError(f"no {count} bits for its positions")
+        positions = np.zeros_like(frame)
+        positions[frame] = np.unpackbits(bits, count=count).view(bool)
+        return positions
+
+    def _packed(
+        self, positions: np.ndarray, names: Iterable[str], dtype: str, extra: Collection[str]
+    ) -> dict[str, Packed]:
+        names = list(names)
+        known = {*extra, *(f"{name}/{matrix.name}" for name in names for matrix in self.space.matrices)}
+        surplus = set(self.tensors) - known
+        if surplus or positions.shape != (self.space.size,):
+            problem = f"it holds {len(surplus)} tensors besides {', '.join(names)}, or belongs to another space"
+            raise AdapterFileError(problem)
+        counts = self.space.counts(positions)
+        return {name: self._vector(name, counts, dtype) for name in names}
+
+    def _vector(self, name: str, counts: Mapping[str, int], dtype: str) -> Packed:
+        parts = [self._tensor(f"{name}/{matrix}", count, dtype) for matrix, count in counts.items()]
+        values = np.concatenate(parts)
+        if dtype != "int8":
+            return Packed(values)
+        scales = self._tensor(f"{name}.scales", -(-values.size // BLOCK), "float32")
+        return Packed(values, scales)
+
+    def _tensor(self, name: str, count: int, dtype: str) -> np.ndarray:
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.shape != (count,) or tensor.dtype != DTYPES[dtype]:
+            raise AdapterFileError(f"no {count} values of {dtype} for {name}")
+        return tensor
+
+
+def _check_finite(name: str, vector: np.ndarray) -> None:
+    if wrong := np.count_nonzero(~np.isfinite(vector)):
+        raise AdapterFileError(f"{wrong} {name} are not finite")
 
 
 def dump_mask(header: AdapterHeader, space: LoraSpace, mask: np.ndarray) -> bytes:
@@ -172,11 +220,7 @@ def dump_mask(header: AdapterHeader, space: LoraSpace, mask: np.ndarray) -> byte
 
 
 def dump_vectors(
-    header: AdapterHeader,
-    space: LoraSpace,
-    positions: np.ndarray,
-    vectors: Mapping[str, np.ndarray],
-    dtype: str = "float32",
+    header: AdapterHeader, space: LoraSpace, positions: np.ndarray, vectors: Mapping[str, np.ndarray]
 ) -> bytes:
     """Return the file of named vectors.
 
@@ -185,24 +229,36 @@ def dump_vectors(
         space: The expanded space of N positions.
         positions: bool, shape (N,).
         vectors: float32, shape (number of positions,), by name.
-        dtype: Type of the values in the file.
     """
-    ends = np.cumsum(list(space.counts(positions).values()))[:-1]
+    return dump_transfer(
+        header, space, positions, Transfer(positions, {name: Packed(v) for name, v in vectors.items()})
+    )
+
+
+def dump_transfer(header: AdapterHeader, space: LoraSpace, frame: np.ndarray, transfer: Transfer) -> bytes:
+    """Return the file of what crosses in a round.
+
+    Args:
+        header: The file's header.
+        space: The expanded space of N positions.
+        frame: bool, shape (N,): the positions that both sides know of, among which the transfer's are.
+        transfer: What crosses.
+    """
+    ends = np.cumsum(list(space.counts(transfer.positions).values()))[:-1]
     tensors = {}
-    for name, vector in vectors.items():
-        for matrix, part in zip(space.matrices, np.split(to_wire(vector, dtype), ends), strict=True):
+    for name, packed in transfer.vectors.items():
+        for matrix, part in zip(space.matrices, np.split(packed.values, ends), strict=True):
             tensors[f"{name}/{matrix.name}"] = part
+        if packed.values.dtype == np.int8:
+            tensors[f"{name}.scales"] = packed.scales
+    if not np.array_equal(frame, transfer.positions):
+        tensors[_POSITIONS] = np.packbits(transfer.positions[frame])
     return _dump(header, space, tensors)
 
 
 def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vectors: Mapping[str, np.ndarray]) -> bytes:
     """Return the file of the server's vectors after a round, each float32 of shape (N,)."""
     return dump_vectors(AdapterHeader.of_server(spec, space, round), space, np.ones(space.size, dtype=bool), vectors)
-
-
-def to_wire(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round float32 values to ``dtype`` (to nearest, ties to even)."""
-    return values.astype(np.dtype(dtype), copy=False)
 
 
 def _dump(header: AdapterHeader, space: LoraSpace, tensors: dict[str, np.ndarray]) -> bytes:

@@ -17,16 +17,16 @@ from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import mean_loss, perplexity
 from perfit.examples import ExampleSet, load_examples, split_held_out
+from perfit.exchange import Transfer
 from perfit.lora import compact, expand, read_values, set_dense
 from perfit.methods import ClientStart, Tuned, Vectors
 from perfit.models import load_model, load_tokenizer, prepare_model
-from perfit.round import ClientRound
+from perfit.round import ClientRound, Received
 from perfit.search import search_architecture
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec
 from perfit.training import OnStep, StatefulCallback, train
-from perfit.updates import Update
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +59,9 @@ class ClientResult:
 
     Args:
         adapter: The personal adapter.
-        update: What the client sends to the server.
+        exchanged: bool, shape (N,): the positions that the client exchanged with the server.
+        upload: What it sent, at some of these.
+        samples: Number of its training records.
         kept: What the client keeps until its next round, by name, each float32 of shape (T,).
         losses: Loss of every step, nats per response token.
         perplexity_before: Held-out perplexity under the values that the round started from.
@@ -67,7 +69,9 @@ class ClientResult:
     """
 
     adapter: SparseAdapter
-    update: Update
+    exchanged: np.ndarray
+    upload: Transfer
+    samples: int
     kept: Vectors
     losses: list[float]
     perplexity_before: float
@@ -168,7 +172,7 @@ def run_client(
     round: int,
     data: ClientData,
     held: np.ndarray,
-    received: Vectors,
+    received: Received,
     kept: Vectors,
     on_step: OnStep | None = None,
     checkpoint: CheckpointFile | None = None,
@@ -182,7 +186,7 @@ def run_client(
         round: From 1.
         data: The client's records.
         held: Its architecture: bool, shape (N,).
-        received: What the server sent, at the shared positions.
+        received: What the server sent.
         kept: What the client kept from its last round, at the trained positions; empty in its first.
         on_step: Reports the progress of the tuning.
         checkpoint: Where the tuning keeps its last checkpoint; None for no checkpoints.
@@ -197,8 +201,8 @@ def run_client(
         examples, validation = split_held_out(data.train, VALIDATION_FRACTION, seed)
         score = _scorer(model, side, validation, spec.training.batch_size)
     start = side.begin(received, kept, score)
-    inputs = {"held": held, "values": start.values}
-    inputs |= {f"received/{name}": vector for name, vector in received.items()}
+    inputs = {"held": held, "values": start.values, "exchanged": received.positions}
+    inputs |= {f"received/{name}": vector for name, vector in received.vectors.items()}
     inputs |= {f"kept/{name}": vector for name, vector in kept.items()}
     checkpoints = _checkpoints(checkpoint, model, spec, client, round, data, spec.training.steps, inputs)
     with compact(model.peft, model.space, side.dense(start.values), side.roles.trained) as vectors:
@@ -219,8 +223,9 @@ def run_client(
         if not math.isfinite(before + after):
             raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
         tuned = Tuned(read_values(vectors), gradients.mean())
-    update, kept = side.finish(start, tuned, len(data.train.examples))
-    return ClientResult(side.adapter(tuned.values), update, kept, losses, before, after)
+    upload, kept = side.finish(received, start, tuned, derive_seed(spec.training.seed, "upload", round, client.id))
+    samples = len(data.train.examples)
+    return ClientResult(side.adapter(tuned.values), received.positions, upload, samples, kept, losses, before, after)
 
 
 def evaluate(model: ExpandedModel, spec: FederationSpec, data: ClientData, values: np.ndarray) -> float:

@@ -95,8 +95,8 @@ class Base(Message):
 
     Args:
         round: The round that produced it.
-        adapter: The vectors that clients read.
-        state: The server's own vectors; None if the method has none.
+        adapter: The vectors of which clients receive their part.
+        state: The server's other vectors; None if the method has none.
         summary: The summary of that round; None before the first.
         branches: Those of the federation, in order; none if it was never rolled back.
     """
@@ -109,21 +109,40 @@ class Base(Message):
 
 
 class Participant(Message):
-    """A client that takes part in a round."""
+    """A client that takes part in a round.
+
+    Args:
+        client: Its id.
+        tier: Tier of its machine.
+        rank: Its rank.
+        mask_sha256: Hash of its architecture; None if the server does not know it yet.
+        download: What it downloads; None if it exchanges nothing, or the server does not know its architecture.
+    """
 
     client: Text
     tier: Text
     rank: PositiveInt
+    mask_sha256: Sha256 | None = None
+    download: Blob | None = None
 
 
 class Plan(Message):
-    """Who takes part in a round, and what it starts from; written once, about 100 bytes per participant."""
+    """Who takes part in a round, and what it starts from; written once, about 400 bytes per participant.
+
+    Args:
+        federation: Its name.
+        round: From 1.
+        base: What the round starts from.
+        participants: Who takes part.
+        exchanged: The positions that enough of the participants share; None if no architecture is known.
+    """
 
     max_bytes: ClassVar[int] = 2**26
     federation: Text
     round: PositiveInt
     base: Base
     participants: tuple[Participant, ...]
+    exchanged: Blob | None = None
 
 
 class Perplexity(Message):
@@ -144,7 +163,7 @@ class UpdateRecord(Message):
         round: From 1.
         status: Always trained.
         budget: Number of values that it trained.
-        shared: Number of these that it shared.
+        shared: Number of these that it exchanged with the server in this round.
         samples: Number of training records.
         held_out_records: Number of records that it was evaluated on.
         skipped_records: Number of records that could not be used.
@@ -152,9 +171,9 @@ class UpdateRecord(Message):
         losses: Loss of every step, nats per response token.
         perplexity: Perplexity on the held-out records.
         mask_sha256: Hash of its architecture.
-        bytes_up: Bytes that it uploaded for others to read.
-        bytes_down: Bytes that it downloaded.
-        update: Its update in the store; None if nothing is shared.
+        bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
+        bytes_down: Bytes of its download, with its header.
+        update: Its update in the store; None if nothing is exchanged.
     """
 
     client: Text
@@ -227,6 +246,8 @@ class RoundSummary(Message):
         minimum_clients: The quorum when it was committed.
         positions: Size N of the expanded space.
         positions_held: How many positions are held by at least one client that delivered.
+        positions_shared: How many were averaged, because enough clients that delivered share them.
+        architectures: Hash of the architecture of each client that has delivered so far, if clients search.
         clients: The outcome of each participant, in the order of the plan.
         rule: What was taken of the values of a position's holders.
         positions_by_mean: At how many of the shared positions that was the mean, for want of holders or by the rule.
@@ -243,6 +264,8 @@ class RoundSummary(Message):
     minimum_clients: PositiveInt
     positions: PositiveInt
     positions_held: NonNegativeInt
+    positions_shared: NonNegativeInt
+    architectures: dict[Text, Sha256] = Field(default_factory=dict)
     clients: tuple[Outcome, ...]
     rule: Text = "mean"
     positions_by_mean: NonNegativeInt = 0

@@ -7,20 +7,39 @@ between its functions, in memory or through the store.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from perfit.adapter import SparseAdapter
-from perfit.adapter_file import to_wire
 from perfit.aggregation import Cohort
+from perfit.exchange import Exchange, Packed, Transfer, pack
 from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
 from perfit.methods.method import Score
+from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
-from perfit.spec import FederationSpec
+from perfit.spec import Client, FederationSpec
 from perfit.updates import Update
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a client receives in a round.
+
+    Args:
+        positions: bool, shape (N,): those that it exchanges, some of its shared ones.
+        vectors: float32, of the length of the positions, by name; none if it exchanges nothing.
+    """
+
+    positions: np.ndarray
+    vectors: Vectors = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, download: Transfer) -> Received:
+        """Return what a client receives by a download."""
+        return cls(download.positions, download.unpack() if download.positions.any() else {})
 
 
 @dataclass(frozen=True)
@@ -47,24 +66,37 @@ class ClientRound:
         """The values that all clients start from: float32, shape (N,), zero off the architecture."""
         return np.where(self.held, self.space.initial_values(self.spec.training.seed), np.float32(0))
 
-    def begin(self, received: Vectors, kept: Vectors, score: Score | None = None) -> ClientStart:
+    def unknown(self, round: int) -> Received:
+        """Return what the client receives in a round in which the server does not know its architecture.
+
+        In the first round it shares everything, from the state that the federation begins with; the server alone sees
+        it. In a later one, or if masks go first, it trains alone and uploads its architecture.
+        """
+        if round > 1 or self.spec.exchange.masks_first:
+            return Received(np.zeros(self.space.size, dtype=bool))
+        downloads, _ = split_state(self.spec, initial_state(self.spec, self.space))
+        shared = self.roles.shared
+        return Received(shared, {name: vector[shared] for name, vector in downloads.items()})
+
+    def begin(self, received: Received, kept: Vectors, score: Score | None = None) -> ClientStart:
         """Return what the client begins with.
 
-        Shared positions start from the server's values; personal ones start from the client's own last values or, in
+        Exchanged positions start from the server's values; the others start from the client's own last values or, in
         its first round, from the initial values.
 
         Args:
-            received: What the server sent, at the shared positions; empty if nothing is shared.
+            received: What the server sent.
             kept: What :meth:`finish` returned to keep in the client's last round, at the trained positions.
             score: For methods with a ``start`` hook.
         """
         method, roles = self.spec.algorithm, self.roles
+        exchanged = received.positions[roles.trained]
         own = kept.get(VALUES, self.initial[roles.trained])
-        shared = roles.shared[roles.trained]
-        spread = {name: np.zeros(own.size, dtype=np.float32) for name in method.downloads}
-        for name, vector in received.items():
-            spread[name][shared] = vector
-        values = np.where(shared, spread[VALUES], own)
+        spread = {name: kept.get(name, np.zeros_like(own)).copy() for name in method.downloads}
+        spread[VALUES] = own.copy()
+        for name, vector in received.vectors.items():
+            spread[name][exchanged] = vector
+        values = spread[VALUES]
         if method.start and score:
             values = method.start(self.spec.method, own, values, score)
         return ClientStart(values.astype(np.float32), spread, kept)
@@ -79,23 +111,27 @@ class ClientRound:
         """Return the personal adapter of a client whose trained positions have ``values``, shape (T,)."""
         return SparseAdapter(self.space, self.held, self.dense(values)[self.held])
 
-    def finish(self, start: ClientStart, tuned: Tuned, samples: int) -> tuple[Update, Vectors]:
-        """Return the update for the server, rounded to the type on the wire, and what the client keeps.
+    def finish(self, received: Received, start: ClientStart, tuned: Tuned, seed: int) -> tuple[Transfer, Vectors]:
+        """Return what the client uploads, and what it keeps: its values, and what the method's ``after`` hook asks for.
 
-        The client keeps what the method's ``after`` hook asks for. It also keeps its values if some of them are
-        personal, or if the method has a ``start`` hook.
+        Args:
+            received: What the server sent.
+            start: What :meth:`begin` returned.
+            tuned: The result of the training.
+            seed: Of the rounding.
         """
-        method, roles = self.spec.algorithm, self.roles
+        method, exchange = self.spec.algorithm, self.spec.exchange
         after = method.after(self.spec.method, start, tuned) if method.after else AfterTuning()
-        kept = dict(after.kept)
-        if roles.personal or method.start:
-            kept[VALUES] = tuned.values
-        shared = roles.shared[roles.trained]
+        kept = {VALUES: tuned.values, **after.kept}
+        exchanged = received.positions[self.roles.trained]
         vectors = {VALUES: tuned.values, **after.shared}
-        rounded = {
-            name: to_wire(vector[shared], self.spec.wire_dtype).astype(np.float32) for name, vector in vectors.items()
-        }
-        return Update(roles.shared, rounded, samples), kept
+        if exchange.sends_changes:
+            vectors[VALUES] = tuned.values - start.received[VALUES]
+        sent = exchanged.copy()
+        sent[exchanged] = exchange.largest(vectors[VALUES][exchanged])
+        positions = np.zeros(self.space.size, dtype=bool)
+        positions[self.roles.trained] = sent
+        return Transfer(positions, _pack(exchange, {name: v[sent] for name, v in vectors.items()}, seed)), kept
 
 
 def initial_state(spec: FederationSpec, space: LoraSpace) -> Vectors:
@@ -104,15 +140,69 @@ def initial_state(spec: FederationSpec, space: LoraSpace) -> Vectors:
 
 
 def split_state(spec: FederationSpec, state: Vectors) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the vectors that clients read, and the server's own."""
+    """Return the vectors of which clients receive their part, and the server's own."""
     downloads = spec.algorithm.downloads
     own = {name: vector for name, vector in state.items() if name not in downloads}
     return {name: state[name] for name in downloads}, own
 
 
-def received_by(roles: Roles, downloads: Vectors) -> dict[str, np.ndarray]:
-    """Return what a client receives: the entries of the downloads at its shared positions."""
-    return {name: vector[roles.shared] for name, vector in downloads.items()}
+def plain_architecture(spec: FederationSpec, space: LoraSpace, client: Client) -> np.ndarray | None:
+    """Return a client's architecture if it follows from its rank: bool, shape (N,); None if the client searches."""
+    return space.plain_mask(spec.rank_of(client)) if spec.search is None else None
+
+
+def exchanged_positions(spec: FederationSpec, space: LoraSpace, architectures: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the positions that clients of a round exchange as far as they share them.
+
+    Args:
+        spec: The federation.
+        space: The expanded space of N positions.
+        architectures: Those of the round's clients that the server knows: bool, shape (N,); consumed one at a time.
+
+    Returns:
+        bool, shape (N,): the positions that at least ``exchange.holders`` of them share.
+    """
+    holders = np.zeros(space.size, dtype=np.uint32)
+    for held in architectures:
+        holders += spec.algorithm.roles(space, held).shared
+    return holders >= spec.exchange.holders
+
+
+def download(spec: FederationSpec, state: Vectors, positions: np.ndarray, round: int, client: Client) -> Transfer:
+    """Return what a client downloads. Without a search, all clients of a rank download the same.
+
+    Args:
+        spec: The federation.
+        state: The server's vectors, each float32 of shape (N,).
+        positions: bool, shape (N,): those that the client exchanges.
+        round: From 1.
+        client: The client.
+    """
+    whose = ("client", client.id) if spec.search else ("rank", spec.rank_of(client))
+    seed = derive_seed(spec.training.seed, "download", round, *whose)
+    downloads, _ = split_state(spec, state)
+    return Transfer(positions, _pack(spec.exchange, {key: v[positions] for key, v in downloads.items()}, seed))
+
+
+def update_of(spec: FederationSpec, state: Vectors, exchanged: np.ndarray, transfer: Transfer, samples: int) -> Update:
+    """Return the update that a client's upload amounts to: new values at all positions that the client exchanges.
+
+    Changes are those of the server's values as they are, not as they were rounded for the download: so its rounding
+    does not add up over the rounds.
+
+    Args:
+        spec: The federation.
+        state: The server's vectors at the start of the round, each float32 of shape (N,).
+        exchanged: bool, shape (N,): the positions that the client exchanges.
+        transfer: What it uploaded, at some of them.
+        samples: Number of its training records.
+    """
+    vectors = transfer.unpack()
+    if spec.exchange.sends_changes:
+        values = state[VALUES][exchanged]
+        values[transfer.positions[exchanged]] += vectors[VALUES]
+        vectors[VALUES] = values
+    return Update(exchanged, vectors, samples)
 
 
 def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort:
@@ -124,12 +214,17 @@ def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort
         lambda: _population(spec, space),
         spec.aggregation,
         weighted=method.weighted,
+        min_holders=spec.exchange.holders,
     )
 
 
 def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:
     """Return the server's next vectors, each float32 of shape (N,)."""
     return spec.algorithm.merge(spec.method, state, cohort)
+
+
+def _pack(exchange: Exchange, vectors: Vectors, seed: int) -> dict[str, Packed]:
+    return {name: pack(vector, exchange.dtype, derive_seed(seed, name)) for name, vector in vectors.items()}
 
 
 def _population(spec: FederationSpec, space: LoraSpace) -> np.ndarray:

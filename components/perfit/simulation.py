@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,19 @@ from perfit.client import (
     run_client,
 )
 from perfit.methods import Vectors
-from perfit.round import ClientRound, initial_state, merge, new_cohort, received_by, split_state
+from perfit.round import (
+    ClientRound,
+    Received,
+    download,
+    exchanged_positions,
+    initial_state,
+    merge,
+    new_cohort,
+    plain_architecture,
+    update_of,
+)
 from perfit.sampling import sample_clients
 from perfit.spec import Client, FederationSpec
-from perfit.updates import Update
 
 OnStep = Callable[[int, str, int, int, float], None]
 """Called with round (0 for a search), client id, step, number of steps and loss."""
@@ -77,36 +86,43 @@ class Simulation:
             TrainingDiverged: A client's loss is not finite; one client's failure ends the simulation.
         """
         spec, space, number = self.spec, self.model.space, state.round + 1
-        downloads, _ = split_state(spec, state.vectors)
-        architectures, results = dict(state.architectures), dict(state.results)
-        updates: dict[str, Update] = {}
-        for client in sample_clients(spec.clients, spec.participation, spec.training.seed, number):
+        participants = sample_clients(spec.clients, spec.participation, spec.training.seed, number)
+        known = self._known(state, participants)
+        exchanged = exchanged_positions(spec, space, known.values())
+        architectures, results = {**state.architectures, **known}, dict(state.results)
+        cohort = new_cohort(spec, space, state.vectors)
+        for client in participants:
             if client.id not in architectures:
                 architectures[client.id] = find_architecture(
                     self.model, spec, client, self.data[client.id], _reporter(on_step, 0, client)
                 )
-            held, last = architectures[client.id], state.results.get(client.id)
-            roles = ClientRound(spec, space, held).roles
+            side, last = ClientRound(spec, space, architectures[client.id]), state.results.get(client.id)
+            if client.id in known:
+                positions = side.roles.shared & exchanged
+                start = Received.by(download(spec, state.vectors, positions, number, client))
+            else:
+                start = side.unknown(number)
             results[client.id] = result = run_client(
                 self.model,
                 spec,
                 client,
                 number,
                 self.data[client.id],
-                held,
-                received_by(roles, downloads),
+                side.held,
+                start,
                 last.kept if last else {},
                 _reporter(on_step, number, client),
             )
-            if result.update.positions.any():
-                updates[client.id] = result.update
-        return State(number, self._average(state.vectors, updates), architectures, results)
+            if result.exchanged.any():
+                update = update_of(spec, state.vectors, result.exchanged, result.upload, result.samples)
+                cohort.add(client.id, update)
+        return State(number, merge(spec, state.vectors, cohort), architectures, results)
 
-    def _average(self, vectors: Vectors, updates: dict[str, Update]) -> Vectors:
-        cohort = new_cohort(self.spec, self.model.space, vectors)
-        for client, update in updates.items():
-            cohort.add(client, update)
-        return merge(self.spec, vectors, cohort)
+    def _known(self, state: State, participants: Iterable[Client]) -> dict[str, np.ndarray]:
+        """Return the architectures, of those who take part, that the server knows before a round."""
+        spec, space = self.spec, self.model.space
+        known = {c.id: state.architectures.get(c.id, plain_architecture(spec, space, c)) for c in participants}
+        return {client: held for client, held in known.items() if held is not None}
 
 
 def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_step: OnStep | None = None) -> State:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from perfit.aggregation import Aggregation
+from perfit.exchange import Exchange
 from perfit.locations import PlainUri, RecordsUri
 from perfit.methods import METHODS, Method, MethodOptions, Search
 from perfit.methods.perfit import Options as PerFITOptions
@@ -18,7 +19,6 @@ from perfit.sections import Name, Section, key_error
 
 DEFAULT_METHOD = "perfit"
 DEFAULT_EXPANSION = 2
-WireDtype = Literal["float32", "bfloat16", "float16"]
 
 
 def _method_name(value: Any) -> Any:
@@ -107,7 +107,7 @@ class FederationSpec(Section):
     rounds: int = Field(default=3, ge=1)
     participation: Participation = Participation()
     aggregation: Aggregation = Aggregation()
-    wire_dtype: WireDtype = "float32"
+    exchange: Exchange = Exchange()
     clients: tuple[Client, ...]
 
     @field_validator("method", mode="before")
@@ -129,6 +129,22 @@ class FederationSpec(Section):
                 ("lora", "expansion"),
                 f"{self.lora.expansion} has no effect on method {self.method.name}, whose clients do not search; "
                 "leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exchange_fits(self) -> Self:
+        holders, clients = self.exchange.holders, len(self.clients)
+        if holders > max(clients, 2):
+            raise key_error(
+                ("exchange", "holders"),
+                f"{holders} is more than the {clients} clients, which would exchange nothing; lower it",
+            )
+        if self.exchange.top < 1 and len(self.algorithm.uploads) > 1:
+            raise key_error(
+                ("exchange", "top"),
+                f"{self.exchange.top:g} does not fit method {self.method.name}, whose clients also upload "
+                f"{', '.join(self.algorithm.uploads[1:])}; leave it out",
             )
         return self
 
@@ -203,7 +219,7 @@ class FederationSpec(Section):
 
     def fixed(self) -> dict[str, Any]:
         """Return the sections that the values in the store depend on; they may not change while a federation exists."""
-        sections = {"name", "model", "method", "lora", "training", "data", "wire_dtype"}
+        sections = {"name", "model", "method", "lora", "training", "data", "exchange"}
         return self.model_dump(mode="json", include=sections, exclude={"training": {"checkpoint_steps"}})
 
     def difference(self, other: FederationSpec) -> str | None:

@@ -7,10 +7,12 @@ The store holds these files under ``federations/<name>/``::
     head.json                              round, branches, and key and sha256 of the global adapter and server state
     masks/<client>/<sha256>                a client's personal architecture
     rounds/<n>/plan.json                   written once
+    rounds/<n>/exchanged.safetensors       for the server alone: the positions that enough participants share
+    rounds/<n>/downloads/<client>.safetensors, or for all clients of a rank ranks/<rank>.safetensors
     rounds/<n>/updates/<client>.safetensors
     rounds/<n>/updates/<client>.json       written last: without it there is no update
-    rounds/<n>/global.safetensors          what clients read of the server's vectors
-    rounds/<n>/state.safetensors           the server's own vectors, if the method has any (moments)
+    rounds/<n>/global.safetensors          for the server alone: the vectors of which clients download their part
+    rounds/<n>/state.safetensors           for the server alone: its other vectors, if the method has any (moments)
     rounds/<n>/summary.json, report.html
     rounds/0/state.probe.safetensors       one line, left by check_conditions
     clients/<client>/                      what only this client may read
@@ -201,6 +203,18 @@ class FederationStore:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
         return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first").data
 
+    def put_exchanged(self, place: RoundPlace, data: bytes) -> Blob:
+        """Stores the positions that a round exchanges; they count only once a plan names them."""
+        return self._put_blob(f"rounds/{place}/exchanged", data)
+
+    def put_download(self, place: RoundPlace, client: str, data: bytes) -> Blob:
+        """Stores what one client downloads in a round; it counts only once a plan names it."""
+        return self._put_blob(f"rounds/{place}/downloads/{_checked_segment('client id', client)}", data)
+
+    def put_download_of_rank(self, place: RoundPlace, rank: int, data: bytes) -> Blob:
+        """Stores what all clients of a rank download in a round; it counts only once a plan names it."""
+        return self._put_blob(f"rounds/{place}/ranks/{rank}", data)
+
     def put_update(self, place: RoundPlace, client: str, data: bytes) -> Blob:
         """Stores a client's update; it counts only once a record names it."""
         return self._put_blob(f"rounds/{place}/updates/{_checked_segment('client id', client)}", data)
@@ -247,11 +261,11 @@ class FederationStore:
         return None if found is None else found.data
 
     def put_global(self, place: RoundPlace, data: bytes) -> Blob:
-        """Stores the vectors that clients read after a round; the head does not move."""
+        """Stores the vectors of which clients download their part after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/global", data)
 
     def put_state(self, place: RoundPlace, data: bytes) -> Blob:
-        """Stores the server's own vectors after a round; the head does not move."""
+        """Stores the server's other vectors after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/state", data)
 
     def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perfit.adapter import mask_hash
-from perfit.adapter_file import AdapterFile, AdapterHeader, dump_server_vectors, dump_vectors
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_server_vectors, dump_transfer, dump_vectors
 from perfit.cluster_spec import ClusterSpec
 from perfit.export import peft_files
 from perfit.protocol import RoundSummary
-from perfit.round import ClientRound, split_state
+from perfit.round import ClientRound, download, split_state
 from perfit.sampling import sample_clients
 from perfit.simulation import Simulation, State
 from perfit_components.steps.client import train
@@ -176,23 +176,28 @@ def _server_files(spec: ClusterSpec, before: State, state: State) -> dict[str, b
     if own:
         expected[f"{place}/state.safetensors"] = dump_server_vectors(spec, space, state.round, own)
     for client in _sampled(spec, state.round):
-        expected |= _client_files(spec, state, client, base_sha256)
+        expected |= _client_files(spec, before, state, client, base_sha256)
     return expected
 
 
-def _client_files(spec: ClusterSpec, state: State, client: str, base_sha256: str) -> dict[str, bytes]:
-    """A client's update, and what it keeps, after the last round."""
+def _client_files(spec: ClusterSpec, before: State, state: State, client: str, base_sha256: str) -> dict[str, bytes]:
+    """A client's download, update, and what it keeps, of the last round."""
     result, number = state.results[client], state.round
     space, sha256 = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
     header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
     roles, expected = ClientRound(spec, space, result.adapter.mask).roles, {}
-    if roles.shared.any():
-        header_of_update = header.at_base(base_sha256)
-        update = dump_vectors(header_of_update, space, roles.shared, result.update.vectors, spec.wire_dtype)
+    if result.exchanged.any():
+        update = dump_transfer(header.at_base(base_sha256), space, result.exchanged, result.upload)
         expected[f"rounds/{number}/updates/{client}.safetensors"] = update
-    if result.kept:
-        kept = dump_vectors(header, space, roles.trained, result.kept)
-        expected[f"clients/{client}/state/{number}.safetensors"] = kept
+    if result.exchanged.any() and (spec.search is None or client in before.architectures):
+        sent = download(spec, before.vectors, result.exchanged, number, spec.client(client))
+        name = f"downloads/{client}" if spec.search else f"ranks/{header.rank}"
+        file = dump_transfer(
+            replace(header.at_base(base_sha256), client=client if spec.search else None), space, roles.shared, sent
+        )
+        expected[f"rounds/{number}/{name}.safetensors"] = file
+    kept = dump_vectors(header, space, roles.trained, result.kept)
+    expected[f"clients/{client}/state/{number}.safetensors"] = kept
     return expected
 
 

@@ -19,10 +19,15 @@ HALF_OF_THREE = {
 }
 CASES = {
     **{name: {"method": {"name": name}} for name in METHODS},
-    "perfit-bfloat16": {"wire_dtype": "bfloat16"},
-    "local-bfloat16": {"wire_dtype": "bfloat16", "method": {"name": "local"}},
-    "scaffold-float16": {"wire_dtype": "float16", "method": {"name": "scaffold"}},
-    "fedsa-lora-bfloat16": {"wire_dtype": "bfloat16", "method": {"name": "fedsa-lora"}},
+    "perfit-bfloat16": {"exchange": {"dtype": "bfloat16"}},
+    "perfit-int8": {"exchange": {"dtype": "int8"}, "rounds": 3},
+    "perfit-largest": {"exchange": {"top": 0.25, "dtype": "int8"}, "rounds": 3},
+    "perfit-everything": {"exchange": {"holders": 1}},
+    "perfit-masks-first": {"exchange": {"masks_first": True}, "rounds": 3},
+    "local-bfloat16": {"exchange": {"dtype": "bfloat16"}, "method": {"name": "local"}},
+    "scaffold-float16": {"exchange": {"dtype": "float16"}, "method": {"name": "scaffold"}},
+    "scaffold-int8": {"exchange": {"dtype": "int8"}, "method": {"name": "scaffold"}},
+    "fedsa-lora-bfloat16": {"exchange": {"dtype": "bfloat16"}, "method": {"name": "fedsa-lora"}},
     "perfit-participation": HALF_OF_THREE,
     "local-participation": HALF_OF_THREE | {"method": {"name": "local"}},
     "scaffold-participation": HALF_OF_THREE | {"method": {"name": "scaffold"}},
@@ -36,9 +41,11 @@ def test_the_steps_leave_what_the_simulation_gives(make_site, case):
     stored = files(site.root)
     expected = in_memory(site.spec)
     assert {key: stored.get(key) for key in expected} == expected
-    kinds = ("global.safetensors", "state.safetensors", "updates/", "state/")
-    last = [key for key in stored if str(site.spec.rounds) in key and any(kind in key for kind in kinds)]
-    assert {key for key in last if key.endswith(".safetensors")} <= set(expected)
+    last = [key for key in stored if f"/{site.spec.rounds}/" in key or f"state/{site.spec.rounds}." in key]
+    vectors = {key for key in last if key.endswith(".safetensors")} - {
+        f"rounds/{site.spec.rounds}/exchanged.safetensors"
+    }
+    assert vectors <= set(expected)
 
 
 @pytest.mark.parametrize("method", METHODS)

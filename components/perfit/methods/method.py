@@ -31,7 +31,7 @@ class Roles:
     """What a client does at each of the N positions; ``shared`` lies within ``trained``, ``trained`` within ``held``.
 
     Off ``held`` the LoRA is zero. Held but not trained is frozen at its initial value. Trained but not shared is
-    personal and never leaves the client.
+    personal and never leaves the client. Of what is shared, a round exchanges what enough of its clients share.
 
     Args:
         held: bool, shape (N,): the client's architecture.
@@ -53,11 +53,6 @@ class Roles:
         if (self.trained & ~self.held).any() or (self.shared & ~self.trained).any():
             raise ValueError("roles are not nested: shared must lie within trained, and trained within held")
 
-    @property
-    def personal(self) -> bool:
-        """Whether something that is trained stays with the client."""
-        return bool((self.trained & ~self.shared).any())
-
 
 @dataclass(frozen=True)
 class ClientStart:
@@ -67,7 +62,8 @@ class ClientStart:
 
     Args:
         values: float32, shape (T,): what training starts from.
-        received: What the server sent, by name, each float32 of shape (T,), zero where nothing is shared.
+        received: What the server sent, by name, each float32 of shape (T,); where nothing was exchanged, what the
+            client kept under the same name; else the initial values, or zero.
         kept: What the client kept from its last round, by name, each float32 of shape (T,); empty in its first round.
     """
 
@@ -152,7 +148,7 @@ class Method:
         roles: (space, held) -> what a client that holds ``held`` trains and shares.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
         start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
-            ``shared`` those with the server's at the shared positions. Without it a client starts from ``shared``.
+            ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.
             A client of such a method does not train on the validation records of the round.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
@@ -160,7 +156,7 @@ class Method:
         init: (initial values, shape (N,)) -> the server's state.
         merge: (options, state, cohort) -> the server's next state.
         uploads: Names of the vectors that a client shares.
-        downloads: Names of the state's vectors that clients read; the others are the server's own.
+        downloads: Names of the state's vectors that clients receive; the others are the server's own.
         weighted: Whether the mean weighs clients by their samples; otherwise all count the same.
     """
 

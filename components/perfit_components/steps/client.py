@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perfit.adapter_file import dump_vectors
+from perfit.adapter_file import dump_transfer, dump_vectors
 from perfit.errors import PerfitError
 from perfit.methods import Roles
 from perfit.protocol import Blob, ClientStatus, MessageError, Outcome, Perplexity, UpdateRecord, parse_outcome
@@ -17,7 +17,7 @@ from perfit_components.steps.client_context import (
     Architecture,
     ClientContext,
     ensure_architecture,
-    read_downloads,
+    read_download,
     read_kept,
     state_file,
 )
@@ -81,7 +81,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     model, data = context.loaded
     architecture = ensure_architecture(context)
     roles = context.spec.algorithm.roles(model.space, architecture.mask)
-    received, bytes_down = read_downloads(context, roles)
+    received, bytes_down = read_download(context, architecture)
     result = run_client(
         model,
         context.spec,
@@ -103,8 +103,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         rank=participant.rank,
         round=round,
         budget=int(np.count_nonzero(roles.trained)),
-        shared=int(np.count_nonzero(roles.shared)),
-        samples=len(data.train.examples),
+        shared=int(np.count_nonzero(result.exchanged)),
+        samples=result.samples,
         held_out_records=len(data.held_out.examples),
         skipped_records=len(data.train.skipped),
         truncated_records=data.train.truncated,
@@ -156,19 +156,17 @@ def _write_own_files(context: ClientContext, roles: Roles, architecture: Archite
     spec, store, client = context.spec, context.store, context.client
     for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
         store.put_client_file(client.id, f"{ADAPTER_DIRECTORY}/{name}", content)
-    if result.kept:
-        header = context.header(result.adapter.budget, architecture.sha256)
-        state = dump_vectors(header, result.adapter.space, roles.trained, result.kept)
-        store.put_client_file(client.id, state_file(context.place), state)
+    header = context.header(result.adapter.budget, architecture.sha256)
+    state = dump_vectors(header, result.adapter.space, roles.trained, result.kept)
+    store.put_client_file(client.id, state_file(context.place), state)
 
 
 def _upload(context: ClientContext, architecture: Architecture, result: ClientResult) -> tuple[Blob | None, int]:
-    """Upload the update; return its blob (None if nothing is shared) and its number of bytes."""
-    update, adapter = result.update, result.adapter
-    if not update.positions.any():
+    """Upload the update; return its blob (None if nothing is exchanged) and its number of bytes."""
+    if not result.exchanged.any():
         return None, 0
-    header = context.header(adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
-    data = dump_vectors(header, adapter.space, update.positions, update.vectors, context.spec.wire_dtype)
+    header = context.header(result.adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
+    data = dump_transfer(header, result.adapter.space, result.exchanged, result.upload)
     blob = context.store.put_update(context.place, context.client.id, data)
     return Blob(key=blob.key, sha256=blob.sha256), len(data)
 

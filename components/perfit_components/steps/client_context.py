@@ -18,10 +18,11 @@ from perfit.cluster_spec import ClusterClient, ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import Roles, Vectors
 from perfit.protocol import Participant, Plan
-from perfit.round import received_by
+from perfit.round import ClientRound, Received
 from perfit_components.log_lines import format_step
 from perfit_components.steps.context import FederationContext, model_cache
-from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace, open_store
+from perfit_components.steps.exchange import download_header
+from perfit_storage import Blob, FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
 if TYPE_CHECKING:
     from perfit.client import ClientData, ExpandedModel
@@ -163,15 +164,20 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     """Read the client's architecture; if it has none yet, search for one and upload it.
 
     Raises:
-        PerfitError: The stored one is damaged, or of another model.
+        PerfitError: The stored one is damaged, of another model, or not the one that the plan was made for.
     """
     from perfit.client import find_architecture
 
-    store, client = context.store, context.client
+    store, client, planned = context.store, context.client, context.participant.mask_sha256
     model, data = context.loaded
     hashes = store.find_masks(client.id)
+    if context.spec.search and planned and planned not in hashes:
+        raise PerfitError(
+            f"{store.uri}/masks/{client.id}/{planned} is missing, for which round {context.round} was planned",
+            "restore it from a backup of the store; without it the client searches again, in a later round",
+        )
     if hashes:
-        return _read_architecture(context, hashes[0])
+        return _read_architecture(context, planned or hashes[0])
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
     sha256 = mask_hash(model.space, mask)
     file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
@@ -194,19 +200,33 @@ def _read_architecture(context: ClientContext, sha256: str) -> Architecture:
         raise PerfitError(problem, "restore it from a backup of the store") from error
 
 
-def read_downloads(context: ClientContext, roles: Roles) -> tuple[dict[str, np.ndarray], int]:
-    """Return what the server sends to the client, at its shared positions, and the number of bytes read.
-
-    If nothing is shared, nothing is read.
+def read_download(context: ClientContext, architecture: Architecture) -> tuple[Received, int]:
+    """Return what the client receives from the server, and the number of bytes read.
 
     Raises:
         PerfitError: It is missing, damaged, or of another model.
     """
-    if not roles.shared.any():
-        return {}, 0
-    stored = context.federation.downloads(context.plan.base)
-    _check_space(context, stored)
-    return received_by(roles, stored.vectors), stored.size
+    spec, client, participant = context.spec, context.client, context.participant
+    side = ClientRound(spec, context.loaded[0].space, architecture.mask)
+    if participant.mask_sha256 is None:
+        return side.unknown(context.round), 0
+    blob = participant.download
+    if blob is None:
+        return Received(np.zeros_like(architecture.mask)), 0
+    data = context.store.read_blob(Blob(blob.key, blob.sha256))
+    budget = int(np.count_nonzero(architecture.mask))
+    expected = download_header(spec, context.plan.base, context.round, client, budget, architecture.sha256)
+    try:
+        file = AdapterFile.parse(data)
+        _check_space(context, file)
+        if file.header != expected:
+            raise AdapterFileError(f"its header is {file.header}, but should be {expected}")
+        transfer = file.transfer(side.roles.shared, spec.algorithm.downloads, spec.exchange.dtype)
+    except AdapterFileError as error:
+        raise PerfitError(
+            f"{context.store.uri}/{blob.key}: {error}", "restore it from a backup of the store"
+        ) from error
+    return Received.by(transfer), len(data)
 
 
 def read_kept(context: ClientContext, roles: Roles) -> Vectors:

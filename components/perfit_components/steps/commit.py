@@ -13,7 +13,7 @@ from perfit.aggregation import Cohort
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import VALUES
-from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary, UpdateRecord
 from perfit.robustness import root_mean_square
 from perfit.round import merge, new_cohort, split_state
 from perfit_components.steps.context import FederationContext, StoredVectors, head_of, place_of
@@ -150,10 +150,12 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
 
 def _read(context: FederationContext, plan: Plan, previous: StoredVectors, lost: Mapping[str, ClientStatus]) -> _Tally:
     """Verify each participant's update, once, note the outcome and add the update to the cohort."""
-    space = previous.space
+    space, exchanged = previous.space, context.exchanged(plan, previous.space)
     tally = _Tally(new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool))
     for participant in plan.participants:
-        contribution = lost.get(participant.client) or read_contribution(context, plan, participant, space)
+        contribution = lost.get(participant.client) or read_contribution(
+            context, plan, participant, previous, exchanged
+        )
         if isinstance(contribution, ClientStatus):
             tally.outcomes.append(contribution)
             continue
@@ -175,6 +177,8 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: floa
         minimum_clients=spec.participation.minimum_clients,
         positions=tally.held.size,
         positions_held=int(np.count_nonzero(tally.held)),
+        positions_shared=int(np.count_nonzero(cohort.shared)),
+        architectures=_architectures(context, plan.base, tally.outcomes),
         clients=tuple(tally.outcomes),
         rule=spec.aggregation.rule,
         positions_by_mean=cohort.positions_by_mean,
@@ -185,6 +189,14 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: floa
             for client, scale in cohort.limited.items()
         ),
     )
+
+
+def _architectures(context: FederationContext, base: Base, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Return the hashes of all architectures that the server knows now, by client; none if they follow from ranks."""
+    if context.spec.search is None:
+        return {}
+    known = context.summary_of(base).architectures if base.summary else {}
+    return known | {record.client: record.mask_sha256 for record in outcomes if isinstance(record, UpdateRecord)}
 
 
 def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) -> None:

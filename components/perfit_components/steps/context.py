@@ -15,7 +15,7 @@ from perfit.federation_file import parse_federation
 from perfit.model_files import ModelManifest
 from perfit.protocol import Base, MessageError, Plan, RoundSummary
 from perfit.space import LoraSpace
-from perfit_storage import Blob, Branch, FederationStore, Head, RoundPlace
+from perfit_storage import Blob, Branch, FederationStore, Head, ObjectNotFound, RoundPlace
 
 _DIRECTORY = "/federations/"
 
@@ -96,7 +96,7 @@ class FederationContext:
         return manifest
 
     def downloads(self, base: Base) -> StoredVectors:
-        """Read the vectors that clients read.
+        """Read the vectors of which clients download their part.
 
         Raises:
             PerfitError: They are missing, or not those of this federation and round.
@@ -115,6 +115,20 @@ class FederationContext:
         own = self._vectors(base, base.state, None)
         return StoredVectors(stored.space, {**stored.vectors, **own.vectors}, stored.size + own.size)
 
+    def exchanged(self, plan: Plan, space: LoraSpace) -> np.ndarray:
+        """Read the positions that a round exchanges: bool, shape (N,).
+
+        Raises:
+            PerfitError: They are missing, or damaged.
+        """
+        if plan.exchanged is None:
+            return np.zeros(space.size, dtype=bool)
+        data = self.store.read_blob(Blob(plan.exchanged.key, plan.exchanged.sha256))
+        try:
+            return AdapterFile.parse(data).mask
+        except AdapterFileError as error:
+            raise self._damaged(plan.exchanged.key, error) from error
+
     def plan(self, place: RoundPlace) -> Plan:
         """Read the plan of a round.
 
@@ -122,6 +136,17 @@ class FederationContext:
             PerfitError: There is none, or it is damaged.
         """
         return self.parse_plan(place, self.store.read_plan(place))
+
+    def find_plan(self, place: RoundPlace) -> Plan | None:
+        """Read the plan of a round, None if there is none yet.
+
+        Raises:
+            PerfitError: It is damaged.
+        """
+        try:
+            return self.plan(place)
+        except ObjectNotFound:
+            return None
 
     def parse_plan(self, place: RoundPlace, data: bytes) -> Plan:
         """Parse the plan of a round.

@@ -23,9 +23,10 @@ from perfit.protocol import (
     cut,
     parse_outcome,
 )
+from perfit.round import ClientRound, update_of
 from perfit.space import LoraSpace
 from perfit.updates import Update
-from perfit_components.steps.context import FederationContext, place_of
+from perfit_components.steps.context import FederationContext, StoredVectors, place_of
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
 
 _HEADER_BYTES = 2**16
@@ -55,7 +56,7 @@ class Contribution:
 
 
 def read_contribution(
-    context: FederationContext, plan: Plan, participant: Participant, space: LoraSpace
+    context: FederationContext, plan: Plan, participant: Participant, base: StoredVectors, exchanged: np.ndarray
 ) -> Contribution | ClientStatus:
     """Read what a participant wrote in a round.
 
@@ -63,7 +64,8 @@ def read_contribution(
         context: The federation's context.
         plan: The round's plan.
         participant: A participant of the plan.
-        space: The expanded space of N positions.
+        base: All vectors of the server at the start of the round.
+        exchanged: bool, shape (N,): the positions that the round exchanges.
 
     Returns:
         A contribution that follows the plan, or why there is none.
@@ -80,7 +82,7 @@ def read_contribution(
         _check_participant(outcome, plan, participant)
         if isinstance(outcome, ClientStatus):
             return outcome
-        return _verified(context, plan, participant, outcome, space)
+        return _verified(context, plan, participant, outcome, base, exchanged)
     except StoreUnreachable:
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
@@ -105,47 +107,64 @@ def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace
 
 
 def _status(plan: Plan, participant: Participant, status: str, reason: str) -> ClientStatus:
-    return ClientStatus(**participant.model_dump(), round=plan.round, status=status, reason=cut(reason))
+    return ClientStatus(**_identity(participant), round=plan.round, status=status, reason=cut(reason))
+
+
+def _identity(participant: Participant) -> dict[str, str | int]:
+    return participant.model_dump(include={"client", "tier", "rank"})
 
 
 def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, participant: Participant) -> None:
-    planned = {**participant.model_dump(), "round": plan.round}
+    planned = {**_identity(participant), "round": plan.round}
     for name, value in planned.items():
         if getattr(outcome, name) != value:
             raise Refused(f"its record says {name} {getattr(outcome, name)!r}, the plan {value!r}")
 
 
 def _verified(
-    context: FederationContext, plan: Plan, participant: Participant, record: UpdateRecord, space: LoraSpace
+    context: FederationContext,
+    plan: Plan,
+    participant: Participant,
+    record: UpdateRecord,
+    base: StoredVectors,
+    exchanged: np.ndarray,
 ) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
-    client, method = participant.client, context.spec.algorithm
-    expected = AdapterHeader.of_client(
-        context.spec, client, plan.round, space.budget(participant.rank), record.mask_sha256
-    )
+    spec, client, space = context.spec, participant.client, base.space
+    if participant.mask_sha256 not in (None, record.mask_sha256):
+        raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
+    expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
     data = context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space))
     file = _parse(data, space, "mask", _header_bytes(space, 1))
     _check_header(file, expected, "mask", skip="round")
-    roles = method.roles(space, file.mask)
-    for name, role in (("budget", roles.trained), ("shared", roles.shared)):
-        if getattr(record, name) != np.count_nonzero(role):
-            raise Refused(f"its record says {name} {getattr(record, name)}, its mask {np.count_nonzero(role)}")
-    if not roles.shared.any():
+    side = ClientRound(spec, space, file.mask)
+    known = participant.mask_sha256 is not None
+    positions = side.roles.shared & exchanged if known else side.unknown(plan.round).positions
+    for name, mask in (("budget", side.roles.trained), ("shared", positions)):
+        if getattr(record, name) != np.count_nonzero(mask):
+            raise Refused(
+                f"its record says {name} {getattr(record, name)}, the plan and its mask {np.count_nonzero(mask)}"
+            )
+    if not positions.any():
         return Contribution(record, file.mask, None)
     key = record.update.key if record.update else ""
     place = re.escape(str(place_of(plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
+    method, exchange = spec.algorithm, spec.exchange
     header_bytes = _header_bytes(space, len(method.uploads))
-    limit = header_bytes + 4 * record.shared * len(method.uploads)
+    limit = header_bytes + (5 * len(method.uploads) + 1) * record.shared  # at most 4 a value, its scale, its bit
     update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
     file_of_update = _parse(update, space, "update", header_bytes)
     _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
-    vectors = file_of_update.vectors(roles.shared, method.uploads)
-    for name, vector in vectors.items():
+    transfer = file_of_update.transfer(positions, method.uploads, exchange.dtype)
+    if (sent := np.count_nonzero(transfer.positions)) != exchange.count(record.shared):
+        raise Refused(f"its update has {sent} values, the plan {exchange.count(record.shared)}")
+    checked = update_of(spec, base.vectors, positions, transfer, record.samples)
+    for name, vector in checked.vectors.items():
         if (largest := float(np.abs(vector).max())) > MAX_MAGNITUDE:
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
-    return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
+    return Contribution(record, file.mask, checked)
 
 
 def _parse(data: bytes, space: LoraSpace, what: str, header_bytes: int) -> AdapterFile:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perfit.errors import PerfitError
-from perfit.protocol import Participant, Plan
+from perfit.protocol import Plan
 from perfit.sampling import sample_clients
 from perfit_components.steps.commit import ensure_base
 from perfit_components.steps.context import FederationContext, base_of
+from perfit_components.steps.exchange import is_exchange_stored, plan_exchange
 
 LoopItem = str | dict[str, str]
 """A client's name in the cluster, that of its Secret; or its Secret and its volume claim, if a claim in its tier has
@@ -18,7 +19,7 @@ another name than the Secret."""
 def plan_round(context: FederationContext, round: int) -> Plan:
     """Return the plan of a round. The first caller writes it, all others read it.
 
-    If what the round starts from is missing in the store, it is computed again.
+    If what the round starts from, or what its clients download, is missing in the store, it is computed again.
 
     Raises:
         PerfitError: The round before is not committed, or the store cannot be reached or written.
@@ -34,10 +35,19 @@ def plan_round(context: FederationContext, round: int) -> Plan:
             f"run round {head.round + 1} first; a compiled tuning continues where its last run stopped",
         )
     ensure_base(context, base_of(head))
+    existing = context.find_plan(place)
+    if existing is not None and is_exchange_stored(context, existing):
+        return existing
     sampled = sample_clients(spec.clients, spec.participation, spec.training.seed, round)
-    participants = [Participant(client=c.id, tier=c.tier, rank=spec.rank_of(c)) for c in sampled]
-    plan = Plan(federation=spec.name, round=round, base=base_of(head), participants=tuple(participants))
-    return context.parse_plan(place, store.create_plan(place, plan.to_json()))
+    plan = plan_exchange(context, base_of(head), place, sampled)
+    stored = context.parse_plan(place, store.create_plan(place, plan.to_json()))
+    if not is_exchange_stored(context, stored):
+        raise PerfitError(
+            f"{store.uri}/rounds/{place}: some of what clients download is missing and cannot be made again: who is in "
+            "the federation, or an architecture, has changed since the round was planned",
+            "restore it from a backup of the store",
+        )
+    return stored
 
 
 def participants(context: FederationContext, round: int, tiers: Sequence[str]) -> list[list[LoopItem]]:

@@ -1,0 +1,116 @@
+"""What each client of a round exchanges with the server, as far as the server knows the clients' architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from perfit.adapter import mask_hash
+from perfit.adapter_file import AdapterHeader, dump_mask, dump_transfer
+from perfit.cluster_spec import ClusterClient, ClusterSpec
+from perfit.protocol import Base, Blob, Participant, Plan
+from perfit.round import download, exchanged_positions, plain_architecture
+from perfit_components.steps.context import FederationContext, StoredVectors
+from perfit_components.steps.contribution import read_mask
+from perfit_storage import RoundPlace
+
+
+def plan_exchange(context: FederationContext, base: Base, place: RoundPlace, clients: Sequence[ClusterClient]) -> Plan:
+    """Write what each client of a round downloads; return the round's plan, which names it.
+
+    Every architecture is read twice, so that memory does not grow with the number of clients.
+
+    Args:
+        context: The federation's context.
+        base: What the round starts from.
+        place: Where the round's files are.
+        clients: Who takes part.
+
+    Raises:
+        PerfitError: What the round starts from is damaged, or the store cannot be reached or written.
+    """
+    hashes = context.summary_of(base).architectures if base.summary else {}
+    planner = _Planner(context, base, place, context.downloads(base), hashes)
+    known = (held for held in map(planner.architecture, clients) if held is not None)
+    exchanged = exchanged_positions(context.spec, planner.stored.space, known)
+    return Plan(
+        federation=context.spec.name,
+        round=place.number,
+        base=base,
+        participants=planner.participants(clients, exchanged),
+        exchanged=planner.put_exchanged(exchanged) if exchanged.any() else None,
+    )
+
+
+def is_exchange_stored(context: FederationContext, plan: Plan) -> bool:
+    """Whether the store holds all that a plan names."""
+    blobs = {blob.key for blob in (plan.exchanged, *(p.download for p in plan.participants)) if blob}
+    return all(map(context.store.has_blob, blobs))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """A round that is being planned. ``hashes`` are those of the architectures that the server knows, by client."""
+
+    context: FederationContext
+    base: Base
+    place: RoundPlace
+    stored: StoredVectors
+    hashes: Mapping[str, str]
+
+    def architecture(self, client: ClusterClient) -> np.ndarray | None:
+        """Return a client's architecture; None if it has delivered none, or has changed or removed it since."""
+        context, space = self.context, self.stored.space
+        if client.id in self.hashes:
+            return read_mask(context.store, client.id, self.hashes[client.id], space)
+        return plain_architecture(context.spec, space, client)
+
+    def participants(self, clients: Sequence[ClusterClient], exchanged: np.ndarray) -> tuple[Participant, ...]:
+        """Write what each client downloads, once a rank if clients do not search; return their entries in the plan."""
+        spec, of_rank, entries = self.context.spec, {}, []
+        for client in clients:
+            rank = spec.rank_of(client)
+            parts = of_rank.get(rank) or self._parts(client, exchanged)
+            if spec.search is None:
+                of_rank[rank] = parts
+            entries.append(Participant(client=client.id, tier=client.tier, rank=rank, **parts))
+        return tuple(entries)
+
+    def _parts(self, client: ClusterClient, exchanged: np.ndarray) -> dict[str, str | Blob | None]:
+        held, space = self.architecture(client), self.stored.space
+        if held is None:
+            return {"mask_sha256": None, "download": None}
+        sha256, shared = mask_hash(space, held), self.context.spec.algorithm.roles(space, held).shared
+        blob = self._put_download(client, sha256, shared, shared & exchanged) if (shared & exchanged).any() else None
+        return {"mask_sha256": sha256, "download": blob}
+
+    def _put_download(self, client: ClusterClient, sha256: str, shared: np.ndarray, positions: np.ndarray) -> Blob:
+        spec, store, number = self.context.spec, self.context.store, self.place.number
+        header = download_header(
+            spec, self.base, number, client, self.stored.space.budget(spec.rank_of(client)), sha256
+        )
+        transfer = download(spec, self.stored.vectors, positions, number, client)
+        data = dump_transfer(header, self.stored.space, shared, transfer)
+        if spec.search is None:
+            blob = store.put_download_of_rank(self.place, spec.rank_of(client), data)
+        else:
+            blob = store.put_download(self.place, client.id, data)
+        return Blob(key=blob.key, sha256=blob.sha256)
+
+    def put_exchanged(self, exchanged: np.ndarray) -> Blob:
+        """Write the positions that the round exchanges, which the server alone may read."""
+        space, count = self.stored.space, int(np.count_nonzero(exchanged))
+        header = AdapterHeader.of_server(self.context.spec, space, self.place.number)
+        header = replace(header, budget=count, mask_sha256=mask_hash(space, exchanged))
+        blob = self.context.store.put_exchanged(self.place, dump_mask(header, space, exchanged))
+        return Blob(key=blob.key, sha256=blob.sha256)
+
+
+def download_header(
+    spec: ClusterSpec, base: Base, round: int, client: ClusterClient, budget: int, mask_sha256: str
+) -> AdapterHeader:
+    """Return the header of what a client downloads; without a search, that of what all clients of its rank do."""
+    header = AdapterHeader.of_client(spec, client.id, round, budget, mask_sha256).at_base(base.adapter.sha256)
+    return header if spec.search else replace(header, client=None)

@@ -89,7 +89,7 @@ def test_what_crosses_and_what_is_kept(method, crosses, kept):
     ],
 )
 def test_what_crosses_is_rounded_as_the_wire_carries_it(dtype, crosses):
-    side = side_of(make_spec({"name": "fedit"}, wire_dtype=dtype), "small")
+    side = side_of(make_spec({"name": "fedit"}, exchange={"dtype": dtype}), "small")
     values = tuned(1 + 2**-8, 1 + 2**-10, 0.1)
     update, _ = side.finish(ClientStart(values.values), values, samples=1)
     assert_array_equal(update.vectors["values"], np.float32(crosses))
@@ -97,7 +97,7 @@ def test_what_crosses_is_rounded_as_the_wire_carries_it(dtype, crosses):
 
 
 def test_what_is_kept_is_not_rounded():
-    side = side_of(make_spec({"name": "fedsa-lora"}, wire_dtype="bfloat16"), "small")
+    side = side_of(make_spec({"name": "fedsa-lora"}, exchange={"dtype": "bfloat16"}), "small")
     values = tuned(1 + 2**-8, 0.1, 0.3)
     _, kept = side.finish(ClientStart(values.values), values, samples=1)
     assert_array_equal(kept["values"], values.values)

@@ -121,7 +121,7 @@ def test_a_client_alone_keeps_its_own_values(make_federation):
 
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
 def test_local_shares_nothing(make_federation, wire_dtype):
-    spec = make_federation(method={"name": "local"}, wire_dtype=wire_dtype)
+    spec = make_federation(method={"name": "local"}, exchange={"dtype": wire_dtype})
     simulation = Simulation(spec, *loaded(spec))
     start = simulation.start()
     first = simulation.next_round(start)
@@ -191,7 +191,7 @@ def test_progress_names_round_client_and_step(make_federation, method):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_wire_rounds_what_is_averaged(make_federation, dtype):
-    spec = make_federation(wire_dtype=dtype, clients=[make_federation().clients[0].model_dump()])
+    spec = make_federation(exchange={"dtype": dtype}, clients=[make_federation().clients[0].model_dump()])
     state = run(spec)
     tuned = state.results["ann"].adapter.values
     rounded = to_wire(tuned, dtype).astype(np.float32)

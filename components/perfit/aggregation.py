@@ -190,7 +190,7 @@ def _set_robust(result: np.ndarray, parts: list[Part], holders: np.ndarray, opti
     result[many] = np.sum(stack, axis=0, where=kept, dtype=np.float64) / np.count_nonzero(kept, axis=0)
 
 
-def aggregate(previous: np.ndarray, updates: Iterable[Update]) -> np.ndarray:
+def aggregate(previous: np.ndarray, updates: Iterable[Update], min_holders: int = 1) -> np.ndarray:
     """Average the values of updates, parameter by parameter, without limits.
 
     >>> import numpy as np
@@ -202,6 +202,7 @@ def aggregate(previous: np.ndarray, updates: Iterable[Update]) -> np.ndarray:
     Args:
         previous: Global values, float32, shape (N,).
         updates: Updates of the same space, each with the vector ``values``; consumed one at a time.
+        min_holders: A position that fewer updates share keeps its value.
 
     Returns:
         New global values, float32, shape (N,).
@@ -210,7 +211,8 @@ def aggregate(previous: np.ndarray, updates: Iterable[Update]) -> np.ndarray:
         ValueError: An update belongs to another space.
     """
     options = Aggregation(max_share=1, clip=None)
-    cohort = Cohort(["values"], {"values": previous}, lambda: np.zeros(previous.size, dtype=int), options)
+    population = np.zeros(previous.size, dtype=int)
+    cohort = Cohort(["values"], {"values": previous}, lambda: population, options, min_holders=min_holders)
     for number, update in enumerate(updates):
         cohort.add(str(number), update)
     return cohort.average("values", previous)

@@ -42,7 +42,7 @@ def values_of(data: bytes) -> np.ndarray:
 def mean_of(site: Site, *clients: str) -> np.ndarray:
     """The global values of round 1 if these clients alone count."""
     start = values_of(files(site.root)["rounds/0/global.safetensors"])
-    return mean(start, [update_of(site, client) for client in clients])
+    return mean(start, [update_of(site, client) for client in clients], site.spec.exchange.holders)
 
 
 def committed(site: Site) -> np.ndarray:
@@ -62,7 +62,8 @@ def test_a_round_is_the_mean_of_its_updates(trained):
     header = AdapterFile.parse(files(trained.root)[head.adapter.key]).header
     assert (header.federation, header.round, header.client, header.rank) == ("tiny", 1, None, 4)
     stored = files(trained.root)
-    masks = [trained.mask_file(client).mask for client in ("ann", "bob", "eve")]
+    masks = {client: trained.mask_file(client) for client in ("ann", "bob", "eve")}
+    holders = np.sum([file.mask for file in masks.values()], axis=0)
     assert stored["rounds/1/summary.json"] == summary.to_json()
     assert json.loads(summary.to_json()) == {
         "federation": "tiny",
@@ -70,11 +71,13 @@ def test_a_round_is_the_mean_of_its_updates(trained):
         "round": 1,
         "base": json.loads(stored["rounds/1/plan.json"])["base"],
         "minimum_clients": 1,
-        "positions": masks[0].size,
-        "positions_held": np.count_nonzero(np.logical_or.reduce(masks)),
+        "positions": holders.size,
+        "positions_held": np.count_nonzero(holders),
+        "positions_shared": np.count_nonzero(holders > 1),
+        "architectures": {client: file.header.mask_sha256 for client, file in masks.items()},
         "clients": [json.loads(stored[f"rounds/1/updates/{client}.json"]) for client in ("ann", "bob", "eve")],
         "rule": "mean",
-        "positions_by_mean": np.count_nonzero(np.logical_or.reduce(masks)),
+        "positions_by_mean": np.count_nonzero(holders > 1),
         "change": summary.change,
         "changes": summary.changes,
         "limited": [],
@@ -104,7 +107,9 @@ def test_moments_move_with_the_head(make_site):
     moments = file.named_vectors(np.ones(file.space.size, dtype=bool))
     assert np.abs(moments["first_moment"]).max() > 0
     record = parse_outcome(stored["rounds/2/updates/ann.json"])
-    assert record.bytes_down == len(stored["rounds/1/global.safetensors"])  # and not the moments
+    download = stored["rounds/2/ranks/2.safetensors"]
+    assert {name.partition("/")[0] for name in AdapterFile.parse(download).tensors} == {"values", "positions"}
+    assert record.bytes_down == len(download)
 
 
 def test_a_round_is_closed_with_its_report_and_the_next_ones_participants(trained):
@@ -333,7 +338,7 @@ def test_a_robust_rule_is_taken_where_three_clients_hold_a_position(trained, rul
     updates = [update_of(trained, client) for client in ("ann", "bob", "eve")]
     holders = np.sum([update.positions for update in updates], axis=0)
     assert (summary.rule, summary.limited) == (rule, ())
-    assert summary.positions_by_mean == np.count_nonzero((holders > 0) & (holders < 3)) > 0
+    assert summary.positions_by_mean == np.count_nonzero(holders == 2) > 0
     dense = np.zeros((3, holders.size))
     for row, update in zip(dense, updates, strict=True):
         row[update.positions] = update.vectors["values"]

@@ -41,13 +41,16 @@ def test_a_round_takes_the_fraction_of_every_tier(site):
     assert [id[0] for id in ids] == list("ssswww"[:5])
     stored = json.loads(files(site.root)["rounds/1/plan.json"])
     head = json.loads(files(site.root)["head.json"])
+    unknown = {"mask_sha256": None, "download": None}
     assert stored == {
         "federation": "tiny",
         "round": 1,
         "base": {key: head[key] for key in ("round", "adapter", "state", "summary", "branches")},
         "participants": [
-            {"client": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]]} for id in ids
+            {"client": id, "tier": {"s": "strong", "w": "weak"}[id[0]], "rank": {"s": 2, "w": 1}[id[0]], **unknown}
+            for id in ids
         ],
+        "exchanged": None,
     }
 
 

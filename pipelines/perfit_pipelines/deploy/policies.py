@@ -29,6 +29,7 @@ Policy = dict[str, Any]
 
 _HASH = "?" * 64
 _READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
+_EXCHANGED = ("exchanged.safetensors", "exchanged.*.safetensors")
 _GLOBAL = ("global.safetensors", "global.*.safetensors")
 _STATE = ("state.safetensors", "state.*.safetensors")
 _SUMMARY = ("summary.json", "summary.*.json")
@@ -73,7 +74,8 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
     """
     bucket = Bucket(store)
     written = ["spec.yaml", "model.json", "head.json"]
-    written += [f"rounds/*/{name}" for name in ("plan.json", *_GLOBAL, *_STATE, *_SUMMARY, "report.html")]
+    vectors = (*_EXCHANGED, *_GLOBAL, *_STATE, "downloads/*", "ranks/*")
+    written += [f"rounds/*/{name}" for name in ("plan.json", *vectors, *_SUMMARY, "report.html")]
     return _policy(
         _allow([_READ], bucket.arns(spec, "spec.yaml", "model.json", "head.json", "masks/*", "rounds/*")),
         _allow([_WRITE], bucket.arns(spec, *written)),
@@ -84,9 +86,9 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
 
 
 def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Policy:
-    """Return what a client's pods may do: read plans and global adapters, and write what is the client's own.
+    """Return what a client's pods may do: read plans and its own downloads, and write what is the client's own.
 
-    It may also read the client's own records, if they are in S3.
+    Without a search, all clients of a rank download the same. It may also read the client's own records, if they are in S3.
 
     Raises:
         PerfitError: The store is not of S3, or the client's records are among a federation's files, or their URI holds
@@ -95,7 +97,9 @@ def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Polic
     bucket, name = Bucket(store), client.id
     updates = [f"rounds/*/updates/{name}.{end}" for end in ("json", "safetensors", "*.safetensors")]
     own = [f"masks/{name}/{_HASH}", *updates, f"clients/{name}/*"]
-    shared = ["spec.yaml", "model.json", "head.json", "rounds/*/plan.json", *(f"rounds/*/{name}" for name in _GLOBAL)]
+    shared = ["spec.yaml", "model.json", "head.json", "rounds/*/plan.json"]
+    downloads = (f"downloads/{name}", f"ranks/{spec.rank_of(client)}")
+    shared += [f"rounds/*/{download}.{end}" for download in downloads for end in ("safetensors", "*.safetensors")]
     return _policy(
         _allow([_READ, _WRITE], bucket.arns(spec, *own)),
         _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client, store)),
@@ -116,9 +120,8 @@ def _deeper() -> list[str]:
 
 def _matched_by_accident(client: str) -> list[str]:
     """What the ``*`` of a round's number or an update's hash also matches, but does not belong to this client."""
-    lookalikes = {"plan": "plan.json", "global": "global.*"}
-    others = [f"rounds/*/updates/{path}" for name, path in lookalikes.items() if name != client]
-    return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *others]
+    of_plan = [] if client == "plan" else ["rounds/*/updates/plan.json"]
+    return ["rounds/*/updates/*/*", "rounds/*/*/updates/*", *of_plan]
 
 
 def _record_arns(client: ClusterClient, store: str) -> list[str]:

@@ -35,7 +35,7 @@ NAME = "store"
 _NO_VERSION = '"perfit-doctor"'
 _PROBE = "perfit-doctor"
 _NO_HASH = "0" * 64
-_OF_THE_SERVER = ("rounds/1/summary.json", "rounds/0/state.safetensors")
+_OF_THE_SERVER = ("rounds/1/summary.json", "rounds/0/global.safetensors", "rounds/0/state.safetensors")
 _AT_ONCE = 8
 _POLICY_FIX = (
     "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says about them"
@@ -143,9 +143,15 @@ def _difference(spec: ClusterSpec, data: bytes) -> str | None:
 
 def _client_rights(spec: ClusterSpec, client: str) -> _Rights:
     other = next((c.id for c in spec.clients if c.id != client), f"not-{client}"[:63].rstrip("-"))
-    theirs = (f"clients/{other}/{_PROBE}", f"rounds/1/updates/{other}.json", f"masks/{other}/{_NO_HASH}")
+    theirs = (
+        f"clients/{other}/{_PROBE}",
+        f"rounds/1/updates/{other}.json",
+        f"rounds/1/downloads/{other}.safetensors",
+        f"masks/{other}/{_NO_HASH}",
+    )
     mine = (f"clients/{client}/{_PROBE}", f"rounds/0/updates/{client}.safetensors", f"masks/{client}/{_NO_HASH}")
-    shared = ("model.json", "head.json", "rounds/1/plan.json", "rounds/0/global.safetensors")
+    downloads = (f"downloads/{client}", f"ranks/{spec.rank_of(spec.client(client))}")
+    shared = ("model.json", "head.json", "rounds/1/plan.json", *(f"rounds/1/{name}.safetensors" for name in downloads))
     return _Rights(
         reads=(*mine, *shared),
         lists=(f"masks/{client}/", f"clients/{client}/"),

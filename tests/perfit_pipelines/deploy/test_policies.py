@@ -28,7 +28,7 @@ from ..store_roles import SERVER, KeyedStore, role_policies, role_server
 
 STORE = "s3://tuning/team"
 HASH = "0123456789abcdef" * 4
-NAMES = ("ann", "ann-b", "plan", "global", "state")
+NAMES = ("ann", "ann-b", "plan", "global", "state", "downloads")
 """Clients with dangerous names: the prefix of another's, and the names of shared files."""
 
 
@@ -68,7 +68,7 @@ def _matches(pattern: str, text: str) -> bool:
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
     data = tmp_path_factory.mktemp("policies")
-    for name, count in zip(NAMES, [8, 5, 6, 5, 6], strict=True):
+    for name, count in zip(NAMES, [8, 5, 6, 5, 6, 5], strict=True):
         write_records(data / f"{name}.jsonl", name, count)
     return make_spec("no-model", data, clients={name: {} for name in NAMES})
 
@@ -105,13 +105,27 @@ def own_paths(client: str) -> list[str]:
 READ_BY_ALL = ["spec.yaml", "model.json", "head.json"] + [
     f"rounds/{n}/{name}"
     for n in (0, 1, "5.1")
-    for name in ("plan.json", "global.safetensors", f"global.{HASH}.safetensors")
+    for name in ("plan.json", "ranks/2.safetensors", f"ranks/2.{HASH}.safetensors")
 ]
 FOR_THE_SERVER = [
     f"rounds/{n}/{name}"
     for n in (0, 1, "5.1")
-    for name in ("summary.json", "report.html", "state.safetensors", f"state.{HASH}.safetensors")
+    for name in (
+        "summary.json",
+        "report.html",
+        "ranks/1.safetensors",
+        *(
+            f"{stem}{end}"
+            for stem in ("exchanged", "global", "state")
+            for end in (".safetensors", f".{HASH}.safetensors")
+        ),
+    )
 ]
+
+
+def downloads(client: str) -> list[str]:
+    """Every key that the server keeps for one client to read."""
+    return [f"rounds/{n}/downloads/{client}{end}.safetensors" for n in (1, "5.1") for end in ("", f".{HASH}")]
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
@@ -131,6 +145,9 @@ def test_a_client_touches_nothing_of_another(spec, client, other, directory):
     for path in own_paths(other):
         assert may(spec, client, "read", path, directory) == (client == other), path
         assert may(spec, client, "write", path, directory) == (client == other), path
+    for path in downloads(other):
+        assert may(spec, client, "read", path, directory) == (client == other), path
+        assert not may(spec, client, "write", path, directory), path
     assert may(spec, client, "list", f"clients/{other}/", directory) == (client == other)
 
 
@@ -149,11 +166,16 @@ def test_a_client_reads_what_is_shared_and_writes_none_of_it(spec, client, direc
 @pytest.mark.parametrize("client", NAMES)
 def test_no_layout_below_the_layout_is_a_clients(spec, client, directory):
     """The ``*`` of ``tiny.*`` matches slashes too: such a key must not pass for one in a directory of another name."""
-    theirs = [*READ_BY_ALL, *FOR_THE_SERVER, *(path for other in NAMES if other != client for path in own_paths(other))]
+    others = [other for other in NAMES if other != client]
+    theirs = [
+        *READ_BY_ALL,
+        *FOR_THE_SERVER,
+        *(path for other in others for path in own_paths(other) + downloads(other)),
+    ]
     places = {str(place) for path in theirs for place in (PurePosixPath(path), *PurePosixPath(path).parents)} - {"."}
     assert {"clients", "clients/plan" if client != "plan" else "clients/ann", "rounds/1/updates"} < places
     for place in places:
-        for path in [*own_paths(client), *READ_BY_ALL, *FOR_THE_SERVER]:
+        for path in [*own_paths(client), *downloads(client), *READ_BY_ALL, *FOR_THE_SERVER]:
             assert not may(spec, client, "read", f"{place}/{path}", directory), (place, path)
             assert not may(spec, client, "write", f"{place}/{path}", directory), (place, path)
 
@@ -231,7 +253,7 @@ def test_nobody_deletes_or_configures(spec):
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(spec, directory):
-    for path in [*READ_BY_ALL, *FOR_THE_SERVER]:
+    for path in [*READ_BY_ALL, *FOR_THE_SERVER, *(path for client in NAMES for path in downloads(client))]:
         assert may(spec, SERVER, "read", path, directory), path
         assert may(spec, SERVER, "write", path, directory), path
     for client in NAMES:
@@ -454,6 +476,9 @@ def readable(objects, key: str) -> bool:
         "rounds/2/plan.json",
         "rounds/2/plan.json/updates/ann.json",
         "rounds/1/global.safetensors",
+        "rounds/2/exchanged.safetensors",
+        "rounds/2/downloads/ann.safetensors",
+        "rounds/1/ranks/2.safetensors",
         "rounds/1/state.safetensors",
         "rounds/1/summary.json",
         "rounds/2/updates/ann-b.json",

@@ -51,9 +51,7 @@ def play(make_federation) -> Callable[..., Run]:
 
     def play(name: str, training: dict | None = None, **options) -> Run:
         torch.set_num_threads(1)
-        spec = make_federation(
-            method={"name": name, **options}, training=training or {}, exchange={"holders": 1}
-        )
+        spec = make_federation(method={"name": name, **options}, training=training or {}, exchange={"holders": 1})
         simulation = Simulation.load(spec, Path("unused"))
         first = simulation.next_round(simulation.start())
         return Run(simulation, (simulation.start(), first, simulation.next_round(first)))

@@ -167,7 +167,7 @@ def test_random_transfers_come_back():
 VALUES_A, CONTROL_B = f"values/{A}", f"control/{B}"
 
 
-@pytest.mark.parametrize(("dtype", "other"), permutations(DTYPES, 2))
+@pytest.mark.parametrize(("dtype", "other"), [*permutations(DTYPES, 2)])
 def test_what_crosses_in_another_type(dtype, other):
     problem = "2 tensors besides" if other == "int8" else f"no 3 values of {dtype} for {VALUES_A}"
     with pytest.raises(AdapterFileError, match=problem):

@@ -38,7 +38,6 @@ def test_a_row_of_the_table_matches_the_method(name):
     roles, zeros = method.roles(SPACE, held), np.zeros(int(held.sum()), dtype=np.float32)
     start = ClientStart(zeros, received=dict.fromkeys(method.downloads, zeros))
     after = method.after(method.options(), start, Tuned(zeros, zeros)) if method.after else AfterTuning()
-    kept = [*after.kept, *(["values"] if roles.personal else [])]
     own = sorted(set(method.init(zeros)) - set(method.downloads))
     shares = roles.shared.any()
     up = {"A, B": str(len(method.uploads)), "-": "0"}.get(matrices(roles.shared), matrices(roles.shared))
@@ -49,7 +48,7 @@ def test_a_row_of_the_table_matches_the_method(name):
         matrices(roles.trained & ~roles.shared),
         up,
         str(len(method.downloads) if shares else 0),
-        ", ".join(kept) or "-",
+        ", ".join(after.kept) or "-",
         ", ".join(own) or "-",
     ]
 

@@ -54,7 +54,7 @@ def measure(
     from perfit.client import ClientData, find_architecture, load_expanded, run_client
     from perfit.examples import Example, ExampleSet
     from perfit.memory import memory_need
-    from perfit.round import initial_state, received_by
+    from perfit.round import ClientRound
     from perfit.spec import FederationSpec
 
     torch.set_num_threads(2)
@@ -88,7 +88,7 @@ def measure(
     if search:
         find_architecture(model, spec, spec.clients[0], data)
     else:
-        received = received_by(roles, initial_state(spec, model.space))
+        received = ClientRound(spec, model.space, held).unknown(round=1)
         run_client(model, spec, spec.clients[0], 1, data, held, received, kept={})
     # Not getrusage: its peak includes that of the parent process.
     status = Path("/proc/self/status").read_text()

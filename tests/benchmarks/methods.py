@@ -5,8 +5,8 @@
 The data set (Dolly schema, with categories) is split so that each client has ``--categories-per-client`` categories
 and shares them with its neighbours (perfit.partition.by_category). All methods start from the same values, have the
 same budget of trainable parameters and take the same steps. Two means over clients are printed per round: `shared` is
-the perplexity under the values that the client would start from next (the new global values at its shared positions,
-its own at the personal ones), and `tuned` the one right after local tuning: the client's personal adapter of that
+the perplexity under the values that the client would start from next (the new global values where it exchanges them,
+its own elsewhere), and `tuned` the one right after local tuning: the client's personal adapter of that
 round.
 """
 
@@ -25,7 +25,7 @@ from perfit.client import evaluate
 from perfit.methods import METHODS
 from perfit.partition import by_category, write_partition
 from perfit.records import check_records
-from perfit.round import ClientRound, received_by, split_state
+from perfit.round import ClientRound, Received, exchanged_positions, plain_architecture, split_state
 from perfit.simulation import Simulation, State
 from perfit.spec import Client, FederationSpec
 
@@ -152,8 +152,12 @@ def next_start(simulation: Simulation, state: State, client: Client) -> np.ndarr
     held = state.architectures.get(client.id)
     side = ClientRound(spec, space, space.plain_mask(spec.rank_of(client)) if held is None else held)
     downloads, _ = split_state(spec, state.vectors)
+    architectures = [state.architectures.get(c.id, plain_architecture(spec, space, c)) for c in spec.clients]
+    exchanged = exchanged_positions(spec, space, (held for held in architectures if held is not None))
+    positions = side.roles.shared & exchanged
+    received = Received(positions, {name: vector[positions] for name, vector in downloads.items()})
     last = state.results.get(client.id)
-    return side.dense(side.begin(received_by(side.roles, downloads), last.kept if last else {}).values)
+    return side.dense(side.begin(received, last.kept if last else {}).values)
 
 
 if __name__ == "__main__":

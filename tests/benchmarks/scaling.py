@@ -24,9 +24,10 @@ import numpy as np
 import yaml
 
 from perfit.adapter import SparseAdapter, mask_hash
-from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_vectors
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_transfer, dump_vectors
 from perfit.aggregation import aggregate
 from perfit.cluster_spec import ClusterSpec
+from perfit.exchange import Transfer, pack
 from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_storage import FederationStore, Head, RoundPlace
@@ -159,7 +160,8 @@ def traffic() -> None:
         header = _header("one", here, mask, rank)
         files = [dump_mask(header, here, mask)]
         files.append(dump_server_vectors(spec, here, 1, {"values": np.zeros(here.size, np.float32)}))
-        files += [dump_vectors(header, here, mask, {"values": part.values}, t) for t in ("float32", "bfloat16")]
+        for dtype in ("float32", "bfloat16"):
+            files.append(dump_transfer(header, here, mask, Transfer(mask, {"values": pack(part.values, dtype, 0)})))
         sizes = [len(file) for file in files] + [
             sum(map(len, peft_files(spec.expanded_lora, spec.model, part).values()))
         ]

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from itertools import permutations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -22,9 +23,11 @@ from perfit.adapter_file import (
     AdapterHeader,
     dump_mask,
     dump_server_vectors,
+    dump_transfer,
     dump_vectors,
-    to_wire,
+    read_fields,
 )
+from perfit.exchange import DTYPES, Packed, Transfer, pack
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 
@@ -32,6 +35,8 @@ A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 SPACE = LoraSpace.from_shapes({A: (2, 3), B: (5, 2)})
 MASK = np.array([1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
 VALUES = np.array([0.1, -2.5, 1e-7, 3.0, 1 / 3, 65504.0], dtype=np.float32)
+SOME = MASK & (np.arange(MASK.size) != 2) & (np.arange(MASK.size) != 13)
+"""Four of the mask's six positions: two of A's three, two of B's."""
 HEADER = AdapterHeader("f", 2, "ann", "some/model", 1, 2, budget=6, mask_sha256=mask_hash(SPACE, MASK))
 
 
@@ -40,8 +45,15 @@ def mask_file(space: LoraSpace = SPACE, mask: np.ndarray = MASK) -> bytes:
     return dump_mask(header, space, mask)
 
 
-def values_file(values: np.ndarray = VALUES, dtype: str = "float32") -> bytes:
-    return dump_vectors(HEADER, SPACE, MASK, {"values": values}, dtype)
+def values_file(values: np.ndarray = VALUES) -> bytes:
+    return dump_vectors(HEADER, SPACE, MASK, {"values": values})
+
+
+def transfer_file(dtype: str = "float32", positions: np.ndarray = MASK, frame: np.ndarray = MASK) -> bytes:
+    """Two vectors at some of the frame's positions, as they cross."""
+    values = np.resize(VALUES, np.count_nonzero(positions))
+    vectors = {"values": pack(values, dtype, 1), "control": pack(-values, dtype, 2)}
+    return dump_transfer(HEADER, SPACE, frame, Transfer(positions, vectors))
 
 
 def mask_of(data: bytes) -> np.ndarray:
@@ -52,11 +64,15 @@ def values_of(data: bytes, positions: np.ndarray = MASK) -> np.ndarray:
     return AdapterFile.parse(data).vectors(positions, ["values"])["values"]
 
 
-def rewrite(data: bytes, tensors: dict[str, np.ndarray] | None = None, **fields: object) -> bytes:
-    """The file with other tensors or header fields, as another program could write it."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"])
-    return save({**load(data), **(tensors or {})}, metadata={"perfit": json.dumps({**header, **fields})})
+def transfer_of(data: bytes, dtype: str, frame: np.ndarray = MASK) -> Transfer:
+    return AdapterFile.parse(data).transfer(frame, ["values", "control"], dtype)
+
+
+def rewrite(data: bytes, tensors: dict[str, np.ndarray | None] | None = None, **fields: object) -> bytes:
+    """The file with other tensors (None: without it) or header fields, as another program could write it."""
+    changed = {**AdapterFile.parse(data).tensors, **(tensors or {})}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    return save(kept, metadata={"perfit": json.dumps({**read_fields(data), **fields})})
 
 
 def same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -80,14 +96,6 @@ def test_float32_values_come_back_to_the_bit():
     same_bits(vectors["values"], awkward)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)])
-def test_half_precision_rounds_to_nearest(name, dtype):
-    data = values_file(dtype=name)
-    same_bits(values_of(data), VALUES.astype(dtype).astype(np.float32))
-    same_bits(values_of(data), to_wire(VALUES, name).astype(np.float32))
-    assert len(values_file()) - len(data) >= 2 * VALUES.size
-
-
 def test_several_vectors_in_a_file():
     vectors = {"values": VALUES, "control": -VALUES}
     file = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, vectors))
@@ -101,7 +109,7 @@ def test_vectors_on_some_positions_of_the_mask():
     shared = MASK & (np.arange(MASK.size) < 6)  # A alone
     data = dump_vectors(HEADER, SPACE, shared, {"values": VALUES[:3]})
     same_bits(values_of(data, shared), VALUES[:3])
-    with pytest.raises(AdapterFileError, match=f"no 3 values for {B}"):
+    with pytest.raises(AdapterFileError, match=f"no 3 values of float32 for values/{B}"):
         values_of(data)
 
 
@@ -109,26 +117,137 @@ def test_missing_and_surplus_vectors():
     both = AdapterFile.parse(dump_vectors(HEADER, SPACE, MASK, {"values": VALUES, "records": VALUES}))
     with pytest.raises(AdapterFileError, match="it holds 2 tensors besides values"):
         both.vectors(MASK, ["values"])
-    with pytest.raises(AdapterFileError, match=f"no 3 control for {A}"):
+    with pytest.raises(AdapterFileError, match=f"no 3 values of float32 for control/{A}"):
         AdapterFile.parse(values_file()).vectors(MASK, ["values", "control"])
 
 
+@pytest.mark.parametrize("positions", [MASK, SOME, np.zeros_like(MASK)], ids=["all", "some", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_crosses_comes_back(dtype, positions):
+    data = transfer_file(dtype, positions)
+    transfer = transfer_of(data, dtype)
+    assert_array_equal(transfer.positions, positions)
+    assert transfer.vectors.keys() == {"values", "control"}
+    values = np.resize(VALUES, np.count_nonzero(positions))
+    same_packed(transfer.vectors["values"], pack(values, dtype, 1))
+    same_packed(transfer.vectors["control"], pack(-values, dtype, 2))
+    assert ("positions" in AdapterFile.parse(data).tensors) == (positions is not MASK)
+
+
+def same_packed(actual: Packed, expected: Packed) -> None:
+    for ours, theirs in [(actual.values, expected.values), (actual.scales, expected.scales)]:
+        assert (ours.dtype, ours.tobytes()) == (theirs.dtype, theirs.tobytes())
+
+
+@pytest.mark.parametrize(("dtype", "bytes_"), [("float32", 4), ("bfloat16", 2), ("float16", 2), ("int8", 1)])
+def test_bytes_that_cross(dtype, bytes_):
+    def tensors(positions: np.ndarray) -> int:
+        data = transfer_file(dtype, positions)
+        return len(data) - 8 - int.from_bytes(data[:8], "little")
+
+    scales = 4 if dtype == "int8" else 0
+    assert tensors(MASK) == 2 * (6 * bytes_ + scales)
+    assert tensors(SOME) == 2 * (4 * bytes_ + scales) + 1  # a bit for each of the six
+
+
+def test_random_transfers_come_back():
+    rng = np.random.default_rng(0)
+    for dtype in [*DTYPES] * 10:
+        rank, into, out = rng.integers(1, 30, size=3).tolist()
+        space = LoraSpace.from_shapes({A: (rank, into), B: (out, rank)})
+        frame = rng.random(space.size) < rng.random()
+        positions = frame & (rng.random(space.size) < rng.random())
+        packed = pack(rng.standard_normal(np.count_nonzero(positions), dtype=np.float32), dtype, 0)
+        data = dump_transfer(HEADER, space, frame, Transfer(positions, {"values": packed}))
+        transfer = AdapterFile.parse(data).transfer(frame, ["values"], dtype)
+        assert_array_equal(transfer.positions, positions)
+        same_packed(transfer.vectors["values"], packed)
+
+
+VALUES_A, CONTROL_B = f"values/{A}", f"control/{B}"
+
+
+@pytest.mark.parametrize(("dtype", "other"), [*permutations(DTYPES, 2)])
+def test_what_crosses_in_another_type(dtype, other):
+    problem = "2 tensors besides" if other == "int8" else f"no 3 values of {dtype} for {VALUES_A}"
+    with pytest.raises(AdapterFileError, match=problem):
+        transfer_of(transfer_file(other), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("dtype", "expected"),
+    ("tensors", "problem"),
     [
-        ("float32", [1 + 2**-7, 1 + 2**-10, 1 + 2**-20]),
-        ("float16", [1 + 2**-7, 1 + 2**-10, 1]),
-        ("bfloat16", [1 + 2**-7, 1, 1]),
+        ({VALUES_A: None}, f"for {VALUES_A}"),
+        ({CONTROL_B: None}, f"for {CONTROL_B}"),
+        ({CONTROL_B: np.zeros(3, np.float64)}, f"{CONTROL_B} is of type F64"),
+        ({CONTROL_B: np.zeros(3, np.uint8)}, f"no 3 values of .* for {CONTROL_B}"),
+        ({"momentum": np.zeros(3, np.float32)}, "1 tensors besides values, control"),
+        ({f"values/{A}.scales": np.zeros(1, np.float32)}, "1 tensors besides values, control"),
+        ({"scales": np.zeros(1, np.float32), "x": np.zeros(1, np.uint8)}, "2 tensors besides values, control"),
+        ({"positions": np.zeros(2, np.uint8)}, "no 6 bits for its positions"),
+        ({"positions": np.zeros((1, 1), np.uint8)}, "no 6 bits for its positions"),
+        ({"positions": np.zeros(1, np.int8)}, "no 6 bits for its positions"),
+        # Bits of four positions in a file of six values.
+        ({"positions": np.packbits(SOME[MASK])}, f"no 2 values of .* for {VALUES_A}"),
     ],
 )
-def test_what_the_wire_can_carry(dtype, expected):
-    values = np.array([1 + 2**-7, 1 + 2**-10, 1 + 2**-20], dtype=np.float32)
-    assert_array_equal(to_wire(values, dtype).astype(np.float32), expected)
+def test_what_crosses_with_other_tensors(dtype, tensors, problem):
+    with pytest.raises(AdapterFileError, match=problem):
+        transfer_of(rewrite(transfer_file(dtype), tensors), dtype)
 
 
-def test_ties_round_to_even():
-    # bfloat16 keeps 8 bits of precision: 257 and 259 lie midway between its neighbours 256, 258 and 260.
-    assert_array_equal(to_wire(np.array([257, 259], np.float32), "bfloat16").astype(np.float32), [256, 260])
+def test_values_for_all_positions_of_which_the_bits_are_missing():
+    with pytest.raises(AdapterFileError, match=f"no 3 values of float32 for {VALUES_A}"):
+        transfer_of(rewrite(transfer_file(positions=SOME), {"positions": None}), "float32")
+
+
+def test_bits_for_a_frame_of_another_size():
+    everywhere = np.ones_like(MASK)
+    with pytest.raises(AdapterFileError, match="no 16 bits for its positions"):
+        transfer_of(transfer_file(positions=SOME), "float32", everywhere)
+    with pytest.raises(AdapterFileError, match="no 6 bits for its positions"):
+        transfer_of(transfer_file(positions=SOME, frame=everywhere), "float32")
+
+
+@pytest.mark.parametrize(
+    ("scales", "problem"),
+    [
+        (None, "no 1 values of float32 for control.scales"),
+        (np.zeros(0, np.float32), "no 1 values of float32 for control.scales"),
+        (np.zeros(2, np.float32), "no 1 values of float32 for control.scales"),
+        (np.zeros((1, 1), np.float32), "no 1 values of float32 for control.scales"),
+        (np.zeros(1, np.float16), "no 1 values of float32 for control.scales"),
+        (np.array([np.nan], np.float32), "1 control are not finite"),
+        (np.array([-np.inf], np.float32), "1 control are not finite"),
+    ],
+)
+def test_other_scales(scales, problem):
+    with pytest.raises(AdapterFileError, match=problem):
+        transfer_of(rewrite(transfer_file("int8"), {"control.scales": scales}), "int8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_scales_of_values_that_have_none(dtype):
+    with pytest.raises(AdapterFileError, match="1 tensors besides values, control"):
+        transfer_of(rewrite(transfer_file(dtype), {"control.scales": np.zeros(1, np.float32)}), dtype)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_crosses_and_is_not_finite(dtype, bad):
+    part = np.array([1, bad, bad], dtype=DTYPES[dtype])
+    with pytest.raises(AdapterFileError, match="2 control are not finite"):
+        transfer_of(rewrite(transfer_file(dtype), {CONTROL_B: part}), dtype)
+
+
+def test_a_flipped_bit_in_what_crosses_never_gives_another_error():
+    data = transfer_file("int8", SOME)
+    for flipped in flips(data):
+        with suppress(AdapterFileError):
+            transfer = transfer_of(flipped, "int8")
+            assert not (transfer.positions & ~MASK).any()
+            assert np.isfinite([packed.scales for packed in transfer.vectors.values()]).all()
 
 
 def test_a_matrix_without_values():
@@ -151,7 +270,7 @@ def test_a_file_of_the_server_holds_every_position():
     read = file.vectors(everywhere, ["values", "momentum"])
     same_bits(read["values"], values)
     same_bits(read["momentum"], values + 1)
-    with pytest.raises(AdapterFileError, match=f"no 6 values for {A}"):
+    with pytest.raises(AdapterFileError, match=f"no 6 values of float32 for values/{A}"):
         values_of(values_file(), everywhere)
 
 
@@ -188,7 +307,7 @@ def test_the_same_bytes_in_every_process():
 
 
 def everything() -> bytes:
-    files = [values_file(dtype=dtype) for dtype in ("float32", "bfloat16", "float16")]
+    files = [transfer_file(dtype, positions) for dtype in DTYPES for positions in (MASK, SOME)]
     several = dump_vectors(HEADER, SPACE, MASK, {"values": VALUES, "control": VALUES})
     return b"".join([mask_file(), *files, several])
 
@@ -250,8 +369,8 @@ def test_mask_bits_of_another_shape(packed):
 @pytest.mark.parametrize(
     ("other", "problem"),
     [
-        (np.roll(MASK, 1), f"no 2 values for {A}"),
-        (np.ones(16, bool), f"no 6 values for {A}"),
+        (np.roll(MASK, 1), f"no 2 values of float32 for values/{A}"),
+        (np.ones(16, bool), f"no 6 values of float32 for values/{A}"),
         (MASK[:15], "belongs to another space"),
     ],
     ids=["other", "all", "short"],
@@ -268,7 +387,7 @@ def test_values_on_other_positions(other, problem):
     ids=["few", "many", "shape"],
 )
 def test_values_of_another_count(part):
-    with pytest.raises(AdapterFileError, match=f"no 3 values for {A}"):
+    with pytest.raises(AdapterFileError, match=f"no 3 values of float32 for values/{A}"):
         values_of(rewrite(values_file(), {f"values/{A}": part}))
 
 
@@ -286,12 +405,11 @@ def test_a_vector_file_is_not_a_mask_file_nor_the_reverse():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_values_that_are_not_finite(bad, dtype):
+def test_values_that_are_not_finite(bad):
     values = VALUES.copy()
     values[1] = values[4] = bad
     with pytest.raises(AdapterFileError, match="2 values are not finite"):
-        values_of(values_file(values, dtype))
+        values_of(values_file(values))
 
 
 def test_tensors_of_another_type():
@@ -313,7 +431,7 @@ def test_a_type_that_numpy_does_not_have():
 @pytest.mark.parametrize("fields", [{}, {"sparsity": "2:4"}], ids=["the same fields", "a field more"])
 def test_another_format_version_is_named(fields):
     data = rewrite(values_file(), format_version=1, **fields)
-    with pytest.raises(AdapterFileError, match="format version 1, this release reads 2"):
+    with pytest.raises(AdapterFileError, match="format version 1, this release reads 3"):
         AdapterFile.parse(data)
 
 

@@ -14,9 +14,10 @@ from perfit.adapter_file import read_fields
 from perfit.checkpoint import Checkpoint, CheckpointError, Checkpoints, training_hash
 from perfit.client import ClientResult, find_architecture, run_client
 from perfit.errors import PerfitError
-from perfit.round import ClientRound, initial_state, received_by, split_state
+from perfit.round import ClientRound, initial_state, split_state
 from perfit.training import train
 
+from .methods.helpers import everything
 from .tiny import loaded
 
 EVERY = 2
@@ -65,7 +66,7 @@ def tune(spec, steps: Steps, file: Kept | None, round: int = 1, client: str = "a
         for name, vector in split_state(spec, initial_state(spec, model.space))[0].items()
     }
     kept = {"control": rng.normal(0, 0.01, roles.trained.sum()).astype(np.float32)} if spec.algorithm.after else {}
-    received = received_by(roles, downloads)
+    received = everything(roles, downloads)
     return run_client(model, spec, spec.client(client), round, data[client], held, received, kept, steps, file)
 
 
@@ -89,7 +90,7 @@ def assert_same(result: ClientResult, expected: ClientResult) -> None:
         expected.perplexity_after,
     )
     assert_array_equal(result.adapter.values, expected.adapter.values)
-    for ours, theirs in [(result.update.vectors, expected.update.vectors), (result.kept, expected.kept)]:
+    for ours, theirs in [(result.upload.unpack(), expected.upload.unpack()), (result.kept, expected.kept)]:
         assert ours.keys() == theirs.keys()
         for name, vector in ours.items():
             assert_array_equal(vector, theirs[name])

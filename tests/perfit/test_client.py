@@ -20,9 +20,10 @@ from perfit.client import (
 from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import set_dense
-from perfit.round import ClientRound, received_by
+from perfit.round import ClientRound
 from perfit.spec import Client
 
+from .methods.helpers import everything
 from .tiny import base_hash, loaded, write_records
 
 
@@ -34,7 +35,7 @@ def start_of(model, spec, client_id: str) -> SparseAdapter:
 
 def run(model, spec, client_id: str, data, start: SparseAdapter, round: int = 1) -> ClientResult:
     """A client's round, on an architecture and from the server's values on it."""
-    received = received_by(ClientRound(spec, model.space, start.mask).roles, {"values": start.dense()})
+    received = everything(ClientRound(spec, model.space, start.mask).roles, {"values": start.dense()})
     return run_client(model, spec, spec.client(client_id), round, data[client_id], start.mask, received, kept={})
 
 

@@ -22,7 +22,7 @@ FULL: dict[str, Any] = {
     "data": {"held_out_fraction": 0.1, "bad_records": "skip"},
     "rounds": 5,
     "participation": {"fraction": 0.5, "minimum_clients": 2},
-    "wire_dtype": "float16",
+    "exchange": {"holders": 1, "dtype": "float16", "top": 0.5, "masks_first": True},
     "tiers": {
         "big": {
             "cpu": "3500m",

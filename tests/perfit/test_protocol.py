@@ -28,7 +28,13 @@ PLAN = Plan(
     federation="toy",
     round=2,
     base=BASE,
-    participants=(Participant(client="ann", tier="big", rank=2), Participant(client="bob", tier="small", rank=1)),
+    participants=(
+        Participant(
+            client="ann", tier="big", rank=2, mask_sha256=SHA, download=Blob(key="rounds/2/downloads/ann", sha256=SHA)
+        ),
+        Participant(client="bob", tier="small", rank=1),
+    ),
+    exchanged=Blob(key="rounds/2/exchanged", sha256=SHA),
 )
 RECORD = UpdateRecord(
     client="ann",
@@ -57,6 +63,7 @@ SUMMARY = RoundSummary(
     minimum_clients=1,
     positions=6,
     positions_held=6,
+    positions_shared=3,
     clients=(RECORD, STATUS),
 )
 
@@ -74,7 +81,9 @@ def test_parse_and_to_json_are_each_others_inverse(message):
 
 
 def test_a_text_by_hand():
-    assert PLAN.participants[1].to_json() == b'{\n "client": "bob",\n "rank": 1,\n "tier": "small"\n}\n'
+    assert PLAN.participants[1].to_json() == (
+        b'{\n "client": "bob",\n "download": null,\n "mask_sha256": null,\n "rank": 1,\n "tier": "small"\n}\n'
+    )
 
 
 def test_the_order_of_keys_in_what_is_read_does_not_matter():

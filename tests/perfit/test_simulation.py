@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from perfit.adapter_file import to_wire
-from perfit.client import evaluate
+from perfit.adapter import SparseAdapter
+from perfit.client import evaluate, find_architecture, run_client
+from perfit.exchange import pack
 from perfit.methods import METHODS
-from perfit.round import split_state
+from perfit.round import Received, split_state
 from perfit.simulation import Simulation, State, simulate
 
 from .tiny import loaded
@@ -44,6 +46,13 @@ def assert_same_vectors(first, second) -> None:
         assert vector.tobytes() == second[name].tobytes()
 
 
+def three(make_federation, **sections):
+    """Three clients, ann of rank 2, bob and eve of rank 1, in three rounds."""
+    ann, bob = (client.model_dump() for client in make_federation().clients)
+    eve = {"id": "eve", "data": ann["data"].replace("ann.jsonl", "eve.jsonl"), "rank": 1}
+    return make_federation(clients=[ann, bob, eve], rounds=3, **sections)
+
+
 def equal_ranks(make_federation, **sections):
     clients = [{**client.model_dump(), "rank": None} for client in make_federation().clients]
     return make_federation(clients=clients, rounds=2, **sections)
@@ -55,6 +64,182 @@ def test_two_runs_give_the_same_bytes(make_federation, method):
     first = run(spec)
     assert first.round == 2
     assert_same(first, run(spec))
+
+
+@pytest.mark.parametrize("exchange", [{"dtype": "int8"}, {"dtype": "bfloat16", "top": 0.25}, {"masks_first": True}])
+def test_two_runs_of_any_exchange_give_the_same_bytes(make_federation, exchange):
+    spec = make_federation(exchange=exchange, rounds=3)
+    assert_same(run(spec), run(spec))
+
+
+@dataclass(frozen=True)
+class Published:
+    """Global values (float32, shape (N,)) and personal adapters after a round."""
+
+    values: np.ndarray
+    adapters: dict[str, SparseAdapter]
+
+
+def published(spec) -> list[Published]:
+    """Every round of PerFIT as it is published, without a federation's machinery around the clients' training.
+
+    Each client starts from the global values at its own positions; the new global value of a position is the mean over
+    the clients that hold it, weighted by their samples (arXiv 2402.16919, section 3).
+    """
+    model, data = loaded(spec)
+    values, rounds = model.space.initial_values(spec.training.seed), []
+    held = {client.id: find_architecture(model, spec, client, data[client.id]) for client in spec.clients}
+    for number in range(1, spec.rounds + 1):
+        total, weights, adapters = np.zeros(values.size), np.zeros(values.size), {}
+        for client in spec.clients:
+            mask, records = held[client.id], data[client.id]
+            start = Received(mask, {"values": values[mask]})
+            adapter = run_client(model, spec, client, number, records, mask, start, kept={}).adapter
+            samples = len(records.train.examples)
+            total[mask] += samples * adapter.values.astype(np.float64)
+            weights[mask] += samples
+            adapters[client.id] = adapter
+        mean = np.divide(total, weights, out=values.astype(np.float64), where=weights > 0)
+        values = mean.astype(np.float32)
+        rounds.append(Published(values, adapters))
+    return rounds
+
+
+NO_LIMITS = {"max_share": 1, "clip": None}
+
+
+@pytest.mark.parametrize("method", ["perfit", "fedit"])
+def test_if_everything_is_exchanged_it_is_the_published_method_byte_for_byte(make_federation, method):
+    spec = three(make_federation, method={"name": method}, aggregation=NO_LIMITS, exchange={"holders": 1})
+    simulation = Simulation(spec, *loaded(spec))
+    state = simulation.start()
+    for expected in published(spec):
+        state = simulation.next_round(state)
+        assert values_of(state).tobytes() == expected.values.tobytes()
+        assert state.results.keys() == expected.adapters.keys()
+        for client, adapter in expected.adapters.items():
+            assert_array_equal(state.results[client].adapter.mask, adapter.mask)
+            assert state.results[client].adapter.values.tobytes() == adapter.values.tobytes()
+    assert state.round == 3
+
+
+@pytest.mark.parametrize("method", ["perfit", "fedit", "fedprox", "fedsa-lora"])
+def test_positions_of_one_holder_need_not_be_exchanged(make_federation, method):
+    sections = {"method": {"name": method}, "aggregation": NO_LIMITS}
+    every = run(three(make_federation, exchange={"holders": 1}, **sections))
+    enough = run(three(make_federation, exchange={"holders": 2}, **sections))
+    holders = np.zeros(values_of(every).size, dtype=int)
+    for client, result in enough.results.items():
+        assert result.adapter.values.tobytes() == every.results[client].adapter.values.tobytes()
+        assert (result.losses, result.perplexity_after) == (
+            every.results[client].losses,
+            every.results[client].perplexity_after,
+        )
+        holders += every.results[client].exchanged
+    initial = enough.results["ann"].adapter.space.initial_values(0)
+    alone, shared = holders == 1, holders > 1
+    assert shared.any()
+    assert values_of(enough)[~shared].tobytes() == initial[~shared].tobytes()
+    assert values_of(enough)[shared].tobytes() == values_of(every)[shared].tobytes()
+    assert (values_of(every)[alone] != initial[alone]).any()
+
+
+def test_from_the_second_round_only_what_two_share_crosses(make_federation):
+    spec = three(make_federation)
+    simulation = Simulation(spec, *loaded(spec))
+    first = simulation.next_round(simulation.start())
+    for client, result in first.results.items():
+        # The server does not know yet what others hold, so everything crosses.
+        assert_array_equal(result.upload.positions, first.architectures[client])
+    shared = np.sum([*first.architectures.values()], axis=0) >= 2
+    second = simulation.next_round(first)
+    for client, result in second.results.items():
+        expected = first.architectures[client] & shared
+        assert 0 < expected.sum() < first.architectures[client].sum()
+        assert_array_equal(result.exchanged, expected)
+        assert_array_equal(result.upload.positions, expected)
+        assert_array_equal(result.upload.unpack()["values"], result.adapter.dense()[expected])
+
+
+def test_where_nothing_is_exchanged_a_client_goes_on_from_its_own_values(make_federation):
+    spec = three(make_federation)
+    simulation = Simulation(spec, *loaded(spec))
+    first = simulation.next_round(simulation.start())
+    second = simulation.next_round(first)
+    for client in spec.clients:
+        own, exchanged = first.results[client.id].adapter.dense(), second.results[client.id].exchanged
+        start = np.where(exchanged, values_of(first), own)
+        assert (start != np.where(first.architectures[client.id], values_of(first), np.float32(0))).any()
+        before = evaluate(simulation.model, spec, simulation.data[client.id], start)
+        assert second.results[client.id].perplexity_before == before
+
+
+def test_if_masks_go_first_no_value_crosses_in_the_first_round(make_federation):
+    spec = make_federation(exchange={"masks_first": True})
+    simulation = Simulation(spec, *loaded(spec))
+    start = simulation.start()
+    first = simulation.next_round(start)
+    assert first.architectures.keys() == {"ann", "bob"}
+    assert_same_vectors(first.vectors, start.vectors)
+    for client, result in first.results.items():
+        assert (result.exchanged.any(), result.upload.positions.any()) == (False, False)
+        assert result.upload.unpack()["values"].size == 0
+        assert_array_equal(result.kept["values"], result.adapter.values)
+        # It trained all the same.
+        assert np.any(result.adapter.dense() != np.where(result.adapter.mask, values_of(start), 0)), client
+    second = simulation.next_round(first)
+    both = first.architectures["ann"] & first.architectures["bob"]
+    for result in second.results.values():
+        assert_array_equal(result.exchanged, both)
+    assert (values_of(second)[both] != values_of(start)[both]).any()
+    assert_array_equal(values_of(second)[~both], values_of(start)[~both])
+
+
+def test_without_a_search_masks_first_changes_nothing(make_federation):
+    specs = [make_federation(method={"name": "fedit"}, exchange={"masks_first": on}, rounds=2) for on in (False, True)]
+    assert_same(run(specs[0]), run(specs[1]))
+
+
+def test_a_client_that_joins_later_trains_alone_in_its_first_round(make_federation):
+    whole = make_federation()
+    model, data = loaded(whole)
+    alone = whole.model_copy(update={"clients": whole.clients[:1]})
+    first = Simulation(alone, model, data).next_round(Simulation(alone, model, data).start())
+    second = Simulation(whole, model, data).next_round(first)
+    assert_same_vectors(second.vectors, first.vectors)
+    assert not any(result.exchanged.any() for result in second.results.values())
+    # ann goes on from its own values, and bob, whose architecture the server does not know, from the initial ones.
+    assert second.results["ann"].perplexity_before == first.results["ann"].perplexity_after
+    held = second.architectures["bob"]
+    nothing = Received(np.zeros_like(held))
+    expected = run_client(model, whole, whole.client("bob"), 2, data["bob"], held, nothing, kept={})
+    assert second.results["bob"].adapter.values.tobytes() == expected.adapter.values.tobytes()
+    third = Simulation(whole, model, data).next_round(second)
+    both = second.architectures["ann"] & held
+    for result in third.results.values():
+        assert_array_equal(result.exchanged, both)
+
+
+def test_without_a_search_a_client_that_joins_later_exchanges_at_once(make_federation):
+    whole = make_federation(method={"name": "fedit"})
+    model, data = loaded(whole)
+    alone = whole.model_copy(update={"clients": whole.clients[:1]})
+    first = Simulation(alone, model, data).next_round(Simulation(alone, model, data).start())
+    second = Simulation(whole, model, data).next_round(first)
+    for result in second.results.values():
+        assert_array_equal(result.exchanged, model.space.plain_mask(1))
+
+
+def test_a_client_that_is_sampled_first_in_a_later_round_trains_alone_in_it(make_federation):
+    spec = make_federation(participation={"fraction": 0.5}, exchange={"holders": 1})
+    simulation = Simulation(spec, *loaded(spec))
+    state, later = simulation.start(), []
+    while len(state.results) < 2:
+        before, state = state, simulation.next_round(state)
+        later = [state.results[client] for client in state.results.keys() - before.results.keys()]
+    assert state.round > 1
+    assert not later[0].exchanged.any()
+    assert_same_vectors(state.vectors, before.vectors)
 
 
 def test_with_expansion_1_and_nothing_to_prune_perfit_is_fedit(make_federation):
@@ -81,7 +266,7 @@ def test_the_initial_values_do_not_depend_on_the_expansion(make_federation):
 
 
 def test_a_round_is_the_mean_of_its_holders(make_federation):
-    spec = make_federation()
+    spec = make_federation(exchange={"holders": 1})
     simulation = Simulation(spec, *loaded(spec))
     space, start = simulation.model.space, simulation.start()
     state = simulation.next_round(start)
@@ -90,7 +275,7 @@ def test_a_round_is_the_mean_of_its_holders(make_federation):
     dense_ann, dense_bob = (state.results[client].adapter.dense().astype(float) for client in ("ann", "bob"))
     values = values_of(state)
     # Six training records of ann's, four of bob's.
-    assert [state.results[client].update.samples for client in ("ann", "bob")] == [6, 4]
+    assert [state.results[client].samples for client in ("ann", "bob")] == [6, 4]
     assert_array_equal(values[ann & ~bob], dense_ann[ann & ~bob])
     assert_array_equal(values[bob & ~ann], dense_bob[bob & ~ann])
     shared = ((6 * dense_ann + 4 * dense_bob) / 10).astype(np.float32)
@@ -101,7 +286,7 @@ def test_a_round_is_the_mean_of_its_holders(make_federation):
 
 
 def test_clients_start_from_the_global_values_at_their_positions(make_federation):
-    spec = make_federation()
+    spec = make_federation(exchange={"holders": 1})
     simulation = Simulation(spec, *loaded(spec))
     first = simulation.next_round(simulation.start())
     second = simulation.next_round(first)
@@ -114,14 +299,17 @@ def test_clients_start_from_the_global_values_at_their_positions(make_federation
 
 
 def test_a_client_alone_keeps_its_own_values(make_federation):
-    spec = make_federation(clients=[make_federation().clients[0].model_dump()], rounds=2)
-    state = run(spec)
+    clients = [make_federation().clients[0].model_dump()]
+    state = run(make_federation(clients=clients, rounds=2, exchange={"holders": 1}))
     assert_array_equal(values_of(state)[state.architectures["ann"]], state.results["ann"].adapter.values)
+    private = run(make_federation(clients=clients, rounds=2))
+    assert not private.results["ann"].exchanged.any()
+    assert_array_equal(private.results["ann"].adapter.values, state.results["ann"].adapter.values)
 
 
-@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
-def test_local_shares_nothing(make_federation, wire_dtype):
-    spec = make_federation(method={"name": "local"}, exchange={"dtype": wire_dtype})
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_local_shares_nothing(make_federation, dtype):
+    spec = make_federation(method={"name": "local"}, exchange={"dtype": dtype})
     simulation = Simulation(spec, *loaded(spec))
     start = simulation.start()
     first = simulation.next_round(start)
@@ -129,8 +317,8 @@ def test_local_shares_nothing(make_federation, wire_dtype):
     for state in (first, second):
         assert_array_equal(values_of(state), values_of(start))
         for result in state.results.values():
-            assert not result.update.positions.any()
-            assert result.update.vectors["values"].size == 0
+            assert not result.exchanged.any()
+            assert result.upload.unpack()["values"].size == 0
     for client in spec.clients:
         # Values that are never sent are not rounded to the type on the wire.
         own = first.results[client.id]
@@ -190,14 +378,15 @@ def test_progress_names_round_client_and_step(make_federation, method):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_wire_rounds_what_is_averaged(make_federation, dtype):
-    spec = make_federation(exchange={"dtype": dtype}, clients=[make_federation().clients[0].model_dump()])
-    state = run(spec)
-    tuned = state.results["ann"].adapter.values
-    rounded = to_wire(tuned, dtype).astype(np.float32)
-    assert np.any(rounded != tuned)
-    assert_array_equal(state.results["ann"].update.vectors["values"], rounded)
-    assert_array_equal(values_of(state)[state.architectures["ann"]], rounded)
+def test_the_wire_rounds_the_changes_that_are_averaged(make_federation, dtype):
+    clients = [make_federation().clients[0].model_dump()]
+    state = run(make_federation(exchange={"dtype": dtype, "holders": 1}, clients=clients))
+    held, tuned = state.architectures["ann"], state.results["ann"].adapter.values
+    initial = state.results["ann"].adapter.space.initial_values(0)[held]
+    rounded = pack(tuned - initial, dtype, seed=0).unpack()
+    assert np.any(rounded != tuned - initial)
+    assert_array_equal(state.results["ann"].upload.unpack()["values"], rounded)
+    assert_array_equal(values_of(state)[held], initial + rounded)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -22,7 +22,7 @@ FULL: dict[str, Any] = {
     "data": {"held_out_fraction": 0.1, "bad_records": "skip"},
     "rounds": 5,
     "participation": {"fraction": 0.5, "minimum_clients": 2},
-    "wire_dtype": "float16",
+    "exchange": {"holders": 1, "dtype": "float16", "top": 0.5, "masks_first": True},
     "clients": [
         {"id": "bob", "data": "s3://b/bob.jsonl", "tier": "small", "rank": 1},
         {"id": "ann", "data": "/data/ann.parquet", "tier": "big", "held_out": "/data/x.jsonl"},
@@ -144,7 +144,7 @@ def test_what_may_change(changes):
         ),
         ({"training": {"seed": 1}}, "training.seed is 0 here and 1 there"),
         ({"data": {"bad_records": "skip"}}, "data.bad_records is 'refuse' here and 'skip' there"),
-        ({"wire_dtype": "bfloat16"}, "wire_dtype is 'float32' here and 'bfloat16' there"),
+        ({"exchange": {"dtype": "bfloat16"}}, "exchange.dtype is 'float32' here and 'bfloat16' there"),
         ({"clients": [CLIENTS[0], {**CLIENTS[1], "rank": 3}]}, "rank of client bob is 2 here and 3 there"),
         ({"clients": [{**CLIENTS[0], "rank": 1}]}, "rank of client ann is 8 here and 1 there"),
     ],

@@ -11,11 +11,11 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from perfit.adapter import SparseAdapter
-from perfit.adapter_file import to_wire
 from perfit.client import load_expanded
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.examples import IGNORE_INDEX, Example
+from perfit.exchange import pack
 from perfit.lora import read_values
 from perfit.spec import Training
 from perfit.training import features, train
@@ -149,7 +149,7 @@ def test_bfloat16_keeps_the_trainable_values_in_float32(make_federation):
     exact, _ = run(make_federation(), options(), steps=1)
     assert losses == pytest.approx(exact, rel=0.02)
     assert values.dtype == np.float32
-    assert np.any(values != to_wire(values, "bfloat16").astype(np.float32))
+    assert np.any(values != pack(values, "bfloat16", seed=0).unpack())
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(make_federation):

@@ -69,6 +69,7 @@ def summary(round: int, *outcomes: UpdateRecord | ClientStatus, held: int = 30) 
         minimum_clients=1,
         positions=40,
         positions_held=held,
+        positions_shared=held,
         clients=tuple(outcome.model_copy(update={"round": round}) for outcome in outcomes),
     )
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from perfit.errors import PerfitError
+from perfit.exchange import Transfer
 from perfit.federation_file import parse_federation
-from perfit.methods import Tuned, Vectors
-from perfit.round import ClientRound, merge, new_cohort, received_by, split_state
+from perfit.methods import Roles, Tuned, Vectors
+from perfit.round import ClientRound, Received, download, exchanged_positions, merge, new_cohort, update_of
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 from perfit.updates import Update
@@ -27,16 +28,24 @@ SMALL = [0, 1, 4]
 
 
 def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None = None, **more: Any) -> FederationSpec:
-    """A federation of rank 2 with the clients ``big`` (rank 2) and ``small`` (rank 1), or those of ``ranks``."""
+    """A federation of rank 2 with the clients ``big`` (rank 2) and ``small`` (rank 1), or those of ``ranks``.
+
+    Positions of one holder are exchanged too, so that the rules of a method show at all six.
+    """
     ranks = ranks or {"big": 2, "small": 1}
     clients = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in ranks.items()]
     tree = {"name": "toy", "model": "none", "lora": {"rank": 2}, "method": dict(method), "clients": clients, **more}
-    return FederationSpec.model_validate(tree)
+    return FederationSpec.model_validate({**tree, "exchange": {"holders": 1, **more.get("exchange", {})}})
 
 
 def side_of(spec: FederationSpec, client: str) -> ClientRound:
     """A client's side of a round, with a plain LoRA of its rank."""
     return ClientRound(spec, SPACE, SPACE.plain_mask(spec.rank_of(spec.client(client))))
+
+
+def everything(roles: Roles, vectors: Vectors) -> Received:
+    """What a client receives if all its shared positions are exchanged; vectors have shape (N,)."""
+    return Received(roles.shared, {name: vector[roles.shared] for name, vector in vectors.items()})
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,12 @@ class Pull:
 
 @dataclass(frozen=True)
 class Federation:
-    """Between two rounds: the server's vectors, what each client keeps, and its last update and values."""
+    """Between two rounds: the server's vectors, what each client keeps, and its last transfers, update and values."""
 
     vectors: Vectors
     kept: Mapping[str, Vectors] = field(default_factory=dict)
+    downloads: Mapping[str, Transfer] = field(default_factory=dict)
+    uploads: Mapping[str, Transfer] = field(default_factory=dict)
     updates: Mapping[str, Update] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -63,9 +74,9 @@ def federation_at(spec: FederationSpec, values: Sequence[float]) -> Federation:
 
 
 def descend(
-    side: ClientRound, pull: Pull, received: Vectors, kept: Vectors, *, steps: int, rate: float
-) -> tuple[Update, Vectors, np.ndarray]:
-    """Do a client's round with plain gradient descent in float64; return its update, what it keeps, its values (N,)."""
+    side: ClientRound, pull: Pull, received: Received, kept: Vectors, *, steps: int, rate: float
+) -> tuple[Transfer, Vectors, np.ndarray]:
+    """Do a client's round with plain gradient descent in float64; return its upload, what it keeps, its values (N,)."""
     start = side.begin(received, kept)
     method, options, target = side.spec.algorithm, side.spec.method, np.array(pull.target)[side.roles.trained]
     values, gradients = start.values.astype(np.float64), []
@@ -74,24 +85,42 @@ def descend(
         correction = method.correction(options, values, start) if method.correction else 0
         values = values - rate * (gradients[-1] + correction)
     tuned = Tuned(values.astype(np.float32), np.mean(gradients, axis=0).astype(np.float32))
-    update, kept = side.finish(start, tuned, pull.samples)
-    return update, kept, side.dense(tuned.values)
+    upload, kept = side.finish(received, start, tuned, seed=0)
+    return upload, kept, side.dense(tuned.values)
 
 
 def play(
-    spec: FederationSpec, before: Federation, pulls: Mapping[str, Pull], *, steps: int = 1, rate: float = 0.5
+    spec: FederationSpec,
+    before: Federation,
+    pulls: Mapping[str, Pull],
+    *,
+    steps: int = 1,
+    rate: float = 0.5,
+    lost: Sequence[str] = (),
 ) -> Federation:
-    """Play a round in which the clients of ``pulls`` take part."""
-    downloads, _ = split_state(spec, before.vectors)
-    cohort, kept, updates, values = new_cohort(spec, SPACE, before.vectors), dict(before.kept), dict(before.updates), {}
+    """Play a round in which the clients of ``pulls`` take part, of which those that are ``lost`` do not deliver."""
+    sides = {name: side_of(spec, name) for name in pulls}
+    exchanged = exchanged_positions(spec, SPACE, (side.held for side in sides.values()))
+    cohort = new_cohort(spec, SPACE, before.vectors)
+    kept, downloads, uploads, updates, values = ({} for _ in range(5))
     for name, pull in pulls.items():
-        side = side_of(spec, name)
-        received = received_by(side.roles, downloads)
-        updates[name], kept[name], values[name] = descend(
+        side = sides[name]
+        downloads[name] = download(spec, before.vectors, side.roles.shared & exchanged, 1, spec.client(name))
+        received = Received.by(downloads[name])
+        uploads[name], kept[name], values[name] = descend(
             side, pull, received, before.kept.get(name, {}), steps=steps, rate=rate
         )
-        cohort.add(name, updates[name])
-    return Federation(merge(spec, before.vectors, cohort), kept, updates, {**before.values, **values})
+        updates[name] = update_of(spec, before.vectors, received.positions, uploads[name], pull.samples)
+        if name not in lost:
+            cohort.add(name, updates[name])
+    return Federation(
+        merge(spec, before.vectors, cohort),
+        {**before.kept, **kept},
+        {**before.downloads, **downloads},
+        {**before.uploads, **uploads},
+        {**before.updates, **updates},
+        {**before.values, **values},
+    )
 
 
 def masks(roles) -> tuple[list[int], list[int], list[int]]:

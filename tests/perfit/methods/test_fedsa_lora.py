@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.testing import assert_array_equal
 
-from .helpers import BIG, LITTLE, A, B, federation_at, make_spec, masks, play, refusal, side_of
+from .helpers import BIG, LITTLE, A, B, everything, federation_at, make_spec, masks, play, refusal, side_of
 
 FEDSA = make_spec({"name": "fedsa-lora"})
 
@@ -31,8 +31,10 @@ def test_two_rounds_by_hand():
 def test_a_is_the_same_for_all_when_a_round_starts_and_b_is_not():
     spec = make_spec({"name": "fedsa-lora"}, {"big": 2, "other": 2})
     after = play(spec, federation_at(spec, [0] * 6), {"big": BIG, "other": LITTLE})
-    shared = {"values": after.vectors["values"][A]}
-    big, other = [side_of(spec, name).begin(shared, after.kept[name]).values for name in ("big", "other")]
+    sides = {name: side_of(spec, name) for name in ("big", "other")}
+    big, other = [
+        side.begin(everything(side.roles, after.vectors), after.kept[name]).values for name, side in sides.items()
+    ]
     assert_array_equal(big[A], other[A])
     assert_array_equal(big[B], [5, 6])
     assert_array_equal(other[B], [1, 0])

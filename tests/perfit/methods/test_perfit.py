@@ -7,9 +7,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from perfit.methods import Search
-from perfit.round import ClientRound, merge, new_cohort, received_by
+from perfit.round import ClientRound, merge, new_cohort, update_of
 
-from .helpers import SPACE, Pull, descend, make_spec, masks, refusal
+from .helpers import SPACE, Pull, descend, everything, make_spec, masks, refusal
 
 PERFIT = make_spec({"name": "perfit"}, {"one": 1, "two": 1}, lora={"rank": 1, "expansion": 2})
 
@@ -32,10 +32,10 @@ def test_a_round_by_hand():
         ("bob", architecture(0, 4, 5), Pull([8, 8, 8, 8, 8, 8], samples=3)),
     ]:
         side = ClientRound(PERFIT, SPACE, held)
-        update, kept, values = descend(side, pull, received_by(side.roles, state), {}, steps=1, rate=0.5)
-        cohort.add(name, update)
+        upload, kept, values = descend(side, pull, everything(side.roles, state), {}, steps=1, rate=0.5)
+        cohort.add(name, update_of(PERFIT, state, side.roles.shared, upload, pull.samples))
         assert_array_equal(values != 0, held)
-        assert kept == {}
+        assert_array_equal(kept["values"], values[held])
     # From 2 half-way to 4 is 3, half-way to 8 is 5: (3 + 3*5)/4 where both hold the position; nobody holds 1 and 2.
     assert_array_equal(merge(PERFIT, state, cohort)["values"], [4.5, 2, 2, 3, 5, 4.5])
 

@@ -18,9 +18,11 @@ from perfit.client import run_client
 from perfit.export import WEIGHTS_FILE, peft_files
 from perfit.lora import compact, dense_weights
 from perfit.methods import METHODS, Roles
-from perfit.round import ClientRound, received_by, split_state
+from perfit.round import ClientRound, split_state
 from perfit.simulation import Simulation, State
 from perfit.training import train
+
+from .helpers import everything
 
 NO_CLIPPING = {"optimizer": "sgd", "learning_rate": 0.1, "steps": 3, "max_gradient_norm": 1e6}
 
@@ -45,11 +47,11 @@ class Run:
 
 @pytest.fixture(scope="session")
 def play(make_federation) -> Callable[..., Run]:
-    """A function that plays two rounds of a method from a model that it loads."""
+    """A function that plays two rounds of a method from a model that it loads, exchanging all that is shared."""
 
     def play(name: str, training: dict | None = None, **options) -> Run:
         torch.set_num_threads(1)
-        spec = make_federation(method={"name": name, **options}, training=training or {})
+        spec = make_federation(method={"name": name, **options}, training=training or {}, exchange={"holders": 1})
         simulation = Simulation.load(spec, Path("unused"))
         first = simulation.next_round(simulation.start())
         return Run(simulation, (simulation.start(), first, simulation.next_round(first)))
@@ -90,12 +92,13 @@ def test_two_runs_give_the_same_bytes(play, played, name):
 def test_exactly_the_shared_positions_are_sent(played, name):
     run = played(name)
     for client, result in run.states[-1].results.items():
-        shared, update = run.roles(client).shared, result.update
-        assert_array_equal(update.positions, shared)
-        assert {vector: len(values) for vector, values in update.vectors.items()} == {
+        shared, sent = run.roles(client).shared, result.upload.unpack()
+        assert_array_equal(result.exchanged, shared)
+        assert_array_equal(result.upload.positions, shared)
+        assert {vector: len(values) for vector, values in sent.items()} == {
             vector: np.count_nonzero(shared) for vector in METHODS[name].uploads
         }
-        assert_array_equal(update.vectors["values"], result.adapter.dense()[shared])
+        assert_array_equal(sent["values"], result.adapter.dense()[shared])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -154,7 +157,7 @@ def test_the_second_round_goes_on_from_the_first(played, name):
         2,
         simulation.data["bob"],
         run.held("bob"),
-        received_by(run.roles("bob"), downloads),
+        everything(run.roles("bob"), downloads),
         first.results["bob"].kept,
     )
     assert again.adapter.values.tobytes() == second.results["bob"].adapter.values.tobytes()
@@ -198,7 +201,7 @@ def test_fedsa_lora_shares_a_and_keeps_b(played):
     starts = {}
     for client in ("ann", "bob"):
         side = ClientRound(run.simulation.spec, run.simulation.model.space, run.held(client))
-        start = side.begin(received_by(side.roles, downloads), first.results[client].kept)
+        start = side.begin(everything(side.roles, downloads), first.results[client].kept)
         starts[client] = side.dense(start.values)
     assert_array_equal(starts["ann"][both & a], starts["bob"][both & a])
     assert_array_equal(starts["bob"][~a], first.results["bob"].adapter.dense()[~a])
@@ -210,9 +213,9 @@ def test_scaffolds_control_variate_is_option_ii_under_sgd(play):
     for client in ("ann", "bob"):
         shared = run.roles(client).shared
         x, c = first.vectors["values"][shared], first.vectors["control"][shared]
-        y = second.results[client].update.vectors["values"]
+        y = second.results[client].upload.unpack()["values"]
         old, new = first.results[client].kept["control"], second.results[client].kept["control"]
         # 3 steps of rate 0.1; the mean gradients are of size 0.1, the quotient's rounding of 1e-7.
         assert_allclose(new, old - c + (x - y) / (3 * 0.1), atol=2e-6)
         assert np.abs(old - c).max() > 1e-3
-        assert_array_equal(second.results[client].update.vectors["control"], new - old)
+        assert_array_equal(second.results[client].upload.unpack()["control"], new - old)

@@ -180,6 +180,8 @@ class AdapterFile:
             raise AdapterFileError(f"no {count} bits for its positions")
         positions = np.zeros_like(frame)
         positions[frame] = np.unpackbits(bits, count=count).view(bool)
+        if np.array_equal(positions, frame):
+            raise AdapterFileError("bits for its positions, although it covers all")
         return positions
 
     def _packed(

@@ -27,8 +27,15 @@ from perfit.space import LoraSpace
 Objects = dict[str, bytes]
 """What a client's keys hold, by key."""
 MAX_RECORD_BYTES = 2**22
-WIRE_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-DTYPES = {**WIRE_DTYPES, "U8": np.uint8, "F64": np.float64}
+WIRE_DTYPES = {"F32": np.float32}
+DTYPES = {
+    **WIRE_DTYPES,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F64": np.float64,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Client:
         sha256, count = mask_hash(self.space, mask), int(mask.sum())
         fields = {"federation": self.spec.name, "client": self.name, "base_model": self.spec.model, "round": 1}
         fields |= {"rank": self.rank, "expansion": self.spec.expansion, "budget": count, "mask_sha256": sha256}
-        fields |= {"matrices": self.space.to_list(), "format_version": 2}
+        fields |= {"matrices": self.space.to_list(), "format_version": 3}
         parts = {name: mask[part] for name, part in self.space.slices.items()}
         ends = np.cumsum([part.sum() for part in parts.values()])[:-1]
         cut = zip(parts, np.split(values, ends), strict=True)
@@ -206,7 +213,7 @@ def _decoded_values(client: Client, data: bytes, mask: np.ndarray) -> np.ndarray
 def _check_metadata(client: Client, header: dict, **planned: Any) -> None:
     fields = {"base_sha256": ""} | json.loads(header["__metadata__"]["perfit"])
     planned |= {"federation": client.spec.name, "client": client.name, "base_model": client.spec.model}
-    planned |= {"rank": client.rank, "expansion": client.spec.expansion, "budget": client.budget, "format_version": 2}
+    planned |= {"rank": client.rank, "expansion": client.spec.expansion, "budget": client.budget, "format_version": 3}
     assert set(fields) == {*planned, "matrices", "round"}
     matrices = [[str(name), int(rows), int(columns)] for name, rows, columns in fields["matrices"]]
     assert matrices == client.space.to_list()
@@ -234,7 +241,7 @@ ENTRIES += [
     {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
     for dtype, shape, end in [("F32", [0, 2**62], 0), ("F99", [1], 4), ("F32", [2**40], 2**42), ("U8", [], 1)]
 ]
-METADATA = ["", "null", "[]", '{"format_version": 2}', "[" * 50_000, f"[{'{},' * 20_000}0]"]
+METADATA = ["", "null", "[]", '{"format_version": 3}', "[" * 50_000, f"[{'{},' * 20_000}0]"]
 FLOATS = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, 1e30]
 BOMB = gzip.compress(gzip.compress(bytes(2**26)) * 32)
 """Two gibibytes of zeros, compressed twice; gzip allows members in a row."""

@@ -80,6 +80,8 @@ class Reader:
         self.client, self._root, self._context = client, site.root, site.context
         self._plan = self._context.plan(RoundPlace(1))
         self._participant = next(p for p in self._plan.participants if p.client == client.name)
+        self._base = self._context.state(self._plan.base)
+        self._exchanged = self._context.exchanged(self._plan, self._base.space)
 
     def read(self, objects: Objects) -> Contribution | ClientStatus:
         for name in (f"masks/{self.client.name}/*", f"rounds/1/updates/{self.client.name}.*"):
@@ -89,7 +91,7 @@ class Reader:
             path = self._root / key
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(data)
-        return read_contribution(self._context, self._plan, self._participant, self.client.space)
+        return read_contribution(self._context, self._plan, self._participant, self._base, self._exchanged)
 
     def check(self, objects: Objects) -> None:
         """Check what is made of objects, and the memory that it takes."""

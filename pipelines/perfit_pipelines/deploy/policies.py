@@ -88,7 +88,8 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
 def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Policy:
     """Return what a client's pods may do: read plans and its own downloads, and write what is the client's own.
 
-    Without a search, all clients of a rank download the same. It may also read the client's own records, if they are in S3.
+    Without a search, all clients of a rank download the same. The client's own records may be read too, if they are
+    in S3.
 
     Raises:
         PerfitError: The store is not of S3, or the client's records are among a federation's files, or their URI holds

@@ -27,7 +27,7 @@ from perfit.adapter import SparseAdapter, mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_transfer, dump_vectors
 from perfit.aggregation import aggregate
 from perfit.cluster_spec import ClusterSpec
-from perfit.exchange import Transfer, pack
+from perfit.exchange import DTYPES, Transfer, pack
 from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_storage import FederationStore, Head, RoundPlace
@@ -150,7 +150,7 @@ def traffic() -> None:
     """Length of the files that a client and the server exchange, in MB (10^6 bytes)."""
     from perfit.export import peft_files
 
-    columns = ["positions", "budget", "mask", "global adapter", "update", "update in bfloat16", "personal adapter"]
+    columns = ["positions", "budget", "mask", "global adapter", *DTYPES, "personal adapter"]
     print(f"| model | {' | '.join(columns)} |\n|{' --- |' * (1 + len(columns))}")
     for model in MODELS:
         here, rank = space(model), MODELS[model][3]
@@ -160,7 +160,7 @@ def traffic() -> None:
         header = _header("one", here, mask, rank)
         files = [dump_mask(header, here, mask)]
         files.append(dump_server_vectors(spec, here, 1, {"values": np.zeros(here.size, np.float32)}))
-        for dtype in ("float32", "bfloat16"):
+        for dtype in DTYPES:
             files.append(dump_transfer(header, here, mask, Transfer(mask, {"values": pack(part.values, dtype, 0)})))
         sizes = [len(file) for file in files] + [
             sum(map(len, peft_files(spec.expanded_lora, spec.model, part).values()))

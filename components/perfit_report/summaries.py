@@ -91,6 +91,7 @@ def scalar_metrics(summary: RoundSummary) -> dict[str, float]:
         "bytes_up": sum(record.bytes_up for record in trained),
         "bytes_down": sum(record.bytes_down for record in trained),
         "positions_held_fraction": summary.positions_held / summary.positions,
+        "positions_shared_fraction": summary.positions_shared / summary.positions,
     }
     if trained:
         for when in ("round_0", "before", "after"):

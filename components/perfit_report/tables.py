@@ -51,7 +51,7 @@ class ClientRow:
 
     @property
     def has_parts(self) -> bool:
-        """Whether part of what the client holds is frozen (not trained) or personal (not shared)."""
+        """Whether part of what the client holds is frozen (not trained), or was not exchanged."""
         return self.latest is not None and not self.budget == self.latest.budget == self.latest.shared
 
 

@@ -133,6 +133,7 @@ def test_scalar_metrics_are_means_over_the_clients_that_delivered():
         "bytes_up": 200,
         "bytes_down": 100,
         "positions_held_fraction": 20 / 40,
+        "positions_shared_fraction": 20 / 40,
     }
     assert all(type(value) is float for value in scalar_metrics(by_hand()[1]).values())
 
@@ -144,6 +145,7 @@ def test_scalar_metrics_where_nobody_delivered():
         "bytes_up": 0,
         "bytes_down": 0,
         "positions_held_fraction": 0,
+        "positions_shared_fraction": 0,
     }
 
 
@@ -310,7 +312,7 @@ def width(row: str) -> int:
 def test_clients_that_train_and_share_all_that_they_hold_have_one_number():
     html = page()
     assert budgets(html) == {"early": "20", "late": "10", "absent": "20", "unasked": "10"}
-    assert "it trains and shares exactly that many values." in text(html)
+    assert "it trains and exchanges exactly that many values." in text(html)
     assert "personal: nobody else" not in html
     assert {width(row) for row in re.findall("<tr.*?</tr>", section(html, "Clients"), re.S)} == {14}
 
@@ -329,9 +331,9 @@ def test_personal_and_frozen_parts(method, budget, shared):
 
     record = trained("early", 2, (20, 15, 12), budget=budget, shared=shared)
     html = page(spec, [summary(1, record, failed("absent", "missing", "no record", rank=1))], {"early": held})
-    assert budgets(html) == {"early": f"20 trained {budget} shared {shared}", "absent": "10"}
+    assert budgets(html) == {"early": f"20 trained {budget} exchanged {shared}", "absent": "10"}
     assert "it holds exactly that many values." in text(html)
-    assert "personal: nobody else" in html
+    assert "did not exchange in the round stayed with it: personal" in html
     # Dense LoRA is what the rank would give, whatever the method trains.
     assert rows(section(html, "Bytes"))[0][2] == "80 B"
 

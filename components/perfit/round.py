@@ -151,20 +151,23 @@ def plain_architecture(spec: FederationSpec, space: LoraSpace, client: Client) -
     return space.plain_mask(spec.rank_of(client)) if spec.search is None else None
 
 
-def exchanged_positions(spec: FederationSpec, space: LoraSpace, architectures: Iterable[np.ndarray]) -> np.ndarray:
+def exchanged_positions(
+    spec: FederationSpec, space: LoraSpace, architectures: Iterable[tuple[np.ndarray, int]]
+) -> np.ndarray:
     """Return the positions that clients of a round exchange as far as they share them.
 
     Args:
         spec: The federation.
         space: The expanded space of N positions.
-        architectures: Those of the round's clients that the server knows: bool, shape (N,); consumed one at a time.
+        architectures: Those that the server knows, bool, shape (N,), each with the number of the round's clients that
+            have it; consumed one at a time.
 
     Returns:
         bool, shape (N,): the positions that at least ``exchange.holders`` of them share.
     """
     holders = np.zeros(space.size, dtype=np.uint32)
-    for held in architectures:
-        holders += spec.algorithm.roles(space, held).shared
+    for held, clients in architectures:
+        np.add(holders, clients, out=holders, where=spec.algorithm.roles(space, held).shared)
     return holders >= spec.exchange.holders
 
 

@@ -88,7 +88,7 @@ class Simulation:
         spec, space, number = self.spec, self.model.space, state.round + 1
         participants = sample_clients(spec.clients, spec.participation, spec.training.seed, number)
         known = self._known(state, participants)
-        exchanged = exchanged_positions(spec, space, known.values())
+        exchanged = exchanged_positions(spec, space, ((held, 1) for held in known.values()))
         architectures, results = {**state.architectures, **known}, dict(state.results)
         cohort = new_cohort(spec, space, state.vectors)
         for client in participants:

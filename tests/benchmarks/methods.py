@@ -153,7 +153,7 @@ def next_start(simulation: Simulation, state: State, client: Client) -> np.ndarr
     side = ClientRound(spec, space, space.plain_mask(spec.rank_of(client)) if held is None else held)
     downloads, _ = split_state(spec, state.vectors)
     architectures = [state.architectures.get(c.id, plain_architecture(spec, space, c)) for c in spec.clients]
-    exchanged = exchanged_positions(spec, space, (held for held in architectures if held is not None))
+    exchanged = exchanged_positions(spec, space, ((held, 1) for held in architectures if held is not None))
     positions = side.roles.shared & exchanged
     received = Received(positions, {name: vector[positions] for name, vector in downloads.items()})
     last = state.results.get(client.id)

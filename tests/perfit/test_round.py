@@ -273,13 +273,14 @@ def test_the_state_is_split_into_what_clients_read_and_what_is_the_servers_own(m
 )
 def test_what_enough_clients_of_a_round_share_is_exchanged(method, holders, exchanged):
     spec = make_spec({"name": method}, {"big": None, "small": 1, "tiny": 1}, exchange={"holders": holders})
-    architectures = (plain_architecture(spec, SPACE, client) for client in spec.clients)
-    assert_array_equal(exchanged_positions(spec, SPACE, architectures), mask(*exchanged))
+    big, small, tiny = (plain_architecture(spec, SPACE, client) for client in spec.clients)
+    for architectures in ([(big, 1), (small, 1), (tiny, 1)], [(small, 2), (big, 1)]):
+        assert_array_equal(exchanged_positions(spec, SPACE, architectures), mask(*exchanged))
 
 
 def test_clients_that_are_not_in_the_round_are_no_holders():
     spec = make_spec({"name": "fedit"}, {"big": None, "small": 1, "tiny": 1}, exchange={"holders": 3})
-    assert not exchanged_positions(spec, SPACE, [mask(*range(6)), mask(*SMALL)]).any()
+    assert not exchanged_positions(spec, SPACE, [(mask(*range(6)), 1), (mask(*SMALL), 1)]).any()
     assert not exchanged_positions(spec, SPACE, []).any()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,8 +34,7 @@ def plan_exchange(context: FederationContext, base: Base, place: RoundPlace, cli
     """
     hashes = context.summary_of(base).architectures if base.summary else {}
     planner = _Planner(context, base, place, context.downloads(base), hashes)
-    known = (held for held in map(planner.architecture, clients) if held is not None)
-    exchanged = exchanged_positions(context.spec, planner.stored.space, known)
+    exchanged = exchanged_positions(context.spec, planner.stored.space, planner.architectures(clients))
     return Plan(
         federation=context.spec.name,
         round=place.number,
@@ -60,7 +60,15 @@ class _Planner:
     stored: StoredVectors
     hashes: Mapping[str, str]
 
-    def architecture(self, client: ClusterClient) -> np.ndarray | None:
+    def architectures(self, clients: Sequence[ClusterClient]) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the architectures that are known, each with the number of clients that have it."""
+        if self.context.spec.search is None:
+            for rank, count in Counter(map(self.context.spec.rank_of, clients)).items():
+                yield self.stored.space.plain_mask(rank), count
+        else:
+            yield from ((held, 1) for held in map(self._architecture, clients) if held is not None)
+
+    def _architecture(self, client: ClusterClient) -> np.ndarray | None:
         """Return a client's architecture; None if it has delivered none, or has changed or removed it since."""
         context, space = self.context, self.stored.space
         if client.id in self.hashes:
@@ -79,7 +87,7 @@ class _Planner:
         return tuple(entries)
 
     def _parts(self, client: ClusterClient, exchanged: np.ndarray) -> dict[str, str | Blob | None]:
-        held, space = self.architecture(client), self.stored.space
+        held, space = self._architecture(client), self.stored.space
         if held is None:
             return {"mask_sha256": None, "download": None}
         sha256, shared = mask_hash(space, held), self.context.spec.algorithm.roles(space, held).shared

@@ -100,7 +100,7 @@ def play(
 ) -> Federation:
     """Play a round in which the clients of ``pulls`` take part, of which those that are ``lost`` do not deliver."""
     sides = {name: side_of(spec, name) for name in pulls}
-    exchanged = exchanged_positions(spec, SPACE, (side.held for side in sides.values()))
+    exchanged = exchanged_positions(spec, SPACE, ((side.held, 1) for side in sides.values()))
     cohort = new_cohort(spec, SPACE, before.vectors)
     kept, downloads, uploads, updates, values = ({} for _ in range(5))
     for name, pull in pulls.items():

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
@@ -362,7 +362,9 @@ def error_of(dtype: str, vector: np.ndarray) -> np.ndarray | float:
     return magnitude * (ROUNDING[dtype] * (1 + 1e-4)) + (2**-25 if dtype == "float16" else 0)
 
 
-@settings(deadline=None, database=None, derandomize=True, max_examples=150)
+@settings(
+    deadline=None, database=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(MASKS, MASKS, VALUES, VALUES, st.sampled_from([*DTYPES]), st.sampled_from([1, 0.3]))
 def test_the_server_gets_what_the_client_tuned_but_for_the_types_error(held, enough, state, values, dtype, top):
     spec = make_spec({"name": "fedit"}, exchange={"dtype": dtype, "top": top})

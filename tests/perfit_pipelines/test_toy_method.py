@@ -58,7 +58,7 @@ def init(values):
 def merge(options, state, cohort):
     step = cohort.average(VALUES, state[VALUES]) - state[VALUES]
     values = state[VALUES] + np.float32(options.step) * step
-    return {VALUES: values, COUNTER: state[COUNTER] + (cohort.holders > 0).astype(np.float32)}
+    return {VALUES: values, COUNTER: state[COUNTER] + cohort.shared.astype(np.float32)}
 
 
 METHOD = Method(
@@ -146,7 +146,7 @@ def ran(tiny_llama, tmp_path_factory) -> Ran:
     (directory / "packages/toy_method.py").write_text(TOY)
     home = make_home(directory, tiny_llama, method={"name": "fedit"})
     tree = yaml.safe_load(home.file.read_text())
-    home.file.write_text(yaml.safe_dump({**tree, "method": {"name": "toy", "step": 0.5}}))
+    home.file.write_text(yaml.safe_dump({**tree, "method": {"name": "toy", "step": 0.5}, "exchange": {"holders": 1}}))
     return Ran(directory, Ran(directory, "").perfit("run", "federation.yaml"))
 
 

@@ -58,7 +58,9 @@ def test_a_federation_is_run_again_from_there(home):
     result = home.stored("run", home.file)
     assert result.code == 0, result.err
     after = files(home.site.root)
-    assert {key.split("/")[1] for key in after.keys() - before.keys()} == {"2.1"}
+    new = after.keys() - before.keys()
+    assert {key.split("/")[1] for key in new if key.startswith("rounds/")} == {"2.1"}
+    assert new >= {f"clients/{client}/state/2.1.safetensors" for client in ("ann", "bob")}
     assert after["rounds/2.1/global.safetensors"] == before["rounds/2/global.safetensors"]
     line = home.stored("status").out.splitlines()[0]
     assert ": round 2 committed, " in line

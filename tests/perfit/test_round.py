@@ -187,6 +187,16 @@ def test_an_upload_follows_from_its_seed():
         assert any(first[name].tobytes() != other[name].tobytes() for other in others)
 
 
+def test_each_vector_is_rounded_on_its_own():
+    spec = make_spec({"name": "scaffold"}, exchange={"dtype": "int8"})
+    same = np.linspace(-1, 1, 6, dtype=np.float32)
+    vectors = [
+        download(spec, {"values": same, "control": same}, mask(*range(6)), round, spec.client("big")).unpack()
+        for round in range(1, 9)
+    ]
+    assert any(round["values"].tobytes() != round["control"].tobytes() for round in vectors)
+
+
 class Choosing(MethodOptions):
     """Options of a method that starts from whatever scores better."""
 

@@ -124,6 +124,8 @@ class ClientRound:
         after = method.after(self.spec.method, start, tuned) if method.after else AfterTuning()
         kept = {VALUES: tuned.values, **after.kept}
         exchanged = received.positions[self.roles.trained]
+        for name in after.shared.keys() & after.kept.keys():
+            kept[name] = np.where(exchanged, kept[name], start.kept.get(name, np.float32(0)))
         vectors = {VALUES: tuned.values, **after.shared}
         if exchange.sends_changes:
             vectors[VALUES] = tuned.values - start.received[VALUES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from perfit.client import (
 )
 from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import perplexity
+from perfit.exchange import BLOCK
 from perfit.lora import set_dense
 from perfit.round import ClientRound
 from perfit.spec import Client
@@ -131,6 +133,27 @@ def test_rounds_shuffle_differently(make_federation):
     first, again, second = (run_one(spec, "ann", round=round) for round in (1, 1, 2))
     assert first.losses == again.losses
     assert first.losses != second.losses
+
+
+def test_uploads_are_rounded_by_draws_of_their_own_for_each_client_and_round(make_federation):
+    ann = make_federation().clients[0].model_dump()
+    spec = make_federation(
+        exchange={"dtype": "int8"}, clients=[ann, {"id": "eve", "data": ann["data"].replace("ann", "eve")}]
+    )
+    model, data = loaded(spec)
+
+    def bounds(client: str, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """Between which bounds each draw must have been, as its value was rounded up or down."""
+        result = run_one(spec, client, model, data, round)
+        packed = result.upload.vectors["values"]
+        changes = result.adapter.values - start_of(model, spec, client).values
+        levels = changes / np.repeat(packed.scales, BLOCK)[: changes.size]
+        up, edge = packed.values > np.floor(levels), 1 - levels % 1
+        return np.where(up, edge, 0), np.where(up, 1, edge)
+
+    drawn = [bounds("ann", 1), bounds("eve", 1), bounds("ann", 2)]
+    for (low, high), (other_low, other_high) in combinations(drawn, 2):
+        assert np.any((low > other_high + 0.01) | (other_low > high + 0.01))
 
 
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj", "c_fc"], "all-linear"], ids=str)

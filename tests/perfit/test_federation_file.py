@@ -98,6 +98,47 @@ def test_a_minimal_file():
             "f.yaml:10: method.metric: method fedit has no option 'metric'; known keys: name",
         ),
         (
+            "exchange: {holders: 2}",
+            "exchange:\n  holders: 3",
+            "f.yaml:9: exchange.holders: 3 is more than the 2 clients, which would exchange nothing; lower it",
+        ),
+        (
+            "exchange: {holders: 1}",
+            "exchange:\n  holders: 0",
+            "f.yaml:9: exchange.holders: Input should be greater than or equal to 1, but it is 0",
+        ),
+        (
+            "exchange: {dtype: int8}",
+            "exchange:\n  dtype: int4",
+            "f.yaml:9: exchange.dtype: Input should be 'float32', 'bfloat16', 'float16' or 'int8', but it is 'int4'",
+        ),
+        (
+            "exchange: {top: 1}",
+            "exchange:\n  top: 1.5",
+            "f.yaml:9: exchange.top: Input should be less than or equal to 1, but it is 1.5",
+        ),
+        (
+            "exchange: {top: 0.01}",
+            "exchange:\n  top: 0",
+            "f.yaml:9: exchange.top: Input should be greater than 0, but it is 0",
+        ),
+        (
+            "method: {name: fedit}\nexchange: {top: 0.5}",
+            "method: {name: scaffold}\nexchange:\n  top: 0.5",
+            "f.yaml:10: exchange.top: 0.5 does not fit method scaffold, whose clients also upload control; "
+            "leave it out",
+        ),
+        (
+            "exchange: {masks_first: true}",
+            "exchange:\n  mask_first: true",
+            "f.yaml:9: exchange.mask_first: unknown key; did you mean 'masks_first'?",
+        ),
+        (
+            "exchange: {dtype: bfloat16}",
+            "wire_dtype: bfloat16",
+            f"f.yaml:8: wire_dtype: unknown key; known keys: {', '.join(ClusterSpec.model_fields)}",
+        ),
+        (
             "method: {search_steps: 10}",
             "method:\n  search_step: 10",
             "f.yaml:9: method.search_step: method perfit has no option 'search_step'; did you mean 'search_steps'?",

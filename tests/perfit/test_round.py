@@ -139,6 +139,16 @@ def test_of_what_is_shared_only_what_is_exchanged_crosses():
     assert_array_equal(kept["values"], [1, 2, 3])
 
 
+def test_what_a_client_keeps_of_what_it_shares_changes_where_it_is_exchanged():
+    side = side_of(make_spec({"name": "scaffold"}), "small")
+    some = Received(mask(1), {"values": floats(2), "control": floats(0)})
+    result = Tuned(floats(1, 2, 3), floats(4, 5, 6))
+    for before, after in [({}, [0, 5, 0]), ({"control": floats(7, 8, 9)}, [7, 5, 9])]:
+        _, kept = side.finish(some, side.begin(some, before), result, seed=0)
+        assert_array_equal(kept["control"], after)
+        assert kept["control"].dtype == np.float32
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
 def test_in_a_shorter_type_changes_cross(dtype):
     side = side_of(make_spec({"name": "fedit"}, exchange={"dtype": dtype}), "small")
@@ -175,6 +185,16 @@ def test_an_upload_follows_from_its_seed():
     for name in ("values", "control"):
         assert first[name].tobytes() == again[name].tobytes()
         assert any(first[name].tobytes() != other[name].tobytes() for other in others)
+
+
+def test_each_vector_is_rounded_on_its_own():
+    spec = make_spec({"name": "scaffold"}, exchange={"dtype": "int8"})
+    same = np.linspace(-1, 1, 6, dtype=np.float32)
+    vectors = [
+        download(spec, {"values": same, "control": same}, mask(*range(6)), round, spec.client("big")).unpack()
+        for round in range(1, 9)
+    ]
+    assert any(round["values"].tobytes() != round["control"].tobytes() for round in vectors)
 
 
 class Choosing(MethodOptions):

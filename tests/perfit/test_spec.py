@@ -83,6 +83,22 @@ def test_methods_without_a_search_do_not_expand(method):
         assert federation.search is None
 
 
+def test_what_is_exchanged_by_default():
+    exchange = spec().exchange
+    assert (exchange.holders, exchange.dtype, exchange.top, exchange.masks_first) == (2, "float32", 1, False)
+
+
+def test_a_single_client_may_keep_the_default():
+    assert spec(clients=CLIENTS[:1]).exchange.holders == 2
+    with pytest.raises(ValidationError, match="3 is more than the 1 clients"):
+        spec(clients=CLIENTS[:1], exchange={"holders": 3})
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if len(method.uploads) == 1])
+def test_methods_that_upload_values_alone_may_upload_the_largest_changes(method):
+    assert spec(method={"name": method}, exchange={"top": 0.5}).exchange.sends_changes
+
+
 def test_clients_by_id():
     federation = spec()
     assert federation.client("bob") is federation.clients[1]
@@ -144,7 +160,10 @@ def test_what_may_change(changes):
         ),
         ({"training": {"seed": 1}}, "training.seed is 0 here and 1 there"),
         ({"data": {"bad_records": "skip"}}, "data.bad_records is 'refuse' here and 'skip' there"),
+        ({"exchange": {"holders": 1}}, "exchange.holders is 2 here and 1 there"),
         ({"exchange": {"dtype": "bfloat16"}}, "exchange.dtype is 'float32' here and 'bfloat16' there"),
+        ({"exchange": {"top": 0.5}}, "exchange.top is 1.0 here and 0.5 there"),
+        ({"exchange": {"masks_first": True}}, "exchange.masks_first is False here and True there"),
         ({"clients": [CLIENTS[0], {**CLIENTS[1], "rank": 3}]}, "rank of client bob is 2 here and 3 there"),
         ({"clients": [{**CLIENTS[0], "rank": 1}]}, "rank of client ann is 8 here and 1 there"),
     ],

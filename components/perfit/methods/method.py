@@ -91,7 +91,8 @@ class AfterTuning:
 
     Args:
         shared: Further vectors to share, by name, each of shape (T,); only the shared positions are sent.
-        kept: Vectors to keep until the next round, by name, each of shape (T,).
+        kept: Vectors to keep until the next round, by name, each of shape (T,). One that is shared too keeps its last
+            entries, at first zero, where nothing is exchanged: the server would miss their change.
     """
 
     shared: Vectors = field(default_factory=dict)

@@ -3,7 +3,8 @@
 Each step adds c - c_i to the gradient. A client's new control variate is the mean of its own gradients over the round:
 under plain gradient descent that is the paper's option II, c_i - c + (x - y_i) / (K * rate), and it stays in units of a
 gradient under AdamW too. The server's c moves by the mean change, times the share of clients that took part. As in the
-paper each client counts the same, so that c is the mean of all c_i and the corrections cancel.
+paper each client counts the same, so that c is the mean of all c_i and the corrections cancel. Where a round exchanges
+nothing with a client, neither c nor c_i moves.
 """
 
 from __future__ import annotations

@@ -58,12 +58,11 @@ class Pull:
 
 @dataclass(frozen=True)
 class Federation:
-    """Between two rounds: the server's vectors, what each client keeps, and its last transfers, update and values."""
+    """Between two rounds: the server's vectors, what each client keeps, and its last download, update and values."""
 
     vectors: Vectors
     kept: Mapping[str, Vectors] = field(default_factory=dict)
     downloads: Mapping[str, Transfer] = field(default_factory=dict)
-    uploads: Mapping[str, Transfer] = field(default_factory=dict)
     updates: Mapping[str, Update] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -102,22 +101,21 @@ def play(
     sides = {name: side_of(spec, name) for name in pulls}
     exchanged = exchanged_positions(spec, SPACE, ((side.held, 1) for side in sides.values()))
     cohort = new_cohort(spec, SPACE, before.vectors)
-    kept, downloads, uploads, updates, values = ({} for _ in range(5))
+    kept, downloads, updates, values = ({} for _ in range(4))
     for name, pull in pulls.items():
         side = sides[name]
         downloads[name] = download(spec, before.vectors, side.roles.shared & exchanged, 1, spec.client(name))
         received = Received.by(downloads[name])
-        uploads[name], kept[name], values[name] = descend(
+        upload, kept[name], values[name] = descend(
             side, pull, received, before.kept.get(name, {}), steps=steps, rate=rate
         )
-        updates[name] = update_of(spec, before.vectors, received.positions, uploads[name], pull.samples)
+        updates[name] = update_of(spec, before.vectors, received.positions, upload, pull.samples)
         if name not in lost:
             cohort.add(name, updates[name])
     return Federation(
         merge(spec, before.vectors, cohort),
         {**before.kept, **kept},
         {**before.downloads, **downloads},
-        {**before.uploads, **uploads},
         {**before.updates, **updates},
         {**before.values, **values},
     )

@@ -6,6 +6,7 @@ Two steps of rate 1/2, so that K * rate = 1 and (x - y) / (K * rate) is x - y.
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from .helpers import SMALL, SPACE, Federation, Pull, federation_at, make_spec, masks, play, refusal, side_of
@@ -55,9 +56,10 @@ def test_c_after_a_round_in_which_one_of_two_took_part():
     assert_array_equal(second.kept["small"]["control"], first.kept["small"]["control"])
 
 
-def random_federation(rounds: int) -> list[tuple[Federation, str, Federation]]:
+def random_federation(rounds: int, holders: int = 1) -> list[tuple[Federation, str, Federation]]:
     """Rounds of three clients of unlike samples, two in each; (before, one of the two, after) for each and round."""
-    rng, spec = np.random.default_rng(0), make_spec({"name": "scaffold"}, {"ann": 2, "bob": 1, "eve": 2})
+    ranks, exchange = {"ann": 2, "bob": 1, "eve": 2}, {"holders": holders}
+    rng, spec = np.random.default_rng(0), make_spec({"name": "scaffold"}, ranks, exchange=exchange)
     samples = dict(zip(("ann", "bob", "eve"), (1, 3, 10), strict=True))
     pulls = {name: Pull(rng.normal(0, 1, 6), count) for name, count in samples.items()}
     before, history = federation_at(spec, rng.normal(0, 1, 6)), []
@@ -77,10 +79,12 @@ def test_a_new_control_variate_is_the_papers_option_ii():
         assert_allclose(after.kept[name]["control"], old - c + (x - y) / (3 * 0.2), atol=1e-6)
 
 
-def test_c_stays_the_mean_of_all_clients_control_variates():
+@pytest.mark.parametrize("holders", [1, 2])
+def test_c_stays_the_mean_of_all_clients_control_variates(holders):
     # Hence the corrections c - c_i of all clients sum to zero: each counts the same, and as 0 before its first round.
+    # Of two holders, the positions of rank 2 are exchanged only in the rounds of ann and eve.
     spec = make_spec({"name": "scaffold"}, {"ann": 2, "bob": 1, "eve": 2})
-    for _, _, after in random_federation(5):
+    for _, _, after in random_federation(5, holders):
         total, clients = np.zeros(SPACE.size), np.zeros(SPACE.size)
         for client in spec.clients:
             held = SPACE.plain_mask(spec.rank_of(client))

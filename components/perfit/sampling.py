@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -34,7 +33,7 @@ def sample_clients(clients: Sequence[C], participation: Participation, seed: int
     chosen: set[str] = set()
     for tier in dict.fromkeys(client.tier for client in clients):
         members = [client.id for client in shuffled if client.tier == tier]
-        chosen.update(members[: math.ceil(np.round(participation.fraction * len(members), 9))])
+        chosen.update(members[: participation.of_tier(len(members))])
     spare = [client.id for client in shuffled if client.id not in chosen]
     chosen.update(spare[: max(0, participation.minimum_clients - len(chosen))])
     return [client for client in clients if client.id in chosen]

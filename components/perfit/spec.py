@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal, Self
@@ -84,6 +86,10 @@ class Participation(Section):
     minimum_clients: int = Field(default=1, ge=1)
     client_deadline_seconds: int | None = Field(default=None, ge=1)
 
+    def of_tier(self, clients: int) -> int:
+        """Return how many of a tier's clients a round samples."""
+        return math.ceil(round(self.fraction * clients, 9))
+
 
 class Client(Section):
     """An owner of private data; ``tier`` is its kind of machine: every tier is sampled at the same fraction."""
@@ -134,11 +140,14 @@ class FederationSpec(Section):
 
     @model_validator(mode="after")
     def _exchange_fits(self) -> Self:
-        holders, clients = self.exchange.holders, len(self.clients)
-        if holders > max(clients, 2):
+        tiers = Counter(client.tier for client in self.clients)
+        sampled = max(sum(map(self.participation.of_tier, tiers.values())), self.participation.minimum_clients)
+        holders = self.exchange.holders
+        if holders > sampled and (len(self.clients) > 1 or holders > 2):  # a client alone exchanges nothing anyway
             raise key_error(
                 ("exchange", "holders"),
-                f"{holders} is more than the {clients} clients, which would exchange nothing; lower it",
+                f"{holders} is more than the {sampled} clients that take part in a round, which would exchange nothing; lower "
+                "it, add clients, or raise participation.fraction",
             )
         if self.exchange.top < 1 and len(self.algorithm.uploads) > 1:
             raise key_error(

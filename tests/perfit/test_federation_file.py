@@ -100,7 +100,8 @@ def test_a_minimal_file():
         (
             "exchange: {holders: 2}",
             "exchange:\n  holders: 3",
-            "f.yaml:9: exchange.holders: 3 is more than the 2 clients, which would exchange nothing; lower it",
+            "f.yaml:9: exchange.holders: 3 is more than the 2 clients that take part in a round, which would exchange "
+            "nothing; lower it, add clients, or raise participation.fraction",
         ),
         (
             "exchange: {holders: 1}",

@@ -94,6 +94,14 @@ def test_a_single_client_may_keep_the_default():
         spec(clients=CLIENTS[:1], exchange={"holders": 3})
 
 
+def test_a_round_needs_as_many_clients_as_a_position_needs_holders():
+    three = [{**CLIENTS[0], "id": name} for name in ("a", "b", "c")]
+    with pytest.raises(ValidationError, match="3 is more than the 2 clients that take part in a round"):
+        spec(clients=three, exchange={"holders": 3}, participation={"fraction": 0.5})
+    for participation in ({"fraction": 0.5, "minimum_clients": 3}, {"fraction": 0.7}):
+        assert spec(clients=three, exchange={"holders": 3}, participation=participation).exchange.holders == 3
+
+
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if len(method.uploads) == 1])
 def test_methods_that_upload_values_alone_may_upload_the_largest_changes(method):
     assert spec(method={"name": method}, exchange={"top": 0.5}).exchange.sends_changes

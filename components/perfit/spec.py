@@ -146,8 +146,8 @@ class FederationSpec(Section):
         if holders > sampled and (len(self.clients) > 1 or holders > 2):  # a client alone exchanges nothing anyway
             raise key_error(
                 ("exchange", "holders"),
-                f"{holders} is more than the {sampled} clients that take part in a round, which would exchange nothing; lower "
-                "it, add clients, or raise participation.fraction",
+                f"{holders} is more than the {sampled} clients that take part in a round, which would exchange "
+                "nothing; lower it, add clients, or raise participation.fraction",
             )
         if self.exchange.top < 1 and len(self.algorithm.uploads) > 1:
             raise key_error(

@@ -18,7 +18,7 @@ from perfit_components.steps.client import train
 from perfit_storage import RoundPlace, open_store
 
 from ..perfit.tiny import save_gguf
-from .running import RECORDS, Site, files
+from .running import RECORDS, THREE, Site, files
 
 
 def test_a_clients_first_round_leaves_a_mask_of_its_budget(make_site):
@@ -219,9 +219,8 @@ def test_a_name_that_the_federation_does_not_know(trained):
 
 
 def test_a_client_that_does_not_take_part(make_site):
-    site = make_site(participation={"fraction": 0.5}).prepare()
-    (planned,) = site.planned(1)
-    (other,) = {"ann", "bob"} - {planned}
+    site = make_site(**THREE, participation={"fraction": 0.5}).prepare()
+    (other,) = {"ann", "bob", "eve"} - {*site.planned(1)}
     output = site.train_client(other)
     assert output["reason"].startswith(f"client '{other}' does not take part in round 1")
 

@@ -18,7 +18,8 @@ SPACE = LoraSpace.from_shapes({"base_model.model.q.lora_A.weight": (2, 3), "base
 
 def table() -> dict[str, list[str]]:
     """The rows of docs/methods.md, by method."""
-    rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", (DOCS / "methods.md").read_text(), re.MULTILINE)
+    first, _, _ = (DOCS / "methods.md").read_text().partition("\n\n`sent up`")
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", first, re.MULTILINE)
     return {name: cells.split(" | ") for name, cells in rows}
 
 

@@ -1,8 +1,14 @@
 """How much a LoRA parameter matters to a client (PerFIT, arXiv 2402.16919, section 3 and figure 5).
 
-Each metric updates the score with a step's weight and gradient, elementwise, on arrays or tensors. ``taylor`` is the
-first-order estimate of how the loss changes when the parameter is set to zero (Molchanov et al., 2019, arXiv
-1906.10771).
+Each metric updates the score with a step's weight, gradient and start, elementwise, on arrays or tensors:
+
+- ``taylor`` is the first-order estimate of how the loss changes when the parameter is set to zero (Molchanov et al.,
+  2019, arXiv 1906.10771).
+- ``magnitude`` is the distance that training has moved a parameter from its start. By values alone the drawn A would
+  always win over B, which starts at zero, and a module with a dead B is no LoRA.
+- ``random`` uses no data: it is the control that the others are compared with.
+
+Gradients come clipped (``training.max_gradient_norm``), as the optimiser sees them: no step outweighs the others.
 """
 
 from __future__ import annotations
@@ -11,12 +17,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 MetricName = Literal["taylor", "magnitude", "gradient", "random"]
-Metric = Callable[[Any, Any, Any], Any]
-"""(previous score, weight, gradient) -> score, all of the same shape."""
+Metric = Callable[[Any, Any, Any, Any], Any]
+"""(previous score, weight, gradient, start) -> score, all of the same shape; start is the weight before the search."""
 
 METRICS: dict[MetricName, Metric] = {
-    "taylor": lambda score, weight, gradient: score + abs(weight * gradient),
-    "gradient": lambda score, weight, gradient: score + abs(gradient),
-    "magnitude": lambda score, weight, gradient: abs(weight),
-    "random": lambda score, weight, gradient: score,  # all tie at zero; the client's own permutation breaks ties
+    "taylor": lambda score, weight, gradient, start: score + abs(weight * gradient),
+    "gradient": lambda score, weight, gradient, start: score + abs(gradient),
+    "magnitude": lambda score, weight, gradient, start: abs(weight - start),
+    "random": lambda score, weight, gradient, start: score,  # all tie at zero; the client's permutation breaks ties
 }

@@ -24,7 +24,7 @@ _HIDDEN_COPIES, _FEED_FORWARD_COPIES = 16, 4
 norms and of LoRA, queries, keys, values, attention output, residuals; gate, activated gate, up and their product."""
 _LOGIT_COPIES = 4
 """Logits, their float32 copy, log-probabilities and the gradient."""
-_PRUNING = {"layer": 21, "global": 31}
+_PRUNING = {"matrix": 21, "layer": 21, "global": 31}
 """Bytes per position during pruning: the scores in one array, a permutation for ties, the initial values, and the
 sorting of one group, which in scope ``global`` is the whole space."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from perfit.errors import PerfitError
 from perfit.space import LoraSpace
 
-Scope = Literal["layer", "global"]
+Scope = Literal["matrix", "layer", "global"]
 
 
 def cubic_schedule(search_steps: int, warmup_steps: int, iterations: int) -> dict[int, float]:
@@ -34,8 +34,23 @@ def cubic_schedule(search_steps: int, warmup_steps: int, iterations: int) -> dic
 
 
 def groups(space: LoraSpace, scope: Scope) -> list[slice]:
-    """Return the parts of the space within which positions compete: each adapted module, or the whole space."""
-    return [slice(0, space.size)] if scope == "global" else list(space.layers().values())
+    """Return the parts of the space within which positions compete: each matrix or module, or the whole space."""
+    parts = {"matrix": space.slices, "layer": space.layers(), "global": {"": slice(0, space.size)}}
+    return list(parts[scope].values())
+
+
+def dead_layers(space: LoraSpace, mask: np.ndarray) -> list[str]:
+    """Return the adapted modules of which a mask holds only A or only B: their product is zero for ever.
+
+    Args:
+        space: The expanded space of N positions.
+        mask: bool, shape (N,).
+    """
+    held = {matrix: count > 0 for matrix, count in zip(space.matrices, space.counts(mask).values(), strict=True)}
+    sides: dict[str, set[bool]] = {}
+    for matrix, is_held in held.items():
+        sides.setdefault(matrix.layer, set()).add(is_held)
+    return [layer for layer, both in sides.items() if len(both) == 2]
 
 
 def keep_highest(scores: np.ndarray, candidates: np.ndarray, keep: int, tie_break: np.ndarray) -> np.ndarray:
@@ -91,7 +106,7 @@ def prune(
         scores: float32, shape (N,): importance; used only where the mask is set.
         rank: The client's rank, which gives the budget.
         redundant: In [0, 1]; 0 leaves exactly the budget.
-        scope: ``layer`` or ``global``.
+        scope: The parts within which positions compete.
         seed: Seed of the permutation.
 
     Returns:

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from perfit.checkpoint import Checkpoints
-from perfit.errors import TrainingDiverged
+from perfit.errors import PerfitError, TrainingDiverged
 from perfit.examples import Example
 from perfit.importance import METRICS
 from perfit.lora import dense_weights, set_dense
 from perfit.methods import Search
-from perfit.pruning import cubic_schedule, prune
+from perfit.pruning import cubic_schedule, dead_layers, prune
 from perfit.space import LoraSpace
 from perfit.spec import Training
 from perfit.training import OnStep, StatefulCallback, train
@@ -58,12 +58,13 @@ def search_architecture(
         bool, shape (N,), exactly ``space.budget(rank)`` of them set.
 
     Raises:
+        PerfitError: Of some module only A or only B would be left.
         TrainingDiverged: The loss is not finite.
     """
     if rank == space.rank:
         return np.ones(space.size, dtype=bool)
     set_dense(model, space, initial)
-    pruner = _Pruner(model, space, search, rank, seed)
+    pruner = _Pruner(model, space, search, rank, seed, initial)
     train(
         model,
         examples,
@@ -75,16 +76,28 @@ def search_architecture(
         callbacks=[pruner],
         checkpoints=checkpoints,
     )
-    return pruner.mask
+    mask = pruner.mask
+    if dead := dead_layers(space, mask):
+        raise PerfitError(
+            f"the search by method.metric {search.metric} left only A or only B of {len(dead)} modules, of which the "
+            f"first is {dead[0]}: they would never adapt anything",
+            "set method.scope: matrix, in which A and B each keep their share, or raise method.search_steps",
+        )
+    return mask
 
 
 class _Pruner(StatefulCallback):
     """Accumulates importance before each optimiser step, and prunes after the steps that the schedule names."""
 
-    def __init__(self, model: torch.nn.Module, space: LoraSpace, search: Search, rank: int, seed: int):
+    def __init__(
+        self, model: torch.nn.Module, space: LoraSpace, search: Search, rank: int, seed: int, initial: np.ndarray
+    ):
         self._weights = dense_weights(model)
         self._scores = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
         self._alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self._weights.items()}
+        self._start = {
+            name: torch.from_numpy(block).to(self._weights[name].device) for name, block in space.split(initial).items()
+        }
         self._schedule = cubic_schedule(search.steps, search.warmup_steps, search.pruning_iterations)
         self._space, self._search, self._rank, self._seed = space, search, rank, seed
 
@@ -101,7 +114,7 @@ class _Pruner(StatefulCallback):
         metric = METRICS[self._search.metric]
         with torch.no_grad():
             for name, weight in self._weights.items():
-                self._scores[name] = metric(self._scores[name], weight, weight.grad)
+                self._scores[name] = metric(self._scores[name], weight, weight.grad, self._start[name])
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         step = state.global_step + 1

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from perfit.errors import PerfitError
-from perfit.pruning import cubic_schedule, groups, keep_highest, prune
+from perfit.pruning import cubic_schedule, dead_layers, groups, keep_highest, prune
 from perfit.space import LoraSpace
 
 
@@ -52,6 +52,20 @@ def test_groups():
     space = make_space(2, (3, 5), (4, 2))
     assert groups(space, "global") == [slice(0, 28)]
     assert groups(space, "layer") == [slice(0, 16), slice(16, 28)]
+    assert groups(space, "matrix") == [slice(0, 6), slice(6, 16), slice(16, 24), slice(24, 28)]
+
+
+def test_a_layer_of_which_only_one_matrix_is_held_is_dead():
+    space = make_space(1, (2, 2), (1, 1))
+    first, second = space.layers()
+    for mask, dead in {
+        (1, 1, 1, 1, 1, 1): [],
+        (1, 0, 0, 1, 0, 0): [],
+        (1, 1, 0, 0, 1, 1): [first],
+        (0, 0, 0, 1, 0, 1): [first, second],
+        (0, 0, 0, 0, 1, 1): [],
+    }.items():
+        assert dead_layers(space, np.array(mask, dtype=bool)) == dead
 
 
 SCORES = np.array([3.0, 1.0, 2.0, 2.0, 5.0, 2.0, 0.0])
@@ -132,7 +146,7 @@ def draw_scores(rng: np.random.Generator, size: int) -> np.ndarray:
     return kinds[rng.integers(len(kinds))].astype(np.float32)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["matrix", "layer", "global"])
 @pytest.mark.parametrize("seed", range(30))
 def test_the_whole_schedule_leaves_exactly_the_budget(scope, seed):
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from perfit.client import find_architecture
-from perfit.errors import TrainingDiverged
+from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import dense_weights, set_dense
 from perfit.search import search_architecture
@@ -19,7 +19,7 @@ from perfit.training import features
 from .tiny import base_hash, loaded
 
 METRICS = ("taylor", "magnitude", "gradient", "random")
-CASES = list(itertools.product(METRICS, ("layer", "global")))
+CASES = list(itertools.product(METRICS, ("matrix", "layer", "global")))
 
 
 def find(spec, client_id: str, model=None, data=None, **more) -> np.ndarray:
@@ -44,6 +44,11 @@ def find_from(initial: np.ndarray, spec, client_id: str, model, data, seed: int 
     )
 
 
+def drawn(model) -> np.ndarray:
+    """Values of which B is not zero: from the initial ones, few steps leave some metrics no reason to keep any of A."""
+    return np.random.default_rng(0).normal(0, 0.1, model.space.size).astype(np.float32)
+
+
 def dense_values(model) -> np.ndarray:
     return np.concatenate([w.detach().numpy().ravel() for w in dense_weights(model.peft).values()])
 
@@ -54,9 +59,12 @@ def test_the_mask_has_exactly_its_budget(make_federation, metric, scope):
     model, data = loaded(spec)
     # q: 32 + 32, v: 32 + 16 parameters a rank, in two layers.
     for client, rank in [("ann", 2), ("bob", 1)]:
-        mask = find(spec, client, model, data)
+        mask = find_from(drawn(model), spec, client, model, data)
         assert (mask.dtype, mask.shape) == (bool, (model.space.size,))
         assert np.count_nonzero(mask) == rank * 2 * (64 + 48)
+        if scope == "matrix":
+            counts = [np.count_nonzero(mask[part]) for part in model.space.slices.values()]
+            assert counts == [rank * 32, rank * 32, rank * 32, rank * 16] * 2
         if scope == "layer":
             counts = [np.count_nonzero(mask[part]) for part in model.space.layers().values()]
             assert counts == [rank * 64, rank * 48] * 2
@@ -68,8 +76,9 @@ def test_exactly_its_budget_with_one_module(make_federation, metric, scope):
         method={"metric": metric, "scope": scope},
         lora={"target_modules": ["layers.1.self_attn.q_proj"], "rank": 3, "expansion": 3},
     )
+    model, data = loaded(spec)
     for client, rank in [("ann", 3), ("bob", 1)]:
-        assert np.count_nonzero(find(spec, client)) == rank * 64
+        assert np.count_nonzero(find_from(drawn(model), spec, client, model, data)) == rank * 64
 
 
 @pytest.mark.parametrize(("metric", "scope"), CASES)
@@ -118,16 +127,37 @@ def test_pruned_positions_are_zero_and_the_backbone_as_it_was(make_federation):
     assert base_hash(model.peft) == before
 
 
-def test_magnitude_by_hand(make_federation):
-    # Scores of the first step are the initial weights: those of B are zero, those of A decide.
+def test_magnitude_is_the_distance_from_the_start(make_federation):
+    # One step of SGD moves each weight by rate * gradient; the scores of the second step are these distances.
     spec = make_federation(
-        method={"metric": "magnitude", "search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1}
+        method={
+            "metric": "magnitude",
+            "scope": "matrix",
+            "search_steps": 2,
+            "warmup_steps": 1,
+            "pruning_iterations": 1,
+        },
+        training={"optimizer": "sgd", "batch_size": 6},
     )
     model, data = loaded(spec)
-    mask = find(spec, "bob", model, data)
-    weights = np.abs(model.space.initial_values(spec.training.seed))
-    for part, budget in zip(model.space.layers().values(), [64, 48] * 2, strict=True):
-        assert_array_equal(np.sort(weights[part][mask[part]]), np.sort(weights[part])[-budget:])
+    examples = data["ann"].train.examples
+    initial = drawn(model)
+    moved = np.abs(mean_gradient(model, examples, initial))
+    mask = search_architecture(
+        model.peft, model.space, examples, model.tokenizer, spec.search, spec.training, initial=initial, rank=1, seed=0
+    )
+    for part in model.space.slices.values():
+        budget = (part.stop - part.start) // model.space.rank
+        # The batch sums in another order, which may swap neighbours at the threshold.
+        assert np.count_nonzero(mask[part] & (moved[part] >= np.sort(moved[part])[-budget])) >= budget - 1
+
+
+def test_a_mask_that_would_leave_a_module_without_a_or_b_is_refused(make_federation):
+    # Where B is zero, A has no gradient: by one step's gradients B takes the whole budget of every module.
+    method = {"metric": "gradient", "search_steps": 1, "warmup_steps": 0, "pruning_iterations": 1}
+    with pytest.raises(PerfitError, match=r"only A or only B of 4 modules.*\n.*method.scope: matrix"):
+        find(make_federation(method=method), "bob")
+    assert find(make_federation(method={**method, "scope": "matrix"}), "bob").any()
 
 
 def mean_gradient(model, examples, values: np.ndarray) -> np.ndarray:
@@ -150,7 +180,7 @@ def test_scores_by_plain_autograd(make_federation, metric):
     )
     model, data = loaded(spec)
     examples = data["ann"].train.examples
-    initial = np.random.default_rng(0).normal(0, 0.1, model.space.size).astype(np.float32)
+    initial = drawn(model)
     scores = np.abs(mean_gradient(model, examples, initial))
     if metric == "taylor":
         scores *= np.abs(initial)

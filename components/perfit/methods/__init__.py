@@ -20,6 +20,7 @@ from perfit.methods import (
     ffa_lora,
     local,
     perfit,
+    perfit_local,
     scaffold,
 )
 from perfit.methods.method import VALUES, AfterTuning, ClientStart, Method, MethodOptions, Roles, Search, Tuned, Vectors
@@ -41,6 +42,7 @@ _TABLE = (
     perfit.METHOD,
     fedit.METHOD,
     local.METHOD,
+    perfit_local.METHOD,
     fedprox.METHOD,
     ffa_lora.METHOD,
     fedsa_lora.METHOD,

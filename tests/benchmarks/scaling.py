@@ -210,7 +210,7 @@ def server() -> None:
 
 
 def measure_server(clients: int) -> dict[str, float]:
-    """Plan, commit and report one round, in which every client delivers."""
+    """Commit and report one round, in which every client delivers, and plan the next, with what each downloads."""
     from perfit_components.steps.commit import commit_round
     from perfit_components.steps.context import FederationContext
     from perfit_components.steps.plan import participants
@@ -223,11 +223,12 @@ def measure_server(clients: int) -> dict[str, float]:
         initial = dump_server_vectors(spec, here, 0, {"values": here.initial_values(0)})
         store.create_head(Head(0, store.put_global(RoundPlace(0), initial)))
         context = FederationContext.of(store)
-        measured = {"plan": _seconds(lambda: participants(context, 1, spec.tiers_in_use()))}
+        participants(context, 1, spec.tiers_in_use())
         base = store.read_head().adapter.sha256
         for seed, client in enumerate(spec.clients):
             _deliver(store, here, client.id, seed, base)
-        measured["aggregate"] = _seconds(lambda: commit_round(context, 1))
+        measured = {"aggregate": _seconds(lambda: commit_round(context, 1))}
+        measured["plan"] = _seconds(lambda: participants(context, 2, spec.tiers_in_use()))
         measured["report"] = _seconds(lambda: store.put_report(RoundPlace(1), draw_report(context, 1).html.encode()))
         measured["megabytes"] = len(store.read_report(RoundPlace(1))) / 1e6
     return {**measured, "peak": _peak_mib()}

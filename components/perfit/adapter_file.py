@@ -1,17 +1,18 @@
 """Adapter files: safetensors, reproducible byte for byte, read without torch.
 
-A mask file holds the bit-packed mask of each LoRA matrix (``mask/<matrix>``). A vector file holds named vectors at the
-positions that it covers, one tensor per vector and matrix (``values/<matrix>``, ``control/<matrix>``, ...). Both have a
-header in the safetensors metadata. A client sends its mask once; other files refer to the mask by its hash.
+A mask file holds a bit-packed mask (``mask``). A vector file holds named vectors at the positions that it covers, one
+tensor a vector (``values``, ``control``, ...). Both follow the order of the space, whose matrices are in the header,
+which is in the safetensors metadata. A client sends its mask once; other files refer to the mask by its hash.
 
-What crosses in a round, an upload or a download, is a vector file in the type on the wire. If it covers less than both
-sides know of, ``positions`` tells, bit-packed, which of these it covers; ``<name>.scales`` are the scales of int8.
+What crosses in a round, an upload or a download, is a vector file in the type on the wire. Its header leaves the
+matrices out: the mask's hash stands for them. If it covers less than both sides know of, ``positions`` tells,
+bit-packed, which of these it covers; ``<name>.scales`` are the scales of int8.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,12 +89,12 @@ class AdapterFile:
 
     Args:
         header: The file's header.
-        space: The space that the header describes.
+        space: The space that the header describes; None if the file is of what crosses in a round.
         tensors: The stored tensors, by name.
     """
 
     header: AdapterHeader
-    space: LoraSpace
+    space: LoraSpace | None
     tensors: Mapping[str, np.ndarray]
 
     @classmethod
@@ -121,13 +122,9 @@ class AdapterFile:
         Raises:
             AdapterFileError: There is none, or it does not have the header's budget and hash.
         """
-        parts = []
-        for matrix in self.space.matrices:
-            packed = self.tensors.get(f"mask/{matrix.name}")
-            if packed is None or packed.shape != (-(-matrix.size // 8),) or packed.dtype != np.uint8:
-                raise AdapterFileError(f"no mask of {matrix.size} bits for {matrix.name}")
-            parts.append(np.unpackbits(packed, count=matrix.size).astype(bool))
-        mask = np.concatenate(parts)
+        if self.space is None:
+            raise AdapterFileError("it names no LoRA matrices")
+        mask = self._bits("mask", self.space.size)
         if np.count_nonzero(mask) != self.header.budget or mask_hash(self.space, mask) != self.header.mask_sha256:
             raise AdapterFileError("the mask does not have the header's budget and hash")
         return mask
@@ -145,14 +142,11 @@ class AdapterFile:
         Raises:
             AdapterFileError: The file holds other tensors, a vector has the wrong length, or a value is not finite.
         """
-        vectors = {name: packed.values for name, packed in self._packed(positions, names, "float32", set()).items()}
-        for name, vector in vectors.items():
-            _check_finite(name, vector)
-        return vectors
+        return {name: packed.values for name, packed in self._packed(positions, list(names), "float32", []).items()}
 
     def named_vectors(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Return all vectors in the file, by name; see :meth:`vectors`."""
-        return self.vectors(positions, sorted({name.partition("/")[0] for name in self.tensors}))
+        return self.vectors(positions, sorted(self.tensors))
 
     def transfer(self, frame: np.ndarray, names: Iterable[str], dtype: str) -> Transfer:
         """Return what crossed in a round.
@@ -165,44 +159,41 @@ class AdapterFile:
         Raises:
             AdapterFileError: The file holds other tensors, one has the wrong type or shape, or a value is not finite.
         """
-        names = list(names)
-        positions, extra = frame, {f"{name}.scales" for name in names} if dtype == "int8" else set()
+        if self.space is not None:
+            raise AdapterFileError("it names LoRA matrices, as no file does that crosses in a round")
+        positions, extra = frame, []
         if _POSITIONS in self.tensors:
-            positions, extra = self._positions(frame), {_POSITIONS, *extra}
-        vectors = self._packed(positions, names, dtype, extra)
-        for name, packed in vectors.items():
-            _check_finite(name, packed.scales if dtype == "int8" else packed.values)
-        return Transfer(positions, vectors)
-
-    def _positions(self, frame: np.ndarray) -> np.ndarray:
-        bits, count = self.tensors[_POSITIONS], int(np.count_nonzero(frame))
-        if bits.shape != (-(-count // 8),) or bits.dtype != np.uint8:
-            raise AdapterFileError(f"no {count} bits for its positions")
-        positions = np.zeros_like(frame)
-        positions[frame] = np.unpackbits(bits, count=count).view(bool)
-        if np.array_equal(positions, frame):
-            raise AdapterFileError("bits for its positions, although it covers all")
-        return positions
+            positions, extra = np.zeros_like(frame), [_POSITIONS]
+            positions[frame] = self._bits(_POSITIONS, np.count_nonzero(frame))
+            if np.array_equal(positions, frame):
+                raise AdapterFileError("bits for its positions, although it covers all")
+        return Transfer(positions, self._packed(positions, list(names), dtype, extra))
 
     def _packed(
-        self, positions: np.ndarray, names: Iterable[str], dtype: str, extra: Collection[str]
+        self, positions: np.ndarray, names: Sequence[str], dtype: str, extra: Sequence[str]
     ) -> dict[str, Packed]:
-        names = list(names)
-        known = {*extra, *(f"{name}/{matrix.name}" for name in names for matrix in self.space.matrices)}
-        surplus = set(self.tensors) - known
-        if surplus or positions.shape != (self.space.size,):
+        scales = [f"{name}.scales" for name in names] if dtype == "int8" else []
+        surplus = self.tensors.keys() - {*names, *scales, *extra}
+        if surplus or (self.space and positions.shape != (self.space.size,)):
             problem = f"it holds {len(surplus)} tensors besides {', '.join(names)}, or belongs to another space"
             raise AdapterFileError(problem)
-        counts = self.space.counts(positions)
-        return {name: self._vector(name, counts, dtype) for name in names}
+        count = int(np.count_nonzero(positions))
+        return {name: self._vector(name, count, dtype) for name in names}
 
-    def _vector(self, name: str, counts: Mapping[str, int], dtype: str) -> Packed:
-        parts = [self._tensor(f"{name}/{matrix}", count, dtype) for matrix, count in counts.items()]
-        values = np.concatenate(parts)
-        if dtype != "int8":
-            return Packed(values)
-        scales = self._tensor(f"{name}.scales", -(-values.size // BLOCK), "float32")
-        return Packed(values, scales)
+    def _vector(self, name: str, count: int, dtype: str) -> Packed:
+        packed = Packed(self._tensor(name, count, dtype))
+        if dtype == "int8":
+            packed = replace(packed, scales=self._tensor(f"{name}.scales", -(-count // BLOCK), "float32"))
+        real = packed.scales if dtype == "int8" else packed.values
+        if wrong := np.count_nonzero(~np.isfinite(real)):
+            raise AdapterFileError(f"{wrong} {name} are not finite")
+        return packed
+
+    def _bits(self, name: str, count: int) -> np.ndarray:
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.shape != (-(-count // 8),) or tensor.dtype != np.uint8:
+            raise AdapterFileError(f"no {name} of {count} bits")
+        return np.unpackbits(tensor, count=count).view(bool)
 
     def _tensor(self, name: str, count: int, dtype: str) -> np.ndarray:
         tensor = self.tensors.get(name)
@@ -211,62 +202,46 @@ class AdapterFile:
         return tensor
 
 
-def _check_finite(name: str, vector: np.ndarray) -> None:
-    if wrong := np.count_nonzero(~np.isfinite(vector)):
-        raise AdapterFileError(f"{wrong} {name} are not finite")
-
-
 def dump_mask(header: AdapterHeader, space: LoraSpace, mask: np.ndarray) -> bytes:
     """Return the file of a personal architecture; mask is bool, shape (N,)."""
-    return _dump(header, space, {f"mask/{m.name}": np.packbits(mask[space.slices[m.name]]) for m in space.matrices})
+    return _dump(header, space, {"mask": np.packbits(mask)})
 
 
-def dump_vectors(
-    header: AdapterHeader, space: LoraSpace, positions: np.ndarray, vectors: Mapping[str, np.ndarray]
-) -> bytes:
+def dump_vectors(header: AdapterHeader, space: LoraSpace, vectors: Mapping[str, np.ndarray]) -> bytes:
     """Return the file of named vectors.
 
     Args:
         header: The file's header.
         space: The expanded space of N positions.
-        positions: bool, shape (N,).
-        vectors: float32, shape (number of positions,), by name.
+        vectors: float32, of the length of the positions that the file covers, by name.
     """
-    return dump_transfer(
-        header, space, positions, Transfer(positions, {name: Packed(v) for name, v in vectors.items()})
-    )
+    return _dump(header, space, vectors)
 
 
-def dump_transfer(header: AdapterHeader, space: LoraSpace, frame: np.ndarray, transfer: Transfer) -> bytes:
+def dump_transfer(header: AdapterHeader, frame: np.ndarray, transfer: Transfer) -> bytes:
     """Return the file of what crosses in a round.
 
     Args:
         header: The file's header.
-        space: The expanded space of N positions.
         frame: bool, shape (N,): the positions that both sides know of, among which the transfer's are.
         transfer: What crosses.
     """
-    ends = np.cumsum(list(space.counts(transfer.positions).values()))[:-1]
-    tensors = {}
-    for name, packed in transfer.vectors.items():
-        for matrix, part in zip(space.matrices, np.split(packed.values, ends), strict=True):
-            tensors[f"{name}/{matrix.name}"] = part
-        if packed.values.dtype == np.int8:
-            tensors[f"{name}.scales"] = packed.scales
+    tensors = {name: packed.values for name, packed in transfer.vectors.items()}
+    tensors |= {f"{name}.scales": p.scales for name, p in transfer.vectors.items() if p.values.dtype == np.int8}
     if not np.array_equal(frame, transfer.positions):
         tensors[_POSITIONS] = np.packbits(transfer.positions[frame])
-    return _dump(header, space, tensors)
+    return _dump(header, None, tensors)
 
 
 def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vectors: Mapping[str, np.ndarray]) -> bytes:
     """Return the file of the server's vectors after a round, each float32 of shape (N,)."""
-    return dump_vectors(AdapterHeader.of_server(spec, space, round), space, np.ones(space.size, dtype=bool), vectors)
+    return dump_vectors(AdapterHeader.of_server(spec, space, round), space, vectors)
 
 
-def _dump(header: AdapterHeader, space: LoraSpace, tensors: dict[str, np.ndarray]) -> bytes:
-    fields = {**asdict(header), "matrices": space.to_list()}
+def _dump(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, np.ndarray]) -> bytes:
+    fields = {**asdict(header), "matrices": space and space.to_list()}
     # One metadata key: safetensors keeps several in a hash map, whose order would change the bytes.
-    return save(tensors, metadata={"perfit": json.dumps(fields, sort_keys=True)})
+    return save(dict(tensors), metadata={"perfit": json.dumps(fields, sort_keys=True)})
 
 
 def read_fields(data: bytes) -> dict[str, Any]:
@@ -279,13 +254,13 @@ def read_fields(data: bytes) -> dict[str, Any]:
     return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
 
 
-def _parse_header(data: bytes) -> tuple[AdapterHeader, LoraSpace]:
+def _parse_header(data: bytes) -> tuple[AdapterHeader, LoraSpace | None]:
     try:
         fields = read_fields(data)
         if fields["format_version"] != FORMAT_VERSION:
             raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
-        space = LoraSpace.from_shapes(fields.pop("matrices"))
-        return AdapterHeader(**fields), space
+        matrices = fields.pop("matrices")
+        return AdapterHeader(**fields), None if matrices is None else LoraSpace.from_shapes(matrices)
     except AdapterFileError:
         raise
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

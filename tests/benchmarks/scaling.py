@@ -24,10 +24,10 @@ import numpy as np
 import yaml
 
 from perfit.adapter import SparseAdapter, mask_hash
-from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_transfer, dump_vectors
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
 from perfit.aggregation import aggregate
 from perfit.cluster_spec import ClusterSpec
-from perfit.exchange import DTYPES, Transfer, pack
+from perfit.exchange import DTYPES, Packed, Transfer, pack
 from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_storage import FederationStore, Head, RoundPlace
@@ -161,7 +161,7 @@ def traffic() -> None:
         files = [dump_mask(header, here, mask)]
         files.append(dump_server_vectors(spec, here, 1, {"values": np.zeros(here.size, np.float32)}))
         for dtype in DTYPES:
-            files.append(dump_transfer(header, here, mask, Transfer(mask, {"values": pack(part.values, dtype, 0)})))
+            files.append(dump_transfer(header, mask, Transfer(mask, {"values": pack(part.values, dtype, 0)})))
         sizes = [len(file) for file in files] + [
             sum(map(len, peft_files(spec.expanded_lora, spec.model, part).values()))
         ]
@@ -270,7 +270,8 @@ def _files(here: LoraSpace, rank: int, seed: int, client: str = "one", base: str
     mask[draw.permutation(here.size)[:budget]] = True
     values = draw.standard_normal(budget, dtype=np.float32)
     header = _header(client, here, mask, rank)
-    return dump_mask(header, here, mask), dump_vectors(header.at_base(base), here, mask, {"values": values})
+    update = dump_transfer(header.at_base(base), mask, Transfer(mask, {"values": Packed(values)}))
+    return dump_mask(header, here, mask), update
 
 
 def _header(client: str, here: LoraSpace, mask: np.ndarray, rank: int) -> AdapterHeader:

@@ -91,19 +91,15 @@ class Client:
         fields = {"federation": self.spec.name, "client": self.name, "base_model": self.spec.model, "round": 1}
         fields |= {"rank": self.rank, "expansion": self.spec.expansion, "budget": count, "mask_sha256": sha256}
         fields |= {"matrices": self.space.to_list(), "format_version": 3}
-        parts = {name: mask[part] for name, part in self.space.slices.items()}
-        ends = np.cumsum([part.sum() for part in parts.values()])[:-1]
-        cut = zip(parts, np.split(values, ends), strict=True)
-        update = tensors({f"values/{name}": part for name, part in cut}, fields | {"base_sha256": self.base})
+        update = tensors({"values": values}, fields | {"base_sha256": self.base, "matrices": None})
         key = f"{self.update_key.removesuffix('.safetensors')}{suffix}.safetensors"
         record = {"client": self.name, "tier": "default", "rank": self.rank, "round": 1, "status": "trained"}
         record |= {"budget": count, "shared": count, "samples": 8, "held_out_records": 2, "mask_sha256": sha256}
         record |= {"skipped_records": 0, "truncated_records": 0, "bytes_up": 1, "bytes_down": 1, "losses": [2.5, 2.0]}
         record |= {"perplexity": {"round_0": 9.0, "before": 8.0, "after": 7.5}}
         record |= {"update": {"key": key, "sha256": hashlib.sha256(update).hexdigest()}, **changes}
-        packed = {f"mask/{name}": np.packbits(part) for name, part in parts.items()}
         return {
-            f"masks/{self.name}/{sha256}": tensors(packed, fields),
+            f"masks/{self.name}/{sha256}": tensors({"mask": np.packbits(mask)}, fields),
             key: update,
             self.record_key: json.dumps(record).encode(),
         }
@@ -185,13 +181,12 @@ def _decoded_record(client: Client, data: bytes) -> dict[str, Any]:
 
 def _decoded_mask(client: Client, data: bytes, sha256: str) -> np.ndarray:
     header, payload = split(data)
-    _check_metadata(client, header, mask_sha256=sha256, base_sha256="")
-    parts = []
-    for matrix in client.space.matrices:
-        packed = _tensor(header, payload, f"mask/{matrix.name}", {"U8": np.uint8})
-        assert packed.shape == (-(-matrix.size // 8),)
-        parts.append(np.unpackbits(packed)[: matrix.size].astype(bool))
-    mask = np.concatenate(parts)
+    fields = _check_metadata(client, header, mask_sha256=sha256, base_sha256="")
+    matrices = [[str(name), int(rows), int(columns)] for name, rows, columns in fields["matrices"]]
+    assert matrices == client.space.to_list()
+    packed = _tensor(header, payload, "mask", {"U8": np.uint8})
+    assert packed.shape == (-(-client.space.size // 8),)
+    mask = np.unpackbits(packed)[: client.space.size].astype(bool)
     assert mask.sum() == client.budget
     assert mask_hash(client.space, mask) == sha256
     return mask
@@ -199,25 +194,22 @@ def _decoded_mask(client: Client, data: bytes, sha256: str) -> np.ndarray:
 
 def _decoded_values(client: Client, data: bytes, mask: np.ndarray) -> np.ndarray:
     header, payload = split(data)
-    _check_metadata(client, header, mask_sha256=mask_hash(client.space, mask), base_sha256=client.base, round=1)
-    assert set(header) == {"__metadata__", *(f"values/{name}" for name in client.space.slices)}
-    parts = []
-    for name, place in client.space.slices.items():
-        parts.append(_tensor(header, payload, f"values/{name}", WIRE_DTYPES).astype(np.float32))
-        assert parts[-1].shape == (mask[place].sum(),)
-    values = np.concatenate(parts)
+    planned = {"mask_sha256": mask_hash(client.space, mask), "base_sha256": client.base, "round": 1}
+    assert _check_metadata(client, header, **planned)["matrices"] is None
+    assert set(header) == {"__metadata__", "values"}
+    values = _tensor(header, payload, "values", WIRE_DTYPES)
+    assert values.shape == (mask.sum(),)
     assert np.isfinite(values).all()
     return values
 
 
-def _check_metadata(client: Client, header: dict, **planned: Any) -> None:
+def _check_metadata(client: Client, header: dict, **planned: Any) -> dict[str, Any]:
     fields = {"base_sha256": ""} | json.loads(header["__metadata__"]["perfit"])
     planned |= {"federation": client.spec.name, "client": client.name, "base_model": client.spec.model}
     planned |= {"rank": client.rank, "expansion": client.spec.expansion, "budget": client.budget, "format_version": 3}
     assert set(fields) == {*planned, "matrices", "round"}
-    matrices = [[str(name), int(rows), int(columns)] for name, rows, columns in fields["matrices"]]
-    assert matrices == client.space.to_list()
     assert all(fields[name] == value for name, value in planned.items())
+    return fields
 
 
 def _tensor(header: dict, payload: bytes, name: str, dtypes: Mapping[str, Any]) -> np.ndarray:
@@ -446,6 +438,8 @@ def _other_fields(draw: Callable, data: bytes) -> Any:
             fields[key] = draw(_trees)
         case 1:
             fields.pop(key, None)
+        case 2 if fields["matrices"] is None:
+            fields["matrices"] = draw(st.sampled_from([[], [["q.lora_A.weight", 2, 3], ["q.lora_B.weight", 5, 2]]]))
         case 2:
             matrix = draw(st.sampled_from(fields["matrices"]))
             matrix[draw(st.integers(0, 2))] = draw(st.sampled_from([0, -1, 2**40, 10**300, "4", None, 4.0]))

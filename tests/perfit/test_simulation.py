@@ -330,7 +330,7 @@ def test_local_shares_nothing(make_federation, dtype):
 
 
 def test_local_survives_a_round_without_a_client(make_federation):
-    spec = make_federation(method={"name": "local"}, participation={"fraction": 0.5}, rounds=3)
+    spec = make_federation(method={"name": "local"}, participation={"fraction": 0.5}, exchange={"holders": 1}, rounds=3)
     seen: list[tuple[int, str]] = []
     run(spec, on_step=lambda round, client, step, steps, loss: seen.append((round, client)))
     assert {round for round, _ in seen} == {1, 2, 3}
@@ -338,7 +338,7 @@ def test_local_survives_a_round_without_a_client(make_federation):
 
 
 def test_clients_that_do_not_take_part_keep_their_last_result(make_federation):
-    spec = make_federation(participation={"fraction": 0.5})
+    spec = make_federation(participation={"fraction": 0.5}, exchange={"holders": 1})
     simulation = Simulation(spec, *loaded(spec))
     state = simulation.start()
     for number in range(1, 7):
@@ -350,7 +350,7 @@ def test_clients_that_do_not_take_part_keep_their_last_result(make_federation):
 
 
 def test_a_client_searches_once_in_the_first_round_that_it_takes_part_in(make_federation):
-    spec = make_federation(participation={"fraction": 0.5})
+    spec = make_federation(participation={"fraction": 0.5}, exchange={"holders": 1})
     simulation, seen = Simulation(spec, *loaded(spec)), []
     state = simulation.start()
     assert state.architectures == {}

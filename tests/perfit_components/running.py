@@ -187,16 +187,16 @@ def _client_files(spec: ClusterSpec, before: State, state: State, client: str, b
     header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
     roles, expected = ClientRound(spec, space, result.adapter.mask).roles, {}
     if result.exchanged.any():
-        update = dump_transfer(header.at_base(base_sha256), space, result.exchanged, result.upload)
+        update = dump_transfer(header.at_base(base_sha256), result.exchanged, result.upload)
         expected[f"rounds/{number}/updates/{client}.safetensors"] = update
     if result.exchanged.any() and (spec.search is None or client in before.architectures):
         sent = download(spec, before.vectors, result.exchanged, number, spec.client(client))
         name = f"downloads/{client}" if spec.search else f"ranks/{header.rank}"
         file = dump_transfer(
-            replace(header.at_base(base_sha256), client=client if spec.search else None), space, roles.shared, sent
+            replace(header.at_base(base_sha256), client=client if spec.search else None), roles.shared, sent
         )
         expected[f"rounds/{number}/{name}.safetensors"] = file
-    kept = dump_vectors(header, space, roles.trained, result.kept)
+    kept = dump_vectors(header, space, result.kept)
     expected[f"clients/{client}/state/{number}.safetensors"] = kept
     return expected
 

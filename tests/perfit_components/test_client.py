@@ -46,10 +46,10 @@ def test_the_files_of_a_round(trained):
     stored = files(trained.root)
     record = parse_outcome(stored["rounds/1/updates/bob.json"])
     update = stored["rounds/1/updates/bob.safetensors"]
-    mask, file = trained.mask_file("bob").mask, AdapterFile.parse(update)
-    header = file.header
+    mask_file, file = trained.mask_file("bob"), AdapterFile.parse(update)
+    mask, header = mask_file.mask, file.header
     assert (header.federation, header.round, header.client, header.rank, header.expansion) == ("tiny", 1, "bob", 1, 2)
-    budget = file.space.budget(1)
+    budget = mask_file.space.budget(1)
     assert file.vectors(mask, ["values"])["values"].size == record.budget == record.shared == header.budget == budget
     assert (record.samples, record.held_out_records) == (RECORDS["bob"] - 1, 1)
     assert record.update.sha256 == hashlib.sha256(update).hexdigest()

@@ -55,7 +55,7 @@ def forge_update(site: Site, positions: np.ndarray, values: Packed, **record: An
     """Let eve upload these values in round 2, with a record that names their bytes and says this."""
     path = site.root / "rounds/2/updates/eve.safetensors"
     file = AdapterFile.parse(path.read_bytes())
-    data = dump_transfer(file.header, file.space, positions, Transfer(positions, {"values": values}))
+    data = dump_transfer(file.header, positions, Transfer(positions, {"values": values}))
     path.write_bytes(data)
     record_path = path.with_suffix(".json")
     stored = json.loads(record_path.read_text())

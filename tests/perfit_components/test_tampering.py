@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from perfit.adapter import mask_hash
-from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_vectors
+from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_transfer
 from perfit.aggregation import aggregate
+from perfit.exchange import Packed, Transfer
 from perfit.space import LoraSpace
 from perfit_components.steps.aggregate import close_round
 from perfit_components.steps.commit import commit_round
@@ -44,7 +45,7 @@ class Eve:
 
     def sends(self, header: AdapterHeader, values: np.ndarray, **fields: Any) -> None:
         """Write a whole update of other content, with a record that fits its bytes."""
-        self.sends_bytes(dump_vectors(header, self.space, self.mask, {"values": values}), **fields)
+        self.sends_bytes(dump_transfer(header, self.mask, Transfer(self.mask, {"values": Packed(values)})), **fields)
 
     def sends_bytes(self, data: bytes, **fields: Any) -> None:
         self.update_path.write_bytes(data)
@@ -123,8 +124,8 @@ def another_space(eve: Eve) -> None:
 
 def surplus_tensor(eve: Eve) -> None:
     """A second vector beside the values, which the method does not have."""
-    vectors = {"values": eve.values, "control": eve.values}
-    eve.sends_bytes(dump_vectors(eve.header, eve.space, eve.mask, vectors))
+    vectors = dict.fromkeys(("values", "control"), Packed(eve.values))
+    eve.sends_bytes(dump_transfer(eve.header, eve.mask, Transfer(eve.mask, vectors)))
 
 
 def without(key: str) -> Callable[[Eve], None]:
@@ -161,7 +162,7 @@ CASES = {
     "nan": (one_value(np.nan), "1 values are not finite"),
     "infinite": (one_value(np.inf), "1 values are not finite"),
     "huge": (one_value(-1.1e6), "its values reach 1.1e+06, more than 1e+06: no LoRA does"),
-    "surplus tensor": (surplus_tensor, "it holds 8 tensors besides values"),
+    "surplus tensor": (surplus_tensor, "it holds 1 tensors besides values"),
     "bob's update": (update_of_bob, "its update says client 'bob', the plan 'eve'"),
     "bob's record": (record_of_bob, "its record says client 'bob', the plan 'eve'"),
     "below the budget": (architecture_of_bob, "its mask says budget 224, the plan 448"),

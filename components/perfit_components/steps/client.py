@@ -10,7 +10,6 @@ import numpy as np
 
 from perfit.adapter_file import dump_transfer, dump_vectors
 from perfit.errors import PerfitError
-from perfit.methods import Roles
 from perfit.protocol import Blob, ClientStatus, MessageError, Outcome, Perplexity, UpdateRecord, parse_outcome
 from perfit_components.log_lines import format_failure
 from perfit_components.steps.client_context import (
@@ -95,7 +94,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         context.checkpoint,
     )
     baseline = _baseline(context)
-    _write_own_files(context, roles, architecture, result)
+    _write_own_files(context, architecture, result)
     update, bytes_up = _upload(context, architecture, result)
     record = UpdateRecord(
         client=participant.client,
@@ -149,7 +148,7 @@ def _task_output(outcome: Outcome) -> dict[str, str]:
     return {"client": outcome.client, "status": outcome.status, "reason": getattr(outcome, "reason", "")}
 
 
-def _write_own_files(context: ClientContext, roles: Roles, architecture: Architecture, result: ClientResult) -> None:
+def _write_own_files(context: ClientContext, architecture: Architecture, result: ClientResult) -> None:
     """Write the personal adapter, and what the client keeps, where only the client reads."""
     from perfit.export import peft_files
 
@@ -157,7 +156,7 @@ def _write_own_files(context: ClientContext, roles: Roles, architecture: Archite
     for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
         store.put_client_file(client.id, f"{ADAPTER_DIRECTORY}/{name}", content)
     header = context.header(result.adapter.budget, architecture.sha256)
-    state = dump_vectors(header, result.adapter.space, roles.trained, result.kept)
+    state = dump_vectors(header, result.adapter.space, result.kept)
     store.put_client_file(client.id, state_file(context.place), state)
 
 
@@ -166,7 +165,7 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
     if not result.exchanged.any():
         return None, 0
     header = context.header(result.adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
-    data = dump_transfer(header, result.adapter.space, result.exchanged, result.upload)
+    data = dump_transfer(header, result.exchanged, result.upload)
     blob = context.store.put_update(context.place, context.client.id, data)
     return Blob(key=blob.key, sha256=blob.sha256), len(data)
 

@@ -218,7 +218,6 @@ def read_download(context: ClientContext, architecture: Architecture) -> tuple[R
     expected = download_header(spec, context.plan.base, context.round, client, budget, architecture.sha256)
     try:
         file = AdapterFile.parse(data)
-        _check_space(context, file)
         if file.header != expected:
             raise AdapterFileError(f"its header is {file.header}, but should be {expected}")
         transfer = file.transfer(side.roles.shared, spec.algorithm.downloads, spec.exchange.dtype)

@@ -30,7 +30,7 @@ from perfit_components.steps.context import FederationContext, StoredVectors, pl
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
 
 _HEADER_BYTES = 2**16
-"""Maximum size of an adapter file's header, apart from what grows with the matrices."""
+"""Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
 
 MAX_MAGNITUDE = 1e6
 """Maximum magnitude of a value in an update, so that no server rule overflows on one client's values."""
@@ -98,7 +98,7 @@ def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace
         StoreUnreachable: The store does not answer.
     """
     try:
-        file = _parse(store.get_mask(client, sha256, limit=_mask_bytes(space)), space, "mask", _header_bytes(space, 1))
+        file = _parse_mask(store.get_mask(client, sha256, limit=_mask_bytes(space)), space)
         return file.mask if file.header.mask_sha256 == sha256 else None
     except StoreUnreachable:
         raise
@@ -134,8 +134,7 @@ def _verified(
     if participant.mask_sha256 not in (None, record.mask_sha256):
         raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
     expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
-    data = context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space))
-    file = _parse(data, space, "mask", _header_bytes(space, 1))
+    file = _parse_mask(context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space)), space)
     _check_header(file, expected, "mask", skip="round")
     side = ClientRound(spec, space, file.mask)
     known = participant.mask_sha256 is not None
@@ -152,10 +151,9 @@ def _verified(
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
     method, exchange = spec.algorithm, spec.exchange
-    header_bytes = _header_bytes(space, len(method.uploads))
-    limit = header_bytes + (5 * len(method.uploads) + 1) * record.shared  # at most 4 a value, its scale, its bit
+    limit = _HEADER_BYTES + (5 * len(method.uploads) + 1) * record.shared  # at most 4 a value, its scale, its bit
     update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
-    file_of_update = _parse(update, space, "update", header_bytes)
+    file_of_update = _parse(update, "update", _HEADER_BYTES)
     _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
     transfer = file_of_update.transfer(positions, method.uploads, exchange.dtype)
     if (sent := np.count_nonzero(transfer.positions)) != exchange.count(record.shared):
@@ -167,13 +165,17 @@ def _verified(
     return Contribution(record, file.mask, checked)
 
 
-def _parse(data: bytes, space: LoraSpace, what: str, header_bytes: int) -> AdapterFile:
+def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:
+    file = _parse(data, "mask", _mask_header_bytes(space))
+    if file.space != space:
+        raise Refused("its mask belongs to another space")
+    return file
+
+
+def _parse(data: bytes, what: str, header_bytes: int) -> AdapterFile:
     if int.from_bytes(data[:8], "little") > header_bytes:  # as JSON it may need 30 times the memory
         raise Refused(f"its {what} is not an adapter file: its header has more than {header_bytes:,} bytes")
-    file = AdapterFile.parse(data)
-    if file.space != space:
-        raise Refused(f"its {what} belongs to another space")
-    return file
+    return AdapterFile.parse(data)
 
 
 def _check_header(file: AdapterFile, expected: AdapterHeader, what: str, skip: str = "") -> None:
@@ -182,11 +184,9 @@ def _check_header(file: AdapterFile, expected: AdapterHeader, what: str, skip: s
             raise Refused(f"its {what} says {name} {getattr(file.header, name)!r}, the plan {value!r}")
 
 
-def _header_bytes(space: LoraSpace, vectors: int) -> int:
-    """A header names each matrix in the space and, once per vector, with its dtype, shape and offsets."""
-    names = len(json.dumps(space.to_list()))
-    return _HEADER_BYTES + 2 * names + vectors * (names + 200 * len(space.matrices))
+def _mask_header_bytes(space: LoraSpace) -> int:
+    return _HEADER_BYTES + 2 * len(json.dumps(space.to_list()))  # as JSON within JSON, quotes are escaped
 
 
 def _mask_bytes(space: LoraSpace) -> int:
-    return _header_bytes(space, 1) + space.size // 8 + len(space.matrices)
+    return _mask_header_bytes(space) + space.size // 8 + 1

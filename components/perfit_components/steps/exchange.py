@@ -101,7 +101,7 @@ class _Planner:
             spec, self.base, number, client, self.stored.space.budget(spec.rank_of(client)), sha256
         )
         transfer = download(spec, self.stored.vectors, positions, number, client)
-        data = dump_transfer(header, self.stored.space, shared, transfer)
+        data = dump_transfer(header, shared, transfer)
         if spec.search is None:
             blob = store.put_download_of_rank(self.place, spec.rank_of(client), data)
         else:

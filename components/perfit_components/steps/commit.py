@@ -133,6 +133,8 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     Raises:
         PerfitError: Fewer than the minimum of clients delivered; otherwise as :func:`commit_round`.
     """
+    from perfit.kernels import squared_distance
+
     ensure_base(context, plan.base)
     spec, previous = context.spec, context.state(plan.base)
     tally = _read(context, plan, previous, lost)
@@ -140,9 +142,9 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     merged = merge(spec, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
     shared = tally.cohort.shared
-    change = merged[VALUES][shared].astype(np.float64) - previous.vectors[VALUES][shared]
+    change = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)
     return _Result(
-        _summary(context, plan, tally, root_mean_square(change)),
+        _summary(context, plan, tally, root_mean_square(change, np.count_nonzero(shared))),
         dump_server_vectors(spec, previous.space, plan.round, downloads),
         dump_server_vectors(spec, previous.space, plan.round, own) if own else None,
     )

@@ -8,6 +8,7 @@ header in the safetensors metadata. A client sends its mask once; its updates re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,7 +16,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from perfit.adapter import mask_hash
@@ -100,15 +100,7 @@ class AdapterFile:
             AdapterFileError: The bytes are not an adapter file of this version.
         """
         header, space = _parse_header(data)
-        try:
-            parts = deserialize(data)
-        except SafetensorError as error:
-            raise AdapterFileError(f"not a safetensors file: {error}") from error
-        for name, part in parts:
-            if part["dtype"] not in _DTYPES:
-                raise AdapterFileError(f"{name} is of type {part['dtype']}, want one of {', '.join(_DTYPES)}")
-        tensors = {name: np.frombuffer(p["data"], _DTYPES[p["dtype"]]).reshape(p["shape"]) for name, p in parts}
-        return cls(header, space, tensors)
+        return cls(header, space, _parse_tensors(data))
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -117,13 +109,14 @@ class AdapterFile:
         Raises:
             AdapterFileError: There is none, or it does not have the header's budget and hash.
         """
-        parts = []
+        packed = {matrix.name: self.tensors.get(f"mask/{matrix.name}") for matrix in self.space.matrices}
         for matrix in self.space.matrices:
-            packed = self.tensors.get(f"mask/{matrix.name}")
-            if packed is None or packed.shape != (-(-matrix.size // 8),) or packed.dtype != np.uint8:
+            part = packed[matrix.name]
+            if part is None or part.shape != (-(-matrix.size // 8),) or part.dtype != np.uint8:
                 raise AdapterFileError(f"no mask of {matrix.size} bits for {matrix.name}")
-            parts.append(np.unpackbits(packed, count=matrix.size).astype(bool))
-        mask = np.concatenate(parts)
+        mask = np.empty(self.space.size, dtype=bool)
+        for name, at in self.space.slices.items():
+            mask[at] = np.unpackbits(packed[name], count=at.stop - at.start)
         if np.count_nonzero(mask) != self.header.budget or mask_hash(self.space, mask) != self.header.mask_sha256:
             raise AdapterFileError("the mask does not have the header's budget and hash")
         return mask
@@ -154,14 +147,14 @@ class AdapterFile:
         return self.vectors(positions, sorted({name.partition("/")[0] for name in self.tensors}))
 
     def _vector(self, name: str, counts: Mapping[str, int]) -> np.ndarray:
-        parts = []
+        vector, start = np.empty(sum(counts.values()), dtype=np.float32), 0
         for matrix, count in counts.items():
             part = self.tensors.get(f"{name}/{matrix}")
             if part is None or part.shape != (count,) or part.dtype.name not in _WIRE_DTYPES:
                 raise AdapterFileError(f"no {count} {name} for {matrix}")
-            parts.append(part.astype(np.float32))
-        vector = np.concatenate(parts)
-        if not np.isfinite(vector).all():
+            vector[start : start + count] = part
+            start += count
+        if vector.size and not np.isfinite([vector.min(), vector.max()]).all():
             raise AdapterFileError(f"{np.count_nonzero(~np.isfinite(vector))} {name} are not finite")
         return vector
 
@@ -219,6 +212,33 @@ def read_fields(data: bytes) -> dict[str, Any]:
     """
     length = int.from_bytes(data[:8], "little")
     return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
+
+
+def _parse_tensors(data: bytes) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file as views of its bytes; safetensors' own reader copies them."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors, end = {}, start
+    try:
+        entries = dict(json.loads(data[8:start]))
+        entries.pop("__metadata__")
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            first, stop = entry["data_offsets"]
+            if entry["dtype"] not in _DTYPES:
+                raise AdapterFileError(f"{name} is of type {entry['dtype']}, want one of {', '.join(_DTYPES)}")
+            dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]
+            if any(type(number) is not int or number < 0 for number in (*shape, stop)) or start + first != end:
+                raise ValueError(f"{name} has no plain shape, or does not follow the tensor before it")
+            tensors[name] = np.frombuffer(data, dtype, math.prod(shape), end).reshape(shape)
+            end += tensors[name].nbytes
+            if end != start + stop:
+                raise ValueError(f"the shape of {name} does not fit its offsets")
+    except AdapterFileError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise AdapterFileError(f"not a safetensors file: {error}") from error
+    if end != len(data):
+        raise AdapterFileError(f"not a safetensors file: {len(data) - end} bytes follow its last tensor")
+    return tensors
 
 
 def _parse_header(data: bytes) -> tuple[AdapterHeader, LoraSpace]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
 
 from perfit.adapter_file import dump_server_vectors
-from perfit.aggregation import Cohort
+from perfit.aggregation import Cohort, threads
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import VALUES
-from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Participant, Plan, RoundSummary
 from perfit.robustness import root_mean_square
 from perfit.round import merge, new_cohort, split_state
 from perfit_components.steps.context import FederationContext, StoredVectors, head_of, place_of
@@ -23,11 +25,11 @@ from perfit_storage import Head, ObjectNotFound
 
 @dataclass
 class _Tally:
-    """The outcomes of a round's participants so far, the positions that they hold, and their updates."""
+    """The updates of a round's participants, the positions that they hold, and their outcomes."""
 
     cohort: Cohort
     held: np.ndarray
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Outcome]
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,25 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
 
 
 def _read(context: FederationContext, plan: Plan, previous: StoredVectors, lost: Mapping[str, ClientStatus]) -> _Tally:
-    """Verify each participant's update, once, note the outcome and add the update to the cohort."""
-    space = previous.space
-    tally = _Tally(new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool))
-    for participant in plan.participants:
+    """Verify each participant's update, once, note the outcome and add the update to the cohort.
+
+    One thread fetches and hashes an update while another checks and adds one.
+    """
+    space, lock = previous.space, threading.Lock()
+    cohort, held = new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool)
+
+    def read(participant: Participant) -> Outcome:
         contribution = lost.get(participant.client) or read_contribution(context, plan, participant, space)
         if isinstance(contribution, ClientStatus):
-            tally.outcomes.append(contribution)
-            continue
-        tally.outcomes.append(contribution.record)
-        tally.held |= contribution.mask
+            return contribution
+        with lock:
+            held[:] |= contribution.mask
         if contribution.update is not None:
-            tally.cohort.add(participant.client, contribution.update)
-    return tally
+            cohort.add(participant.client, contribution.update)
+        return contribution.record
+
+    with ThreadPoolExecutor(threads()) as pool:
+        return _Tally(cohort, held, list(pool.map(read, plan.participants)))
 
 
 def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: float) -> RoundSummary:

@@ -143,7 +143,7 @@ def _verified(
     _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
     vectors = file_of_update.vectors(roles.shared, method.uploads)
     for name, vector in vectors.items():
-        if (largest := float(np.abs(vector).max())) > MAX_MAGNITUDE:
+        if (largest := float(max(vector.max(), -vector.min()))) > MAX_MAGNITUDE:
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
     return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
 

@@ -147,14 +147,16 @@ class AdapterFile:
         return self.vectors(positions, sorted({name.partition("/")[0] for name in self.tensors}))
 
     def _vector(self, name: str, counts: Mapping[str, int]) -> np.ndarray:
-        vector, start = np.empty(sum(counts.values()), dtype=np.float32), 0
+        vector, start, extremes = np.empty(sum(counts.values()), dtype=np.float32), 0, []
         for matrix, count in counts.items():
             part = self.tensors.get(f"{name}/{matrix}")
             if part is None or part.shape != (count,) or part.dtype.name not in _WIRE_DTYPES:
                 raise AdapterFileError(f"no {count} {name} for {matrix}")
-            vector[start : start + count] = part
+            target = vector[start : start + count]
+            target[:] = part
+            extremes += [target.min(), target.max()] if count else []  # while it is in the cache
             start += count
-        if vector.size and not np.isfinite([vector.min(), vector.max()]).all():
+        if not np.isfinite(extremes).all():
             raise AdapterFileError(f"{np.count_nonzero(~np.isfinite(vector))} {name} are not finite")
         return vector
 

@@ -146,3 +146,12 @@ def squared_distance(first, second, where):
         if where[at]:
             total += (np.float64(first[at]) - second[at]) ** 2
     return total
+
+
+@njit(cache=True, nogil=True)
+def largest_magnitude(values):
+    """Return the largest magnitude of contiguous float32 values, 0 if there are none; not finite if one of them is not."""
+    largest = np.int32(0)
+    for bits in values.view(np.int32):  # without their sign, floats have the order of their bits
+        largest = max(largest, bits & np.int32(0x7FFFFFFF))
+    return np.int32(largest).view(np.float32)

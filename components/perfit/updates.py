@@ -126,7 +126,8 @@ class UpdateSpool:
             ValueError: The client has one already.
         """
         arrays = {"": update.mask, **update.vectors}
-        counts = [np.count_nonzero(update.positions[chunk]) for chunk in self.chunks]
+        bits = np.bitwise_count(update.mask)
+        counts = [bits[chunk.start // 8 : -(-chunk.stop // 8)].sum(dtype=np.int64) for chunk in self.chunks]
         with self._lock:
             if client in self._entries:
                 raise ValueError(f"{client!r} has an update already")

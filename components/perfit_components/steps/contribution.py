@@ -119,6 +119,8 @@ def _verified(
     context: FederationContext, plan: Plan, participant: Participant, record: UpdateRecord, space: LoraSpace
 ) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
+    from perfit.kernels import largest_magnitude
+
     client, method = participant.client, context.spec.algorithm
     expected = AdapterHeader.of_client(
         context.spec, client, plan.round, space.budget(participant.rank), record.mask_sha256
@@ -143,7 +145,7 @@ def _verified(
     _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
     vectors = file_of_update.vectors(roles.shared, method.uploads)
     for name, vector in vectors.items():
-        if (largest := float(max(vector.max(), -vector.min()))) > MAX_MAGNITUDE:
+        if (largest := largest_magnitude(vector)) > MAX_MAGNITUDE:
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
     return Contribution(record, file.mask, Update(roles.shared, vectors, record.samples))
 

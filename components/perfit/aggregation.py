@@ -75,13 +75,13 @@ class Cohort:
         min_holders: int = 1,
     ):
         self._names, self._base = set(names), base
-        self._size = next(iter(base.values())).size
+        self.size = next(iter(base.values())).size
+        """Number of positions N."""
         self.population = population
         self._options, self._weighted, self._min_holders = options, weighted, min_holders
-        self._spool = UpdateSpool(self._size)
+        self._spool = UpdateSpool(self.size)
         self._holders: np.ndarray | None = None
-        self.measures: dict[str, Measure] = {}
-        """Measures of the updates, by client."""
+        self._measures: dict[str, Measure] = {}
 
     def add(self, client: str, update: Update) -> None:
         """Add a client's update; several threads may do so at a time.
@@ -90,14 +90,19 @@ class Cohort:
             PerfitError: The disk is full.
             ValueError: The update belongs to another space, has other vectors, or the client has one already.
         """
-        if update.positions.shape != (self._size,) or set(update.vectors) != self._names:
+        if update.positions.shape != (self.size,) or set(update.vectors) != self._names:
             raise ValueError(
                 f"cannot average {sorted(update.vectors)} over {update.positions.shape} into "
-                f"{sorted(self._names)} over {(self._size,)}"
+                f"{sorted(self._names)} over {(self.size,)}"
             )
         self._spool.add(client, update)
-        self.measures[client] = measure(update, self._base)
+        self._measures[client] = measure(update, self._base)
         self._holders = None
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Measures of the updates, by client, in the order of their ids."""
+        return {client: self._measures[client] for client in self._spool.clients}
 
     @property
     def holders(self) -> np.ndarray:
@@ -105,7 +110,7 @@ class Cohort:
         if self._holders is None:
             from perfit.kernels import add_holders
 
-            holders = np.zeros(self._size, dtype=np.min_scalar_type(len(self.measures)))
+            holders = np.zeros(self.size, dtype=np.min_scalar_type(len(self._measures)))
             self._each_block(None, lambda block: add_holders(block.masks, holders[block.positions]))
             self._holders = holders
         return self._holders
@@ -124,7 +129,7 @@ class Cohort:
     @property
     def limited(self) -> dict[str, Scale]:
         """The scales of the updates that count for less than they would without limits, by client."""
-        return {c: scale for c, scale in self.scales.items() if scale.limits(self.measures[c], self._weighted)}
+        return {c: scale for c, scale in self.scales.items() if scale.limits(self._measures[c], self._weighted)}
 
     @property
     def positions_by_mean(self) -> int:
@@ -148,7 +153,7 @@ class Cohort:
         weights = np.array([scales[client].weight for client in clients], dtype=np.float64)
         factors = np.array([scales[client].factors.get(name, 1) for client in clients], dtype=np.float64)
         base = self._base.get(name, np.zeros(0, np.float32))
-        result = np.empty(self._size, dtype=np.float32)
+        result = np.empty(self.size, dtype=np.float32)
         result[:] = elsewhere
 
         def set_block(block: Block) -> None:

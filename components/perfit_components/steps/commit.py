@@ -25,10 +25,10 @@ from perfit_storage import Head, ObjectNotFound
 
 @dataclass
 class _Tally:
-    """The updates of a round's participants, the positions that they hold, and their outcomes."""
+    """The updates of a round's participants, the number of positions that they hold, and their outcomes."""
 
     cohort: Cohort
-    held: np.ndarray
+    held: int
     outcomes: list[Outcome]
 
 
@@ -144,34 +144,39 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     merged = merge(spec, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
     shared = tally.cohort.shared
-    change = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)
+    squares = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)
+    summary = _summary(context, plan, tally, root_mean_square(squares, np.count_nonzero(shared)))
+    space = previous.space
+    del previous, tally, merged, shared  # before as much is needed for the files
     return _Result(
-        _summary(context, plan, tally, root_mean_square(change, np.count_nonzero(shared))),
-        dump_server_vectors(spec, previous.space, plan.round, downloads),
-        dump_server_vectors(spec, previous.space, plan.round, own) if own else None,
+        summary,
+        dump_server_vectors(spec, space, plan.round, downloads),
+        dump_server_vectors(spec, space, plan.round, own) if own else None,
     )
 
 
 def _read(context: FederationContext, plan: Plan, previous: StoredVectors, lost: Mapping[str, ClientStatus]) -> _Tally:
     """Verify each participant's update, once, note the outcome and add the update to the cohort.
 
-    One thread fetches and hashes an update while another checks and adds one.
+    While one thread waits for the store, another verifies: the cohort is the same in whatever order they come.
     """
     space, lock = previous.space, threading.Lock()
-    cohort, held = new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool)
+    cohort, held = new_cohort(context.spec, space, previous.vectors), np.zeros(-(-space.size // 8), dtype=np.uint8)
 
     def read(participant: Participant) -> Outcome:
         contribution = lost.get(participant.client) or read_contribution(context, plan, participant, space)
         if isinstance(contribution, ClientStatus):
             return contribution
+        packed = np.packbits(contribution.mask)
         with lock:
-            held[:] |= contribution.mask
+            held[:] |= packed
         if contribution.update is not None:
             cohort.add(participant.client, contribution.update)
         return contribution.record
 
     with ThreadPoolExecutor(threads()) as pool:
-        return _Tally(cohort, held, list(pool.map(read, plan.participants)))
+        outcomes = list(pool.map(read, plan.participants))
+    return _Tally(cohort, int(np.bitwise_count(held).sum()), outcomes)
 
 
 def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: float) -> RoundSummary:
@@ -183,8 +188,8 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: floa
         base=plan.base,
         # From the current file: lowering it rescues a round whose planned clients are gone for good.
         minimum_clients=spec.participation.minimum_clients,
-        positions=tally.held.size,
-        positions_held=int(np.count_nonzero(tally.held)),
+        positions=cohort.size,
+        positions_held=tally.held,
         clients=tuple(tally.outcomes),
         rule=spec.aggregation.rule,
         positions_by_mean=cohort.positions_by_mean,

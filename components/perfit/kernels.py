@@ -1,7 +1,7 @@
 """Compiled loops over packed masks: numpy has no operation that moves packed values to the set bits of a mask.
 
-numba compiles them when they are first called and caches the machine code (docs/performance.md). Importing this module
-imports numba, which takes longer than planning a round: import it where updates are averaged, not at the top of a module.
+Importing this module imports numba and compiles the loops, or loads them from numba's cache (docs/performance.md). That
+takes longer than planning a round: import it where updates are averaged, not at the top of a module.
 
 Masks are packed as ``np.packbits`` does: the first position is the highest bit of the first byte.
 """
@@ -9,7 +9,7 @@ Masks are packed as ``np.packbits`` does: the first position is the highest bit 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 TILE = 2048
 """Positions whose sums stay in a core's first cache while all clients are added; a multiple of eight."""
@@ -23,7 +23,17 @@ _OFFSETS = np.argsort(1 - _BITS, axis=1, kind="stable").astype(np.uint8)
 """Where the bits of each byte are set; what follows the set ones is never used."""
 
 
-@njit(cache=True, nogil=True)
+def _given(dtype: types.Type, dimensions: int = 1) -> types.Array:
+    """The type of an array that is not changed."""
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+_MASK, _MASKS, _FLAGS = _given(types.uint8), _given(types.uint8, 2), _given(types.boolean)
+_VECTOR, _NUMBERS, _INDICES = _given(types.float32), _given(types.float64), _given(types.int64)
+_SET_MEAN = types.void(_MASKS, _VECTOR, _INDICES, _NUMBERS, _NUMBERS, _VECTOR, _FLAGS, types.float32[::1])
+
+
+@njit(types.int64(_MASK, types.uint16[::1]), cache=True, nogil=True)
 def _positions(bits, out):
     """Write the positions of the set bits to ``out`` (uint16, eight longer than the bits), and return their number."""
     count = 0
@@ -34,13 +44,13 @@ def _positions(bits, out):
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit([types.void(_MASKS, count[::1]) for count in (types.uint8, types.uint16, types.uint32)], cache=True, nogil=True)
 def add_holders(masks, holders):
     """Count the clients that share each position.
 
     Args:
         masks: Packed masks, uint8, shape (clients, ceil(P / 8)).
-        holders: uint32, shape (P,): the counts are added to it.
+        holders: uint8, uint16 or uint32, shape (P,): the counts are added to it.
     """
     tile = np.empty(TILE // 8, np.uint64)  # of eight counters, which hold up to 255 each
     for start in range(0, holders.size, TILE):
@@ -54,17 +64,7 @@ def add_holders(masks, holders):
             holders[start:stop] += tile.view(np.uint8)[: stop - start]
 
 
-@njit(cache=True, nogil=True)
-def count_bits(masks, counts):
-    """Count the set bits of each row of uint8 ``masks`` into ``counts``, int64."""
-    for client in range(masks.shape[0]):
-        count = 0
-        for byte in range(masks.shape[1]):
-            count += _COUNTS[masks[client, byte]]
-        counts[client] = count
-
-
-@njit(cache=True, nogil=True)
+@njit(_SET_MEAN, cache=True, nogil=True)
 def set_mean(masks, values, starts, weights, factors, base, shared, out):
     """Set shared positions to the weighted mean over the clients that hold them, in float64, in the clients' order.
 
@@ -80,7 +80,7 @@ def set_mean(masks, values, starts, weights, factors, base, shared, out):
         out: float32, shape (P,): changed.
     """
     total, weight, where = np.empty(TILE), np.empty(TILE), np.empty(TILE + 8, np.uint16)
-    ends = starts.copy()
+    ends = starts + 0
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
         total[:] = -0.0  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
@@ -107,7 +107,7 @@ def set_mean(masks, values, starts, weights, factors, base, shared, out):
                 out[start + at] = total[at] / weight[at]
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
+@njit(types.float64(_MASK, _VECTOR, _VECTOR), cache=True, nogil=True, fastmath={"reassoc"})
 def squared_change(mask, values, base):
     """Return the sum of the squares of ``values`` (float32) less ``base`` (float32, shape (N,)) at a mask's positions.
 
@@ -138,7 +138,7 @@ def squared_change(mask, values, base):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
+@njit(types.float64(_VECTOR, _VECTOR, _FLAGS), cache=True, nogil=True, fastmath={"reassoc"})
 def squared_distance(first, second, where):
     """Return the sum of the squared differences of two float32 vectors at some positions (bool), in float64."""
     total = 0.0
@@ -148,7 +148,7 @@ def squared_distance(first, second, where):
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(types.float32(_VECTOR), cache=True, nogil=True)
 def largest_magnitude(values):
     """Return the largest magnitude of contiguous float32 values, 0 if there are none; not finite if one of them is not."""
     largest = np.int32(0)

@@ -109,4 +109,3 @@ def _weight_cap(weights: list[int], max_share: float) -> int:
         else:
             high = cap - 1
     return low
-

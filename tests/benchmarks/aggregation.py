@@ -44,7 +44,17 @@ def main() -> None:
 def speed(flower: str, repetitions: str = "3") -> None:
     """Print GB of updates a second, wall clock and CPU, and their ratios to Flower's; medians of the repetitions."""
     print(_environment(flower))
-    columns = ["clients", "system", "processors", "GB/s", "lowest to highest", "ratio", "GB per CPU s", "ratio", "peak MB"]
+    columns = [
+        "clients",
+        "system",
+        "processors",
+        "GB/s",
+        "lowest to highest",
+        "ratio",
+        "GB per CPU s",
+        "ratio",
+        "peak MB",
+    ]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     theirs = [flower, str(Path(__file__).with_name("flower_fedavg.py"))]
     for clients, modules in CASES.items():
@@ -53,7 +63,9 @@ def speed(flower: str, repetitions: str = "3") -> None:
             commands = {("Flower", 1): [*theirs, "worker", directory, str(clients)]}
             commands[("Flower, with SHA-256", 1)] = [*commands["Flower", 1], "sha256"]
             for case in ("all", "half"):
-                subprocess.run([sys.executable, __file__, "write", directory, case, str(clients), str(modules)], check=True)
+                subprocess.run(
+                    [sys.executable, __file__, "write", directory, case, str(clients), str(modules)], check=True
+                )
                 for processors in (1, 2):
                     commands[case, processors] = [sys.executable, __file__, "worker", directory, case]
             results = _by_turns(commands, int(repetitions))
@@ -73,7 +85,9 @@ def memory() -> None:
     print(f"|{' --- |' * 6}", flush=True)
     for clients, modules in {**MEMORY_CASES, **CASES}.items():
         with tempfile.TemporaryDirectory() as directory:
-            subprocess.run([sys.executable, __file__, "write", directory, "half", str(clients), str(modules)], check=True)
+            subprocess.run(
+                [sys.executable, __file__, "write", directory, "half", str(clients), str(modules)], check=True
+            )
             command = [sys.executable, __file__, "worker", directory, "half"]
             one = _by_turns({("half", 2): command}, 0)["half", 2][0]
         above = (one["peak"] - one["before"]) / one["global"]
@@ -150,7 +164,9 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
     store = FederationStore.open(Path(directory, case).as_uri(), spec.name)
     store.write_spec(spec.to_yaml().encode(), None)
     initial = space.initial_values(0)
-    store.create_head(Head(0, store.put_global(RoundPlace(0), dump_server_vectors(spec, space, 0, {"values": initial}))))
+    store.create_head(
+        Head(0, store.put_global(RoundPlace(0), dump_server_vectors(spec, space, 0, {"values": initial})))
+    )
     plan, budget = plan_round(FederationContext.of(store), 1), space.budget(16)
     for number, participant in enumerate(plan.participants):
         draw, client = np.random.default_rng(number), participant.client

@@ -150,7 +150,7 @@ def squared_distance(first, second, where):
 
 @njit(types.float32(_VECTOR), cache=True, nogil=True)
 def largest_magnitude(values):
-    """Return the largest magnitude of contiguous float32 values, 0 if there are none; not finite if one of them is not."""
+    """Return the largest magnitude of float32 values, 0 if there are none; not finite if one of them is not."""
     largest = np.int32(0)
     for bits in values.view(np.int32):  # without their sign, floats have the order of their bits
         largest = max(largest, bits & np.int32(0x7FFFFFFF))

@@ -3,7 +3,7 @@
     python flower_fedavg.py write DIRECTORY CLIENTS MATRICES
     python flower_fedavg.py worker DIRECTORY CLIENTS [sha256]
 
-Each of a client's matrices is a file with the bytes that Flower keeps of it (``np.save``), so that nothing is converted.
+Each of a client's matrices is a file with the bytes that Flower keeps of it (``np.save``): nothing is converted.
 Flower does not hash updates where it averages them; its SuperLink does when it stores them: ``sha256``.
 """
 

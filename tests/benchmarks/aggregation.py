@@ -30,7 +30,7 @@ import numpy as np
 CASES = {8: 64, 64: 16}
 """Clients, and LoRA modules of 4,096 features at rank 16: 8.4 and 2.1 million values a client."""
 HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
-"""As in the server's image."""
+"""As in the server's image; Flower is measured without and with it."""
 MEMORY_CASES = {10: 2, 100: 2, 1000: 2}
 
 
@@ -210,7 +210,7 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
 
 def worker(directory: str, case: str) -> None:
     """Do a round for each line of the standard input, and print what it took."""
-    from perfit_components.steps import commit  # noqa: F401  before the memory is measured
+    import perfit_components.steps.commit  # noqa: F401  before the memory is measured
 
     for _ in sys.stdin:
         before = _peak_mb()
@@ -236,7 +236,7 @@ def _round(directory: str, case: str) -> dict[str, float]:
     context = FederationContext.of(FederationStore.open(Path(directory, case).as_uri(), "bench"))
     result = _average(context, context.plan(RoundPlace(1)), {})
     delivered = [outcome.bytes_up for outcome in result.summary.clients]
-    hashlib.sha256(result.adapter)
+    hashlib.sha256(result.adapter)  # as the store does
     Path(directory, case, "global").write_bytes(result.adapter)
     return {"bytes": sum(delivered), "global": len(result.adapter) / 1e6}
 

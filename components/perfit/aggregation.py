@@ -10,7 +10,9 @@ positions with at least three holders. They count every client the same: a claim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -18,20 +20,12 @@ from pydantic import Field
 
 from perfit.robustness import Measure, Scale, measure, scales
 from perfit.sections import Section
-from perfit.updates import Update, UpdateSpool
+from perfit.updates import Block, Update, UpdateSpool
 
 MIN_HOLDERS = 3
 """With fewer values a median or a trimmed mean is the mean."""
-_BLOCK = 2**15
-"""Positions that are averaged at once: sums of so many stay in a core's cache."""
-_STACKED = 2**23
-"""Values of a block that are sorted at once, at most."""
-
-Part = tuple[np.ndarray, np.ndarray, int]
-"""A client's part in a block: the positions that it shares (int64), its values there (float32), its weight.
-
-Positions are numbers, not a mask: indexing with a boolean array takes seven times as long.
-"""
+MAX_THREADS = 2
+"""Threads that verify and average updates: each needs memory for an update."""
 
 
 class Aggregation(Section):
@@ -81,30 +75,45 @@ class Cohort:
         min_holders: int = 1,
     ):
         self._names, self._base = set(names), base
-        self._size = next(iter(base.values())).size
+        self.size = next(iter(base.values())).size
+        """Number of positions N."""
         self.population = population
         self._options, self._weighted, self._min_holders = options, weighted, min_holders
-        self._spool = UpdateSpool(self._size)
-        self.holders = np.zeros(self._size, dtype=np.uint32)
-        """How many of the updates share each position, shape (N,)."""
-        self.measures: dict[str, Measure] = {}
-        """Measures of the updates, by client."""
+        self._spool = UpdateSpool(self.size)
+        self._holders: np.ndarray | None = None
+        self._measures: dict[str, Measure] = {}
 
     def add(self, client: str, update: Update) -> None:
-        """Add a client's update.
+        """Add a client's update; several threads may do so at a time.
 
         Raises:
             PerfitError: The disk is full.
             ValueError: The update belongs to another space, has other vectors, or the client has one already.
         """
-        if update.positions.shape != (self._size,) or set(update.vectors) != self._names:
+        if update.positions.shape != (self.size,) or set(update.vectors) != self._names:
             raise ValueError(
                 f"cannot average {sorted(update.vectors)} over {update.positions.shape} into "
-                f"{sorted(self._names)} over {(self._size,)}"
+                f"{sorted(self._names)} over {(self.size,)}"
             )
         self._spool.add(client, update)
-        self.measures[client] = measure(update, self._base)
-        self.holders += update.positions
+        self._measures[client] = measure(update, self._base)
+        self._holders = None
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Measures of the updates, by client, in the order of their ids."""
+        return {client: self._measures[client] for client in self._spool.clients}
+
+    @property
+    def holders(self) -> np.ndarray:
+        """How many of the updates share each position, of the smallest unsigned type, shape (N,)."""
+        if self._holders is None:
+            from perfit.kernels import add_holders
+
+            holders = np.zeros(self.size, dtype=np.min_scalar_type(len(self._measures)))
+            self._each_block(None, lambda block: add_holders(block.masks, holders[block.positions]))
+            self._holders = holders
+        return self._holders
 
     @property
     def shared(self) -> np.ndarray:
@@ -120,7 +129,7 @@ class Cohort:
     @property
     def limited(self) -> dict[str, Scale]:
         """The scales of the updates that count for less than they would without limits, by client."""
-        return {c: scale for c, scale in self.scales.items() if scale.limits(self.measures[c], self._weighted)}
+        return {c: scale for c, scale in self.scales.items() if scale.limits(self._measures[c], self._weighted)}
 
     @property
     def positions_by_mean(self) -> int:
@@ -138,56 +147,56 @@ class Cohort:
         Returns:
             float32, shape (N,).
         """
-        rule, scales, result = self._options.rule, self.scales, np.empty(self._size, dtype=np.float32)
+        from perfit.kernels import set_mean
+
+        clients, scales, shared = self._spool.clients, self.scales, self.shared
+        weights = np.array([scales[client].weight for client in clients], dtype=np.float64)
+        factors = np.array([scales[client].factors.get(name, 1) for client in clients], dtype=np.float64)
+        base = self._base.get(name, np.zeros(0, np.float32))
+        result = np.empty(self.size, dtype=np.float32)
         result[:] = elsewhere
-        length = _BLOCK if rule == "mean" else min(_BLOCK, max(8, _STACKED // max(len(self._spool), 1) // 8 * 8))
-        for block, parts in self._spool.blocks(name, length):
-            parts = self._scaled(name, block, parts, scales)
-            if rule == "mean":
-                _set_mean(result[block], parts)
-            else:
-                _set_robust(result[block], [*parts], self.holders[block], self._options)
-        return np.where(self.shared, result, elsewhere).astype(np.float32, copy=False)
 
-    def _scaled(
-        self,
-        name: str,
-        block: slice,
-        parts: Iterable[tuple[str, np.ndarray, np.ndarray]],
-        scales: Mapping[str, Scale],
-    ) -> Iterator[Part]:
-        for client, shared, values in parts:
-            scale = scales[client]
-            if name in scale.factors:
-                start = self._base[name][block][shared].astype(np.float64) if name in self._base else 0.0
-                values = (start + scale.factors[name] * (values - start)).astype(np.float32)
-            yield shared, values, scale.weight
+        def set_block(block: Block) -> None:
+            at = block.positions
+            set_mean(block.masks, block.values, block.starts, weights, factors, base[at], shared[at], result[at])
+            if self._options.rule != "mean":
+                robust = shared[at] & (self.holders[at] >= MIN_HOLDERS)
+                _set_robust(result[at], block, base[at], factors, robust, self._options)
+
+        self._each_block(name, set_block)
+        return result
+
+    def _each_block(self, name: str | None, visit: Callable[[Block], None]) -> None:
+        def visit_chunk(chunk: slice) -> None:
+            for block in self._spool.blocks(chunk, name):
+                visit(block)
+
+        with ThreadPoolExecutor(threads()) as pool:
+            list(pool.map(visit_chunk, self._spool.chunks))
 
 
-def _set_mean(result: np.ndarray, parts: Iterable[Part]) -> None:
-    """Set the positions of a block that somebody holds to the weighted mean."""
-    total = np.full(result.size, -0.0)  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
-    weights = np.zeros(result.size)
-    for shared, values, weight in parts:
-        total[shared] += weight * values.astype(np.float64)
-        weights[shared] += weight
-    np.divide(total, weights, out=result, where=weights > 0, casting="same_kind")
+def threads() -> int:
+    """Return in how many threads this process verifies and averages updates."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, MAX_THREADS)
 
 
-def _set_robust(result: np.ndarray, parts: list[Part], holders: np.ndarray, options: Aggregation) -> None:
-    """Set the positions of a block with enough holders by a robust rule, and the others by the mean."""
-    _set_mean(result, parts)
-    many = holders >= MIN_HOLDERS
-    if not many.any():
-        return
-    stack = np.full((len(parts), result.size), np.nan, dtype=np.float32)
-    for row, (shared, values, _) in zip(stack, parts, strict=True):
-        row[shared] = values
-    stack, count = np.sort(stack[:, many], axis=0), holders[many].astype(np.int64)  # NaN last
+def _set_robust(
+    result: np.ndarray, block: Block, base: np.ndarray, factors: np.ndarray, where: np.ndarray, options: Aggregation
+) -> None:
+    """Set some positions of a block (bool, shape (P,)), each with enough holders, by a robust rule."""
+    stack = np.full((factors.size, result.size), np.nan, dtype=np.float32)
+    for row, (positions, values), factor in zip(stack, block.parts(), factors, strict=True):
+        if factor != 1:
+            start = base[positions].astype(np.float64) if base.size else 0.0
+            values = start + factor * (values - start)
+        row[positions] = values
+    stack = np.sort(stack[:, where], axis=0)  # NaN last
+    count = np.count_nonzero(~np.isnan(stack), axis=0)
     cut = (count - 1) // 2 if options.rule == "median" else np.maximum(1, (options.trim * count).astype(np.int64))
-    rank = np.arange(len(parts))[:, np.newaxis]
+    rank = np.arange(factors.size)[:, np.newaxis]
     kept = (rank >= cut) & (rank < count - cut)
-    result[many] = np.sum(stack, axis=0, where=kept, dtype=np.float64) / np.count_nonzero(kept, axis=0)
+    result[where] = np.sum(stack, axis=0, where=kept, dtype=np.float64) / np.count_nonzero(kept, axis=0)
 
 
 def aggregate(previous: np.ndarray, updates: Iterable[Update], min_holders: int = 1) -> np.ndarray:

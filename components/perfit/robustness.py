@@ -6,6 +6,7 @@ clients. With fewer than three updates it is impossible to tell which one is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,16 +55,23 @@ def measure(update: Update, base: Mapping[str, np.ndarray]) -> Measure:
         base: The vectors before the change, float32, shape (N,), by name; a vector that is missing here is a change
             already.
     """
-    changes = {name: root_mean_square(_change(update, name, base)) for name in update.vectors}
+    from perfit.kernels import squared_change
+
+    none = np.zeros(0, np.float32)
+    squares = {
+        name: squared_change(update.mask, np.ascontiguousarray(vector), base.get(name, none))
+        for name, vector in update.vectors.items()
+    }
+    changes = {name: root_mean_square(square, update.vectors[name].size) for name, square in squares.items()}
     return Measure(update.samples, changes)
 
 
-def root_mean_square(change: np.ndarray) -> float:
-    """Return the root mean square of a vector, 0 if it has no entries.
+def root_mean_square(squares: float, count: int) -> float:
+    """Return the root mean square of numbers whose squares have this sum, 0 if there are none.
 
     It has six digits, so that machines that add in another order find the same.
     """
-    return float(f"{np.sqrt(np.mean(change.astype(np.float64) ** 2)):.6g}") if change.size else 0.0
+    return float(f"{math.sqrt(squares / count):.6g}") if count else 0.0
 
 
 def scales(
@@ -101,8 +109,3 @@ def _weight_cap(weights: list[int], max_share: float) -> int:
         else:
             high = cap - 1
     return low
-
-
-def _change(update: Update, name: str, base: Mapping[str, np.ndarray]) -> np.ndarray:
-    vector = update.vectors[name].astype(np.float64)
-    return vector - base[name][np.flatnonzero(update.positions)] if name in base else vector

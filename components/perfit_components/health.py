@@ -24,7 +24,12 @@ _SERVER = {
     "yaml": "pyyaml",
 }
 MODULES = {
-    "server": {**_SERVER, "perfit_report": "perfit-kubeflow", "matplotlib.figure": "matplotlib"},
+    "server": {
+        **_SERVER,
+        "perfit.kernels": "numba",
+        "perfit_report": "perfit-kubeflow",
+        "matplotlib.figure": "matplotlib",
+    },
     "client": {
         **_SERVER,
         "accelerate": "accelerate",

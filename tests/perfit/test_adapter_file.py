@@ -435,6 +435,52 @@ def test_a_type_that_numpy_does_not_have():
         mask_of(data)
 
 
+def with_entry(data: bytes, **entry: object) -> bytes:
+    """The file with other properties of its first tensor."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first = min(header.keys() - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])
+    header[first] |= entry
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"data_offsets": [-4, 8]},
+        {"data_offsets": [4, 16]},
+        {"data_offsets": [0, 16]},
+        {"data_offsets": [0, 2**80]},
+        {"data_offsets": [0]},
+        {"data_offsets": "ab"},
+        {"data_offsets": None},
+        {"shape": [-3]},
+        {"shape": [-1, -3]},
+        {"shape": [4]},
+        {"shape": [2**62, 4]},
+        {"shape": [3.0]},
+        {"shape": [True, 3]},
+        {"shape": [1] * 100 + [3]},
+        {"shape": 3},
+        {"dtype": ["F32"]},
+        {"dtype": "F64"},
+        {"dtype": None},
+    ],
+    ids=str,
+)
+def test_tensors_that_are_not_where_they_should_be(entry):
+    assert_array_equal(values_of(with_entry(values_file())), VALUES)
+    with pytest.raises(AdapterFileError):
+        AdapterFile.parse(with_entry(values_file(), **entry))
+
+
+@pytest.mark.parametrize("change", [lambda data: data + b"1", lambda data: data[:-1]])
+def test_bytes_after_the_tensors_and_bytes_that_are_missing(change):
+    with pytest.raises(AdapterFileError, match="not a safetensors file"):
+        AdapterFile.parse(change(values_file()))
+
+
 @pytest.mark.parametrize("fields", [{}, {"sparsity": "2:4"}], ids=["the same fields", "a field more"])
 def test_another_format_version_is_named(fields):
     data = rewrite(values_file(), format_version=1, **fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import permutations
 
@@ -277,6 +278,32 @@ def test_the_order_in_which_updates_come_does_not_matter(rule):
     for _ in range(5):
         shuffled = {name: updates[name] for name in rng.permutation(list(updates))}
         same_bits(cohort_of(shuffled, previous, rule=rule).average("values", previous), first)
+
+
+def test_threads_that_add_updates_change_nothing():
+    rng = np.random.default_rng(2)
+    previous = rng.normal(0, 0.02, 5000).astype(np.float32)
+    updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, 5000, 24))}
+    expected, together = cohort_of(updates, previous, clip=1), cohort_of({}, previous, clip=1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(together.add, [*updates][::-1], [*updates.values()][::-1]))
+    same_bits(together.average("values", previous), expected.average("values", previous))
+    assert [*together.measures.items()] == [*expected.measures.items()]
+    assert [*together.limited.items()] == [*expected.limited.items()]
+    assert expected.limited
+
+
+def test_holders_follow_what_is_added():
+    cohort = cohort_of({"ann": client(1, [1.0, None, 2.0])}, np.zeros(3, np.float32))
+    assert_array_equal(cohort.holders, [1, 0, 1])
+    cohort.add("bob", client(1, [1.0, 5.0, None]))
+    assert_array_equal(cohort.holders, [2, 1, 1])
+
+
+def test_without_updates_everything_stays():
+    cohort = cohort_of({})
+    same_bits(cohort.average("values", PREVIOUS), PREVIOUS)
+    assert not cohort.shared.any()
 
 
 def test_an_update_beyond_the_limits_counts_for_less_and_keeps_its_direction():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "kfp", "minio", "matplotlib"}
+HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "kfp", "minio", "matplotlib", "numba"}
 
 
 @pytest.mark.parametrize(

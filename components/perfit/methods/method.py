@@ -50,7 +50,8 @@ class Roles:
         masks = (self.held, self.trained, self.shared)
         if any(mask.dtype != bool or mask.shape != self.held.shape or mask.ndim != 1 for mask in masks):
             raise ValueError(f"roles are {[f'{mask.dtype}{mask.shape}' for mask in masks]}, want three bool(N,)")
-        if (self.trained & ~self.held).any() or (self.shared & ~self.trained).any():
+        within = ((self.trained, self.held), (self.shared, self.trained))
+        if any(inner is not outer and (inner > outer).any() for inner, outer in within):
             raise ValueError("roles are not nested: shared must lie within trained, and trained within held")
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
 
 from perfit.adapter_file import dump_server_vectors
-from perfit.aggregation import Cohort
+from perfit.aggregation import Cohort, threads
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import VALUES
-from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary, UpdateRecord
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Participant, Plan, RoundSummary, UpdateRecord
 from perfit.robustness import root_mean_square
 from perfit.round import merge, new_cohort, split_state
 from perfit_components.steps.context import FederationContext, StoredVectors, head_of, place_of
@@ -23,11 +25,11 @@ from perfit_storage import Head, ObjectNotFound
 
 @dataclass
 class _Tally:
-    """The outcomes of a round's participants so far, the positions that they hold, and their updates."""
+    """The updates of a round's participants, the number of positions that they hold, and their outcomes."""
 
     cohort: Cohort
-    held: np.ndarray
-    outcomes: list[Outcome] = field(default_factory=list)
+    held: int
+    outcomes: list[Outcome]
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     Raises:
         PerfitError: Fewer than the minimum of clients delivered; otherwise as :func:`commit_round`.
     """
+    from perfit.kernels import squared_distance
+
     ensure_base(context, plan.base)
     spec, previous = context.spec, context.state(plan.base)
     tally = _read(context, plan, previous, lost)
@@ -140,30 +144,41 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     merged = merge(spec, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
     shared = tally.cohort.shared
-    change = merged[VALUES][shared].astype(np.float64) - previous.vectors[VALUES][shared]
+    squares = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)
+    summary = _summary(context, plan, tally, root_mean_square(squares, np.count_nonzero(shared)))
+    space = previous.space
+    del previous, tally, merged, shared  # before as much is needed for the files
     return _Result(
-        _summary(context, plan, tally, root_mean_square(change)),
-        dump_server_vectors(spec, previous.space, plan.round, downloads),
-        dump_server_vectors(spec, previous.space, plan.round, own) if own else None,
+        summary,
+        dump_server_vectors(spec, space, plan.round, downloads),
+        dump_server_vectors(spec, space, plan.round, own) if own else None,
     )
 
 
 def _read(context: FederationContext, plan: Plan, previous: StoredVectors, lost: Mapping[str, ClientStatus]) -> _Tally:
-    """Verify each participant's update, once, note the outcome and add the update to the cohort."""
-    space, exchanged = previous.space, context.exchanged(plan, previous.space)
-    tally = _Tally(new_cohort(context.spec, space, previous.vectors), np.zeros(space.size, dtype=bool))
-    for participant in plan.participants:
+    """Verify each participant's update, once, note the outcome and add the update to the cohort.
+
+    While one thread waits for the store, another verifies: the cohort is the same in whatever order they come.
+    """
+    space, lock, exchanged = previous.space, threading.Lock(), context.exchanged(plan, previous.space)
+    cohort, held = new_cohort(context.spec, space, previous.vectors), np.zeros(-(-space.size // 8), dtype=np.uint8)
+
+    def read(participant: Participant) -> Outcome:
         contribution = lost.get(participant.client) or read_contribution(
             context, plan, participant, previous, exchanged
         )
         if isinstance(contribution, ClientStatus):
-            tally.outcomes.append(contribution)
-            continue
-        tally.outcomes.append(contribution.record)
-        tally.held |= contribution.mask
+            return contribution
+        packed = np.packbits(contribution.mask)
+        with lock:
+            held[:] |= packed
         if contribution.update is not None:
-            tally.cohort.add(participant.client, contribution.update)
-    return tally
+            cohort.add(participant.client, contribution.update)
+        return contribution.record
+
+    with ThreadPoolExecutor(threads()) as pool:
+        outcomes = list(pool.map(read, plan.participants))
+    return _Tally(cohort, int(np.bitwise_count(held).sum()), outcomes)
 
 
 def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: float) -> RoundSummary:
@@ -175,8 +190,8 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: floa
         base=plan.base,
         # From the current file: lowering it rescues a round whose planned clients are gone for good.
         minimum_clients=spec.participation.minimum_clients,
-        positions=tally.held.size,
-        positions_held=int(np.count_nonzero(tally.held)),
+        positions=cohort.size,
+        positions_held=tally.held,
         positions_shared=int(np.count_nonzero(cohort.shared)),
         architectures=_architectures(context, plan.base, tally.outcomes),
         clients=tuple(tally.outcomes),

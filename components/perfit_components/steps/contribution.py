@@ -130,6 +130,8 @@ def _verified(
     exchanged: np.ndarray,
 ) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
+    from perfit.kernels import largest_magnitude
+
     spec, client, space = context.spec, participant.client, base.space
     if participant.mask_sha256 not in (None, record.mask_sha256):
         raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
@@ -160,7 +162,7 @@ def _verified(
         raise Refused(f"its update has {sent} values, the plan {exchange.count(record.shared)}")
     checked = update_of(spec, base.vectors, positions, transfer, record.samples)
     for name, vector in checked.vectors.items():
-        if (largest := float(np.abs(vector).max())) > MAX_MAGNITUDE:
+        if not (largest := largest_magnitude(vector)) <= MAX_MAGNITUDE:  # nor NaN
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
     return Contribution(record, file.mask, checked)
 

@@ -1,0 +1,102 @@
+"""The compiled loops, against numpy: what a reader checks by hand is in test_aggregation.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from perfit.kernels import TILE, add_holders, largest_magnitude, set_mean, squared_change, squared_distance
+
+SIZES = [1, 7, 8, 9, 64, 1001, TILE - 1, TILE, TILE + 1, 3 * TILE + 5]
+NOTHING = np.zeros(0, np.float32)
+
+
+def random_positions(rng: np.random.Generator, size: int, clients: int) -> np.ndarray:
+    """Positions of clients that share none, a few, half or all."""
+    shares = rng.permutation(np.resize([0, 0.1, 0.5, 1], clients))[:, np.newaxis]
+    return rng.random((clients, size)) < shares
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("clients", [1, 6, 300])
+def test_holders(size, clients):
+    positions = random_positions(np.random.default_rng(size), size, clients)
+    for dtype in (np.uint16, np.uint32) if clients > 255 else (np.uint8, np.uint16, np.uint32):
+        holders = np.zeros(size, dtype)
+        add_holders(np.packbits(positions, axis=1), holders)
+        assert_array_equal(holders, positions.sum(axis=0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("with_base", [True, False])
+def test_the_mean(size, with_base):
+    rng = np.random.default_rng(size)
+    positions = random_positions(rng, size, 8)
+    dense = rng.normal(0, 1, positions.shape).astype(np.float32)
+    base = rng.normal(0, 1, size).astype(np.float32) if with_base else NOTHING
+    weights, factors = rng.integers(1, 5000, 8).astype(np.float64), np.array([1, 1, 1, 1, 0.3, 0.5, 1, 0.25])
+    counts = positions.sum(axis=1)
+    starts = np.cumsum(counts) - counts
+    shared = positions.sum(axis=0) >= 2
+    before = rng.normal(0, 1, size).astype(np.float32)
+    out = before.copy()
+    set_mean(np.packbits(positions, axis=1), dense[positions], starts, weights, factors, base, shared, out)
+
+    origin = base.astype(np.float64) if with_base else np.zeros(size)
+    scaled = (origin + factors[:, np.newaxis] * (dense - origin)).astype(np.float32)
+    counted = np.where(factors[:, np.newaxis] == 1, dense, scaled)
+    total = np.zeros(size)
+    for weight, held, values in zip(weights, positions, counted, strict=True):  # in the clients' order
+        total[held] += weight * values[held].astype(np.float64)
+    expected = before.copy()
+    expected[shared] = total[shared] / (weights @ positions)[shared]
+    assert_array_equal(out.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_the_squared_change(size, share):
+    rng = np.random.default_rng(size)
+    positions, base = rng.random(size) < share, rng.normal(0, 1, size).astype(np.float32)
+    values = rng.normal(0, 1, np.count_nonzero(positions)).astype(np.float32)
+    mask = np.packbits(positions)
+    expected = np.sum((values.astype(np.float64) - base[positions]) ** 2)
+    assert squared_change(mask, values, base) == pytest.approx(expected, rel=1e-12)
+    assert squared_change(mask, values, NOTHING) == pytest.approx(np.sum(values.astype(np.float64) ** 2), rel=1e-12)
+
+
+def test_the_squared_distance():
+    first, second = np.float32([1, 2, 3]), np.float32([4, 9, 7])
+    assert squared_distance(first, second, np.array([True, False, True])) == 3**2 + 4**2
+    assert squared_distance(first, second, np.zeros(3, dtype=bool)) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([], 0), ([-0.0, 1e-45], 1e-45), ([1, -3, 2], 3), ([1, -np.inf], np.inf), ([-3e38, 2e38], 3e38)],
+)
+def test_the_largest_magnitude(values, expected):
+    assert largest_magnitude(np.float32(values)) == np.float32(expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan])
+def test_what_is_not_a_number_has_no_magnitude(bad):
+    assert np.isnan(largest_magnitude(np.float32([1, bad, 9])))
+
+
+def test_read_only_arrays_are_accepted():
+    base = np.float32([1, 2, 3])
+    base.setflags(write=False)
+    assert squared_change(np.packbits([True, False, True]), np.float32([2, 5]), base) == 1 + 4
+
+
+def test_a_directory_given_for_the_cache_is_used(tmp_path):
+    command = [sys.executable, "-c", "import perfit.kernels"]
+    subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)
+    functions = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbi")}
+    assert {"kernels.set_mean", "kernels.add_holders", "kernels.squared_change"} <= functions

@@ -69,7 +69,7 @@ class Packed:
 
     def unpack(self) -> np.ndarray:
         """Return the vector that the receiver sees, float32, shape (n,)."""
-        values = self.values.astype(np.float32)
+        values = self.values.astype(np.float32, copy=False)
         return values * np.repeat(self.scales, BLOCK)[: values.size] if self.scales.size else values
 
 

@@ -66,17 +66,23 @@ class ClientRound:
         """The values that all clients start from: float32, shape (N,), zero off the architecture."""
         return np.where(self.held, self.space.initial_values(self.spec.training.seed), np.float32(0))
 
-    def unknown(self, round: int) -> Received:
-        """Return what the client receives in a round in which the server does not know its architecture.
+    def exchanged_unknown(self, round: int) -> np.ndarray:
+        """Return what the client exchanges in a round that was planned without its architecture: bool, shape (N,).
 
-        In the first round it shares everything, from the state that the federation begins with; the server alone sees
-        it. In a later one, or if masks go first, it trains alone and uploads its architecture.
+        In the first round these are all that it shares; the server alone sees their values. In a later one, or if
+        masks go first, there are none: the client trains alone and uploads its architecture.
         """
         if round > 1 or self.spec.exchange.masks_first:
-            return Received(np.zeros(self.space.size, dtype=bool))
+            return np.zeros(self.space.size, dtype=bool)
+        return self.roles.shared
+
+    def unknown(self, round: int) -> Received:
+        """Return what the client receives in such a round: the state that a federation begins with, which it knows."""
+        positions = self.exchanged_unknown(round)
+        if not positions.any():
+            return Received(positions)
         downloads, _ = split_state(self.spec, initial_state(self.spec, self.space))
-        shared = self.roles.shared
-        return Received(shared, {name: vector[shared] for name, vector in downloads.items()})
+        return Received(positions, {name: vector[positions] for name, vector in downloads.items()})
 
     def begin(self, received: Received, kept: Vectors, score: Score | None = None) -> ClientStart:
         """Return what the client begins with.

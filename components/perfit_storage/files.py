@@ -69,7 +69,7 @@ class FileStore:
         check_key(key)
         with self._errors("read", key, absent=_ABSENT):
             data = self._read(key, limit)
-        return StoredObject(data, _version(data))
+        return _StoredFile(data)
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``."""
@@ -277,6 +277,18 @@ def _is_locked(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+class _StoredFile(StoredObject):
+    """A file's content, whose version is computed only where it is asked for: hashing takes longer than reading."""
+
+    def __init__(self, data: bytes):
+        object.__setattr__(self, "data", data)
+
+    @property
+    def version(self) -> str:
+        """The content's hash."""
+        return _version(self.data)
 
 
 def _version(data: bytes) -> str:

@@ -154,8 +154,9 @@ def _by_turns(commands: dict[tuple[str, int], list[str]], repetitions: int) -> d
 def write(directory: str, case: str, clients: str, modules: str) -> None:
     """Found a federation, plan its first round, and write what each of its clients delivers."""
     from perfit.adapter import mask_hash
-    from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_vectors
+    from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
     from perfit.cluster_spec import ClusterSpec
+    from perfit.exchange import Packed, Transfer
     from perfit.protocol import Blob, Perplexity, UpdateRecord
     from perfit.space import LoraSpace
     from perfit_components.steps.context import FederationContext
@@ -187,10 +188,13 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
         values = initial[mask] + draw.standard_normal(budget, dtype=np.float32) / 100
         header = AdapterHeader.of_client(spec, client, 1, budget, mask_hash(space, mask))
         store.put_mask(client, header.mask_sha256, dump_mask(header, space, mask))
-        data = dump_vectors(header.at_base(plan.base.adapter.sha256), space, mask, {"values": values})
+        update = Transfer(mask, {"values": Packed(values)})
+        data = dump_transfer(header.at_base(plan.base.adapter.sha256), mask, update)
         blob = store.put_update(RoundPlace(1), client, data)
         record = UpdateRecord(
-            **participant.model_dump(),
+            client=client,
+            tier=participant.tier,
+            rank=participant.rank,
             round=1,
             budget=budget,
             shared=budget,

@@ -140,7 +140,7 @@ def _verified(
     _check_header(file, expected, "mask", skip="round")
     side = ClientRound(spec, space, file.mask)
     known = participant.mask_sha256 is not None
-    positions = side.roles.shared & exchanged if known else side.unknown(plan.round).positions
+    positions = side.roles.shared & exchanged if known else side.exchanged_unknown(plan.round)
     for name, mask in (("budget", side.roles.trained), ("shared", positions)):
         if getattr(record, name) != np.count_nonzero(mask):
             raise Refused(

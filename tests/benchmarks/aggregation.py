@@ -29,8 +29,6 @@ import numpy as np
 
 CASES = {8: 64, 64: 16}
 """Clients, and LoRA modules of 4,096 features at rank 16: 8.4 and 2.1 million values a client."""
-HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
-"""As in the server's image; Flower is measured without and with it."""
 MEMORY_CASES = {10: 2, 100: 2, 1000: 2}
 
 
@@ -64,21 +62,12 @@ def speed(flower: str, repetitions: str = "3") -> None:
             subprocess.run([*theirs, "write", directory, str(clients), str(2 * modules)], check=True)
             commands = {("Flower", 1): [*theirs, "worker", directory, str(clients)]}
             commands["Flower, SHA-256", 1] = [*commands["Flower", 1], "sha256"]
-            commands["Flower, SHA-256, huge pages", 1] = ["env", HUGE_PAGES, *commands["Flower, SHA-256", 1]]
             for case in ("all", "half"):
                 subprocess.run(
                     [sys.executable, __file__, "write", directory, case, str(clients), str(modules)], check=True
                 )
                 for processors in (1, 2):
-                    commands[case, processors] = [
-                        "env",
-                        HUGE_PAGES,
-                        sys.executable,
-                        __file__,
-                        "worker",
-                        directory,
-                        case,
-                    ]
+                    commands[case, processors] = [sys.executable, __file__, "worker", directory, case]
             results = _by_turns(commands, int(repetitions))
         reference = results["Flower", 1]
         for (system, processors), rounds in results.items():
@@ -99,7 +88,7 @@ def memory() -> None:
             subprocess.run(
                 [sys.executable, __file__, "write", directory, "half", str(clients), str(modules)], check=True
             )
-            command = ["env", HUGE_PAGES, sys.executable, __file__, "worker", directory, "half"]
+            command = [sys.executable, __file__, "worker", directory, "half"]
             one = _by_turns({("half", 2): command}, 0)["half", 2][0]
         above = (one["peak"] - one["before"]) / one["global"]
         cells = [clients, f"{one['global']:.0f}", f"{one['before']:.0f}", f"{one['peak']:.0f}", f"{above:.2f}"]

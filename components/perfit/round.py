@@ -59,7 +59,7 @@ class ClientRound:
     @cached_property
     def roles(self) -> Roles:
         """What the client trains and shares."""
-        return self.spec.algorithm.roles(self.space, self.held)
+        return self.spec.roles(self.space, self.held)
 
     @cached_property
     def initial(self) -> np.ndarray:
@@ -164,7 +164,7 @@ def exchanged_positions(spec: FederationSpec, space: LoraSpace, architectures: I
     """
     holders = np.zeros(space.size, dtype=np.uint32)
     for held in architectures:
-        holders += spec.algorithm.roles(space, held).shared
+        holders += spec.roles(space, held).shared
     return holders >= spec.exchange.holders
 
 
@@ -234,5 +234,5 @@ def _population(spec: FederationSpec, space: LoraSpace) -> np.ndarray:
     ranks: Mapping[int, int] = Counter(spec.rank_of(client) for client in spec.clients)
     population = np.zeros(space.size, dtype=np.int64)
     for rank, clients in ranks.items():
-        population[spec.algorithm.roles(space, space.plain_mask(rank)).shared] += clients
+        population[spec.roles(space, space.plain_mask(rank)).shared] += clients
     return population

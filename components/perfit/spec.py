@@ -7,15 +7,17 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from perfit.aggregation import Aggregation
 from perfit.exchange import Exchange
 from perfit.locations import PlainUri, RecordsUri
-from perfit.methods import METHODS, Method, MethodOptions, Search
+from perfit.methods import METHODS, Method, MethodOptions, Roles, Search
 from perfit.methods.perfit import Options as PerFITOptions
 from perfit.sections import Name, Section, key_error
+from perfit.space import LoraSpace
 
 DEFAULT_METHOD = "perfit"
 DEFAULT_EXPANSION = 2
@@ -188,6 +190,10 @@ class FederationSpec(Section):
         """The LoRA of the expanded space, with the scaling alpha / rank of ``lora``."""
         wider = {"rank": self.lora.rank * self.expansion, "alpha": self.lora.alpha * self.expansion}
         return self.lora.model_copy(update=wider)
+
+    def roles(self, space: LoraSpace, held: np.ndarray) -> Roles:
+        """Return what a client that holds ``held`` (bool, shape (N,)) trains and shares."""
+        return self.algorithm.roles(self.method, space, held)
 
     def client(self, client_id: str) -> Client:
         """Return a client by id.

@@ -74,7 +74,7 @@ def measure(
     )
     model = load_expanded(spec, cache)
     held = model.space.plain_mask(spec.lora.rank)
-    roles = spec.algorithm.roles(model.space, held)
+    roles = spec.roles(model.space, held)
     need = memory_need(
         model.peft.get_base_model(),
         model.space,

@@ -38,7 +38,7 @@ class Options(MethodOptions):
     step: float = Field(default=1.0, gt=0)
 
 
-def share_first_half(space, held):
+def share_first_half(options, space, held):
     positions = np.flatnonzero(held)
     shared = np.zeros_like(held)
     shared[positions[: positions.size // 2]] = True

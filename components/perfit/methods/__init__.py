@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from perfit.methods import (
     fedadam,
     fedavgm,
+    feddpa,
     fedit,
     fedprox,
     fedsa_lora,
@@ -44,6 +45,7 @@ _TABLE = (
     fedprox.METHOD,
     ffa_lora.METHOD,
     fedsa_lora.METHOD,
+    feddpa.METHOD,
     scaffold.METHOD,
     fedavgm.METHOD,
     fedadam.METHOD,

@@ -123,7 +123,7 @@ class Search:
     pruning_iterations: int
 
 
-def share_all(space: LoraSpace, held: np.ndarray) -> Roles:
+def share_all(options: Any, space: LoraSpace, held: np.ndarray) -> Roles:
     """Train and share everything that is held."""
     return Roles(held, held, held)
 
@@ -145,7 +145,7 @@ class Method:
         title: The method's name as papers write it.
         paper: The paper that describes it.
         options: Its section of the federation file; the default of ``name`` is the method's name.
-        roles: (space, held) -> what a client that holds ``held`` trains and shares.
+        roles: (options, space, held) -> what a client that holds ``held`` trains and shares.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
         start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
             ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.
@@ -163,7 +163,7 @@ class Method:
     title: str
     paper: str
     options: type[MethodOptions]
-    roles: Callable[[LoraSpace, np.ndarray], Roles] = share_all
+    roles: Callable[[Any, LoraSpace, np.ndarray], Roles] = share_all
     search: Callable[[Any], Search | None] = lambda options: None
     start: Callable[[Any, np.ndarray, np.ndarray, Score], np.ndarray] | None = None
     correction: Callable[[Any, Any, ClientStart], Any] | None = None

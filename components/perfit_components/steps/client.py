@@ -80,7 +80,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share
     model, data = context.loaded
     architecture = ensure_architecture(context)
-    roles = context.spec.algorithm.roles(model.space, architecture.mask)
+    roles = context.spec.roles(model.space, architecture.mask)
     received, bytes_down = read_download(context, architecture)
     result = run_client(
         model,

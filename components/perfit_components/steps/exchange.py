@@ -82,7 +82,7 @@ class _Planner:
         held, space = self.architecture(client), self.stored.space
         if held is None:
             return {"mask_sha256": None, "download": None}
-        sha256, shared = mask_hash(space, held), self.context.spec.algorithm.roles(space, held).shared
+        sha256, shared = mask_hash(space, held), self.context.spec.roles(space, held).shared
         blob = self._put_download(client, sha256, shared, shared & exchanged) if (shared & exchanged).any() else None
         return {"mask_sha256": sha256, "download": blob}
 

@@ -171,7 +171,7 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
             continue
         key, available = memory
         rank = max(spec.rank_of(client) for client in spec.clients if client.tier == name)
-        roles = spec.algorithm.roles(space, space.plain_mask(rank))
+        roles = spec.roles(space, space.plain_mask(rank))
         need = memory_need(
             model,
             space,

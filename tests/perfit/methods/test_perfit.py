@@ -21,7 +21,7 @@ def architecture(*positions: int) -> np.ndarray:
 
 
 def test_what_is_held_is_trained_and_shared():
-    assert masks(PERFIT.algorithm.roles(SPACE, architecture(0, 3, 5))) == ([0, 3, 5],) * 3
+    assert masks(PERFIT.roles(SPACE, architecture(0, 3, 5))) == ([0, 3, 5],) * 3
 
 
 def test_a_round_by_hand():

@@ -149,6 +149,15 @@ class Cohort:
                 _set_robust(result[block], [*parts], self.holders[block], self._options)
         return np.where(self.shared, result, elsewhere).astype(np.float32, copy=False)
 
+    def parts(self, name: str, positions: slice) -> Iterator[Part]:
+        """Yield each client's part in a range of positions, within the limits, in the order of the clients' ids.
+
+        For rules that do not go position by position. Numbers of positions count from the range's first.
+        """
+        clients = sorted(self.measures)
+        parts = ((client, *self._spool.read(client, name, positions)) for client in clients)
+        return self._scaled(name, positions, parts, self.scales)
+
     def _scaled(
         self,
         name: str,

@@ -97,6 +97,21 @@ class UpdateSpool:
             block = slice(start, min(start + length, self._size))
             yield block, parts(block)
 
+    def read(self, client: str, name: str, positions: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Read one update in a range of positions.
+
+        Returns:
+            Which of these positions the client shares (int64, counted from the range's first), and its values there
+            (float32).
+        """
+        mask, vectors = self._entries[client]
+        packed = self._read(mask, -(-positions.stop // 8), np.uint8)
+        byte, bit = divmod(positions.start, 8)
+        bits = np.unpackbits(packed[byte:], count=positions.stop - 8 * byte).view(bool)
+        before = np.bitwise_count(packed[:byte]).sum(dtype=np.int64) + np.count_nonzero(bits[:bit])
+        shared = np.flatnonzero(bits[bit:])
+        return shared, self._read(vectors[name] + 4 * int(before), shared.size, np.float32)
+
     def _write(self, array: np.ndarray) -> int:
         start, self._end = self._end, self._end + array.nbytes
         try:

@@ -218,9 +218,9 @@ def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort
     )
 
 
-def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:
+def merge(spec: FederationSpec, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Return the server's next vectors, each float32 of shape (N,)."""
-    return spec.algorithm.merge(spec.method, state, cohort)
+    return spec.algorithm.merge(spec.method, space, state, cohort)
 
 
 def _pack(exchange: Exchange, vectors: Vectors, seed: int) -> dict[str, Packed]:

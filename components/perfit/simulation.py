@@ -116,7 +116,7 @@ class Simulation:
             if result.exchanged.any():
                 update = update_of(spec, state.vectors, result.exchanged, result.upload, result.samples)
                 cohort.add(client.id, update)
-        return State(number, merge(spec, state.vectors, cohort), architectures, results)
+        return State(number, merge(spec, self.model.space, state.vectors, cohort), architectures, results)
 
     def _known(self, state: State, participants: Iterable[Client]) -> dict[str, np.ndarray]:
         """Return the architectures, of those who take part, that the server knows before a round."""

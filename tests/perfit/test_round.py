@@ -455,5 +455,5 @@ def test_how_many_clients_of_the_federation_share_each_position(method, populati
 def test_a_round_without_updates_changes_nothing(name):
     spec = make_spec({"name": name})
     state = initial_state(spec, SPACE)
-    after = merge(spec, state, new_cohort(spec, SPACE, state))
+    after = merge(spec, SPACE, state, new_cohort(spec, SPACE, state))
     assert {k: v.tobytes() for k, v in after.items()} == {k: v.tobytes() for k, v in state.items()}

@@ -55,7 +55,7 @@ def init(values):
     return {VALUES: values, COUNTER: np.zeros_like(values)}
 
 
-def merge(options, state, cohort):
+def merge(options, space, state, cohort):
     step = cohort.average(VALUES, state[VALUES]) - state[VALUES]
     values = state[VALUES] + np.float32(options.step) * step
     return {VALUES: values, COUNTER: state[COUNTER] + (cohort.holders > 0).astype(np.float32)}

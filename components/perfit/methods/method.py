@@ -128,7 +128,7 @@ def share_all(options: Any, space: LoraSpace, held: np.ndarray) -> Roles:
     return Roles(held, held, held)
 
 
-def keep_mean(options: Any, state: Vectors, cohort: Cohort) -> Vectors:
+def keep_mean(options: Any, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Set each position to the mean over the clients that share it (FedAvg, arXiv 1602.05629)."""
     return {**state, VALUES: cohort.average(VALUES, state[VALUES])}
 
@@ -154,7 +154,7 @@ class Method:
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.
         init: (initial values, shape (N,)) -> the server's state.
-        merge: (options, state, cohort) -> the server's next state.
+        merge: (options, space, state, cohort) -> the server's next state.
         uploads: Names of the vectors that a client shares.
         downloads: Names of the state's vectors that clients receive; the others are the server's own.
         weighted: Whether the mean weighs clients by their samples; otherwise all count the same.
@@ -169,7 +169,7 @@ class Method:
     correction: Callable[[Any, Any, ClientStart], Any] | None = None
     after: Callable[[Any, ClientStart, Tuned], AfterTuning] | None = None
     init: Callable[[np.ndarray], Vectors] = lambda values: {VALUES: values}
-    merge: Callable[[Any, Vectors, Cohort], Vectors] = keep_mean
+    merge: Callable[[Any, LoraSpace, Vectors, Cohort], Vectors] = keep_mean
     uploads: tuple[str, ...] = (VALUES,)
     downloads: tuple[str, ...] = (VALUES,)
     weighted: bool = True

@@ -114,7 +114,7 @@ def play(
         if name not in lost:
             cohort.add(name, updates[name])
     return Federation(
-        merge(spec, before.vectors, cohort),
+        merge(spec, SPACE, before.vectors, cohort),
         {**before.kept, **kept},
         {**before.downloads, **downloads},
         {**before.uploads, **uploads},

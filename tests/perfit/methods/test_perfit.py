@@ -37,7 +37,7 @@ def test_a_round_by_hand():
         assert_array_equal(values != 0, held)
         assert_array_equal(kept["values"], values[held])
     # From 2 half-way to 4 is 3, half-way to 8 is 5: (3 + 3*5)/4 where both hold the position; nobody holds 1 and 2.
-    assert_array_equal(merge(PERFIT, state, cohort)["values"], [4.5, 2, 2, 3, 5, 4.5])
+    assert_array_equal(merge(PERFIT, SPACE, state, cohort)["values"], [4.5, 2, 2, 3, 5, 4.5])
 
 
 def test_the_server_knows_no_architecture_of_clients_outside_the_round():

@@ -151,6 +151,16 @@ class FederationSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _rule_fits(self) -> Self:
+        if self.aggregation.rule != "mean" and not self.algorithm.by_position:
+            raise key_error(
+                ("aggregation", "rule"),
+                f"{self.aggregation.rule} does not fit method {self.method.name}, which averages products of matrices "
+                "and not their values; leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _clients_fit(self) -> Self:
         ids = [client.id for client in self.clients]
         if self.participation.minimum_clients > len(ids):

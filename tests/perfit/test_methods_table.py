@@ -19,6 +19,7 @@ TABLE = [
     ("ffa-lora", "FFA-LoRA", "arXiv 2403.12313"),
     ("fedsa-lora", "FedSA-LoRA", "arXiv 2410.01463"),
     ("feddpa", "FedDPA", "arXiv 2403.19211"),
+    ("flexlora", "FlexLoRA", "arXiv 2402.11505"),
     ("scaffold", "SCAFFOLD", "arXiv 1910.06378"),
     ("fedavgm", "FedAvgM", "arXiv 1909.06335"),
     ("fedadam", "FedAdam", "arXiv 2003.00295"),

@@ -157,6 +157,7 @@ class Method:
         merge: (options, space, state, cohort) -> the server's next state.
         uploads: Names of the vectors that a client shares.
         downloads: Names of the state's vectors that clients receive; the others are the server's own.
+        by_position: Whether ``merge`` takes each position by itself, so that a robust rule can replace the mean.
         weighted: Whether the mean weighs clients by their samples; otherwise all count the same.
     """
 
@@ -172,6 +173,7 @@ class Method:
     merge: Callable[[Any, LoraSpace, Vectors, Cohort], Vectors] = keep_mean
     uploads: tuple[str, ...] = (VALUES,)
     downloads: tuple[str, ...] = (VALUES,)
+    by_position: bool = True
     weighted: bool = True
 
     @property

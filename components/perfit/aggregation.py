@@ -10,13 +10,13 @@ positions with at least three holders. They count every client the same: a claim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from perfit.robustness import Measure, Scale, measure, scales
+from perfit.robustness import Measure, Scale, capped, measure, scales
 from perfit.sections import Section
 from perfit.updates import Update, UpdateSpool
 
@@ -157,6 +157,10 @@ class Cohort:
         clients = sorted(self.measures)
         parts = ((client, *self._spool.read(client, name, positions)) for client in clients)
         return self._scaled(name, positions, parts, self.scales)
+
+    def capped(self, weights: Sequence[int]) -> list[int]:
+        """Return weights of a rule's own, in the order of the clients' ids, none with more than its share."""
+        return capped(weights, self._options.max_share)
 
     def _scaled(
         self,

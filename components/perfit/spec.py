@@ -155,8 +155,8 @@ class FederationSpec(Section):
         if self.aggregation.rule != "mean" and not self.algorithm.by_position:
             raise key_error(
                 ("aggregation", "rule"),
-                f"{self.aggregation.rule} does not fit method {self.method.name}, which averages products of matrices "
-                "and not their values; leave it out",
+                f"{self.aggregation.rule} does not fit method {self.method.name}, whose rule sees whole matrices, "
+                "not single values; leave it out",
             )
         return self
 

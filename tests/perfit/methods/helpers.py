@@ -142,3 +142,46 @@ def refusal(section: str) -> str:
     with pytest.raises(PerfitError) as caught:
         parse_federation(text, "f.yaml")
     return caught.value.problem
+
+
+SHAPES = {"q": (6, 3, 5), "v": (6, 9, 4)}
+"""Rank, in features and out features of two modules."""
+WIDE = LoraSpace.from_shapes(
+    {
+        f"base_model.model.{name}.lora_{letter}.weight": (rank, columns) if letter == "A" else (rows, rank)
+        for name, (rank, columns, rows) in SHAPES.items()
+        for letter in "AB"
+    }
+)
+
+
+def product(space: LoraSpace, values: np.ndarray, module: str = "q", rank: int | None = None) -> np.ndarray:
+    """The product BA of a module, of its first ranks."""
+    matrices = space.split(values.astype(np.float64))
+    a, b = (matrices[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "AB")
+    return b[:, :rank] @ a[:rank]
+
+
+def merged(spec: FederationSpec, state: Vectors, updates: dict[str, Update]) -> np.ndarray:
+    """The server's values after a round over ``WIDE``."""
+    cohort = new_cohort(spec, WIDE, state)
+    for name, update in updates.items():
+        cohort.add(name, update)
+    return merge(spec, WIDE, state, cohort)["values"]
+
+
+def random_updates(rng: np.random.Generator, ranks: list[int]) -> dict[str, Update]:
+    """Updates of plain LoRAs of some ranks over ``WIDE``."""
+    updates = {}
+    for number, rank in enumerate(ranks):
+        held = WIDE.plain_mask(rank)
+        vector = rng.normal(0, 1, np.count_nonzero(held)).astype(np.float32)
+        updates[f"client-{number}"] = Update(held, {"values": vector}, int(rng.integers(1, 100)))
+    return updates
+
+
+def dense(update: Update) -> np.ndarray:
+    """The values of an update over ``WIDE``, float64, zero where it shares nothing."""
+    values = np.zeros(WIDE.size)
+    values[update.positions] = update.vectors["values"]
+    return values

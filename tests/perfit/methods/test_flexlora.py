@@ -6,28 +6,30 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from perfit.methods import Vectors
-from perfit.round import merge, new_cohort
-from perfit.space import LoraSpace
-from perfit.spec import FederationSpec
-from perfit.updates import Update
-
-from .helpers import SMALL, SPACE, A, Pull, federation_at, make_spec, masks, play, refusal, side_of
+from .helpers import (
+    SHAPES,
+    SMALL,
+    SPACE,
+    WIDE,
+    A,
+    Pull,
+    dense,
+    federation_at,
+    make_spec,
+    masks,
+    merged,
+    play,
+    product,
+    random_updates,
+    refusal,
+    side_of,
+)
 
 FLEXLORA = make_spec({"name": "flexlora"})
 BIG = Pull([0, 8, 0, 8, 1, 1], samples=1)
 """Its product is 1 * (0, 8) + 1 * (0, 8) = (0, 16)."""
 LITTLE = Pull([2, 0, 0, 0, 2, 0], samples=3)
 """Its product is 2 * (2, 0) = (4, 0)."""
-SHAPES = {"q": (6, 3, 5), "v": (6, 9, 4)}
-"""Rank, in features and out features of two modules."""
-WIDE = LoraSpace.from_shapes(
-    {
-        f"base_model.model.{name}.lora_{letter}.weight": (rank, columns) if letter == "A" else (rows, rank)
-        for name, (rank, columns, rows) in SHAPES.items()
-        for letter in "AB"
-    }
-)
 
 
 def test_everything_is_trained_and_shared():
@@ -50,42 +52,13 @@ def test_each_client_takes_its_ranks_and_goes_on_from_the_mean():
     assert_allclose(product(SPACE, second.vectors["values"]), [[3, 4]], rtol=1e-6)
 
 
-def product(space: LoraSpace, values: np.ndarray, module: str = "q", rank: int | None = None) -> np.ndarray:
-    """The product BA of a module, of its first ranks."""
-    matrices = space.split(values.astype(np.float64))
-    a, b = (matrices[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "AB")
-    return b[:, :rank] @ a[:rank]
-
-
-def average(spec: FederationSpec, state: Vectors, updates: dict[str, Update]) -> np.ndarray:
-    cohort = new_cohort(spec, WIDE, state)
-    for name, update in updates.items():
-        cohort.add(name, update)
-    return merge(spec, WIDE, state, cohort)["values"]
-
-
-def random_updates(rng: np.random.Generator, ranks: list[int]) -> dict[str, Update]:
-    updates = {}
-    for number, rank in enumerate(ranks):
-        held = WIDE.plain_mask(rank)
-        vector = rng.normal(0, 1, np.count_nonzero(held)).astype(np.float32)
-        updates[f"client-{number}"] = Update(held, {"values": vector}, int(rng.integers(1, 100)))
-    return updates
-
-
-def dense(update: Update) -> np.ndarray:
-    values = np.zeros(WIDE.size)
-    values[update.positions] = update.vectors["values"]
-    return values
-
-
 @pytest.mark.parametrize("ranks", [[2], [1, 1], [2, 1], [6, 2, 1, 4], [2] * 3 + [6], [3, 1, 6, 2] * 12], ids=str)
 def test_the_first_ranks_are_the_truncated_svd_of_the_mean_product(ranks):
     spec = make_spec({"name": "flexlora"}, lora={"rank": 6}, aggregation={"max_share": 1, "clip": None})
     rng = np.random.default_rng(len(ranks))
     updates = random_updates(rng, ranks)
     state = {"values": rng.normal(0, 1, WIDE.size).astype(np.float32)}
-    after = average(spec, state, updates)
+    after = merged(spec, state, updates)
     weights = [update.samples for update in updates.values()]
     for module in SHAPES:
         products = [product(WIDE, dense(update), module) for update in updates.values()]
@@ -107,7 +80,7 @@ def test_ranks_that_too_few_clients_share_are_not_in_the_mean():
     limits = {"max_share": 1, "clip": None}
     spec = make_spec({"name": "flexlora"}, lora={"rank": 6}, exchange={"holders": 2}, aggregation=limits)
     updates = random_updates(np.random.default_rng(3), [4, 2, 1])
-    after = average(spec, {"values": np.zeros(WIDE.size, dtype=np.float32)}, updates)
+    after = merged(spec, {"values": np.zeros(WIDE.size, dtype=np.float32)}, updates)
     weights = [update.samples for update in updates.values()]
     for module in SHAPES:
         products = [product(WIDE, dense(update), module, rank=2) for update in updates.values()]
@@ -139,7 +112,7 @@ def test_products_of_zero_keep_a():
 
 
 def test_robust_rules_go_position_by_position_and_do_not_fit():
-    with pytest.raises(ValueError, match="median does not fit method flexlora, which averages products of matrices"):
+    with pytest.raises(ValueError, match="median does not fit method flexlora, whose rule sees whole matrices"):
         make_spec({"name": "flexlora"}, aggregation={"rule": "median"})
 
 

@@ -45,12 +45,14 @@ def test_a_row_of_the_table_matches_the_method(name):
     after = method.after(method.options(), start, Tuned(zeros, zeros)) if method.after else AfterTuning()
     own = sorted(set(method.init(zeros)) - set(method.downloads))
     shares = roles.shared.any()
+    turns = method.turns(SPACE) if method.turns else [np.ones_like(held)]
     shared = matrices(roles.shared)
-    up = {"A, B": str(len(method.uploads)), "-": "0"}.get(shared, shared)
+    sent = ", then ".join(matrices(roles.shared & turn) for turn in turns)
+    up = {"A, B": str(len(method.uploads)), "-": "0"}.get(sent, sent)
     assert table()[name] == [
         f"{method.title}, {method.paper}",
         shared,
-        matrices(roles.held & ~roles.trained),
+        ", then ".join(matrices(roles.held & ~(roles.trained & turn)) for turn in turns),
         matrices(roles.trained & ~roles.shared),
         up,
         str(len(method.downloads) if shares else 0),

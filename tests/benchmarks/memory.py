@@ -88,7 +88,7 @@ def measure(
     if search:
         find_architecture(model, spec, spec.clients[0], data)
     else:
-        received = ClientRound(spec, model.space, held).unknown(round=1)
+        received = ClientRound(spec, model.space, held, 1).unknown()
         run_client(model, spec, spec.clients[0], 1, data, held, received, kept={})
     # Not getrusage: its peak includes that of the parent process.
     status = Path("/proc/self/status").read_text()

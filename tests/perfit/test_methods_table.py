@@ -21,6 +21,7 @@ TABLE = [
     ("feddpa", "FedDPA", "arXiv 2403.19211"),
     ("flexlora", "FlexLoRA", "arXiv 2402.11505"),
     ("hetlora", "HetLoRA", "arXiv 2401.06432"),
+    ("rolora", "RoLoRA", "arXiv 2502.01755"),
     ("scaffold", "SCAFFOLD", "arXiv 1910.06378"),
     ("fedavgm", "FedAvgM", "arXiv 1909.06335"),
     ("fedadam", "FedAdam", "arXiv 2003.00295"),

@@ -23,6 +23,7 @@ from perfit.methods import (
     hetlora,
     local,
     perfit,
+    rolora,
     scaffold,
 )
 from perfit.methods.method import VALUES, AfterTuning, ClientStart, Method, MethodOptions, Roles, Search, Tuned, Vectors
@@ -50,6 +51,7 @@ _TABLE = (
     feddpa.METHOD,
     flexlora.METHOD,
     hetlora.METHOD,
+    rolora.METHOD,
     scaffold.METHOD,
     fedavgm.METHOD,
     fedadam.METHOD,

@@ -32,6 +32,7 @@ class Roles:
 
     Off ``held`` the LoRA is zero. Held but not trained is frozen at its initial value. Trained but not shared is
     personal and never leaves the client. Of what is shared, a round exchanges what enough of its clients share.
+    A method may train them in turn, some in one round and some in another (:attr:`Method.turns`).
 
     Args:
         held: bool, shape (N,): the client's architecture.
@@ -78,7 +79,8 @@ class Tuned:
 
     Args:
         values: float32, shape (T,).
-        mean_gradient: float32, shape (T,): gradient of the loss, clipped but not corrected, averaged over the steps.
+        mean_gradient: float32, shape (T,): gradient of the loss, clipped but not corrected, averaged over the steps;
+            zero where it is not the round's turn.
     """
 
     values: np.ndarray
@@ -146,6 +148,8 @@ class Method:
         paper: The paper that describes it.
         options: Its section of the federation file; the default of ``name`` is the method's name.
         roles: (options, space, held) -> what a client that holds ``held`` trains and shares.
+        turns: (space) -> bool masks, shape (N,): of what is trained, what is so in the first round, in the second, and
+            so on from the first again. The others start as ever, but stay as they are and are not uploaded. None: all.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
         start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
             ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.
@@ -165,6 +169,7 @@ class Method:
     paper: str
     options: type[MethodOptions]
     roles: Callable[[Any, LoraSpace, np.ndarray], Roles] = share_all
+    turns: Callable[[LoraSpace], tuple[np.ndarray, ...]] | None = None
     search: Callable[[Any], Search | None] = lambda options: None
     start: Callable[[Any, np.ndarray, np.ndarray, Score], np.ndarray] | None = None
     correction: Callable[[Any, Any, ClientStart], Any] | None = None

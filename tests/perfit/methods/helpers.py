@@ -38,9 +38,9 @@ def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None 
     return FederationSpec.model_validate({**tree, "exchange": {"holders": 1, **more.get("exchange", {})}})
 
 
-def side_of(spec: FederationSpec, client: str) -> ClientRound:
+def side_of(spec: FederationSpec, client: str, round: int = 1) -> ClientRound:
     """A client's side of a round, with a plain LoRA of its rank."""
-    return ClientRound(spec, SPACE, SPACE.plain_mask(spec.rank_of(spec.client(client))))
+    return ClientRound(spec, SPACE, SPACE.plain_mask(spec.rank_of(spec.client(client))), round)
 
 
 def everything(roles: Roles, vectors: Vectors) -> Received:
@@ -58,7 +58,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Federation:
-    """Between two rounds: the server's vectors, what each client keeps, and its last transfers, update and values."""
+    """After a round: the server's vectors, what each client keeps, and its last transfers, update and values."""
 
     vectors: Vectors
     kept: Mapping[str, Vectors] = field(default_factory=dict)
@@ -66,6 +66,7 @@ class Federation:
     uploads: Mapping[str, Transfer] = field(default_factory=dict)
     updates: Mapping[str, Update] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    round: int = 0
 
 
 def federation_at(spec: FederationSpec, values: Sequence[float]) -> Federation:
@@ -79,11 +80,11 @@ def descend(
     """Do a client's round with plain gradient descent in float64; return its upload, what it keeps, its values (N,)."""
     start = side.begin(received, kept)
     method, options, target = side.spec.algorithm, side.spec.method, np.array(pull.target)[side.roles.trained]
-    values, gradients = start.values.astype(np.float64), []
+    values, gradients, active = start.values.astype(np.float64), [], side.active[side.roles.trained]
     for _ in range(steps):
-        gradients.append(values - target)
+        gradients.append(np.where(active, values - target, 0))
         correction = method.correction(options, values, start) if method.correction else 0
-        values = values - rate * (gradients[-1] + correction)
+        values = np.where(active, values - rate * (gradients[-1] + correction), values)
     tuned = Tuned(values.astype(np.float32), np.mean(gradients, axis=0).astype(np.float32))
     upload, kept = side.finish(received, start, tuned, seed=0)
     return upload, kept, side.dense(tuned.values)
@@ -99,18 +100,19 @@ def play(
     lost: Sequence[str] = (),
 ) -> Federation:
     """Play a round in which the clients of ``pulls`` take part, of which those that are ``lost`` do not deliver."""
-    sides = {name: side_of(spec, name) for name in pulls}
+    number = before.round + 1
+    sides = {name: side_of(spec, name, number) for name in pulls}
     exchanged = exchanged_positions(spec, SPACE, (side.held for side in sides.values()))
     cohort = new_cohort(spec, SPACE, before.vectors)
     kept, downloads, uploads, updates, values = ({} for _ in range(5))
     for name, pull in pulls.items():
         side = sides[name]
-        downloads[name] = download(spec, before.vectors, side.roles.shared & exchanged, 1, spec.client(name))
+        downloads[name] = download(spec, before.vectors, side.roles.shared & exchanged, number, spec.client(name))
         received = Received.by(downloads[name])
         uploads[name], kept[name], values[name] = descend(
             side, pull, received, before.kept.get(name, {}), steps=steps, rate=rate
         )
-        updates[name] = update_of(spec, before.vectors, received.positions, uploads[name], pull.samples)
+        updates[name] = update_of(spec, before.vectors, received.positions & side.active, uploads[name], pull.samples)
         if name not in lost:
             cohort.add(name, updates[name])
     return Federation(
@@ -120,6 +122,7 @@ def play(
         {**before.uploads, **uploads},
         {**before.updates, **updates},
         {**before.values, **values},
+        number,
     )
 
 

@@ -31,7 +31,7 @@ def test_a_round_by_hand():
         ("ann", architecture(0, 3, 5), Pull([4, 4, 4, 4, 4, 4], samples=1)),
         ("bob", architecture(0, 4, 5), Pull([8, 8, 8, 8, 8, 8], samples=3)),
     ]:
-        side = ClientRound(PERFIT, SPACE, held)
+        side = ClientRound(PERFIT, SPACE, held, 1)
         upload, kept, values = descend(side, pull, everything(side.roles, state), {}, steps=1, rate=0.5)
         cohort.add(name, update_of(PERFIT, state, side.roles.shared, upload, pull.samples))
         assert_array_equal(values != 0, held)

@@ -148,8 +148,9 @@ class Method:
         paper: The paper that describes it.
         options: Its section of the federation file; the default of ``name`` is the method's name.
         roles: (options, space, held) -> what a client that holds ``held`` trains and shares.
-        turns: (space) -> bool masks, shape (N,): of what is trained, what is so in the first round, in the second, and
-            so on from the first again. The others start as ever, but stay as they are and are not uploaded. None: all.
+        turns: (space) -> bool masks, shape (N,): clients train what of their trained positions is in the first mask in
+            round 1, in the second in round 2, and so on, from the first again after the last. The others start as ever,
+            stay as they are and are not uploaded. None: all are trained in every round.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
         start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
             ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,19 @@ SPACE = LoraSpace.from_shapes({"base_model.model.q.lora_A.weight": (2, 3), "base
 
 
 def table() -> dict[str, list[str]]:
-    """The rows of docs/methods.md, by method."""
-    first, _, _ = (DOCS / "methods.md").read_text().partition("\n\n`sent up`")
+    """The rows of the first table in docs/methods.md, by method."""
+    first = (DOCS / "methods.md").read_text().partition("\n## ")[0]
     rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", first, re.MULTILINE)
     return {name: cells.split(" | ") for name, cells in rows}
 
 
 def matrices(mask: np.ndarray) -> str:
-    """Which of A and B a mask holds."""
-    held = [letter for letter, part in (("A", SPACE.a_mask), ("B", ~SPACE.a_mask)) if (mask & part).any()]
-    return ", ".join(held) or "-"
+    """Which of A and B a mask holds, and the fraction of them if it is not all."""
+    parts = {"A": SPACE.a_mask, "B": ~SPACE.a_mask}
+    held = {letter: part for letter, part in parts.items() if (mask & part).any()}
+    whole = sum(np.count_nonzero(part) for part in held.values())
+    count = int(np.count_nonzero(mask))
+    return (", ".join(held) or "-") + (f" ({Fraction(count, int(whole))})" if count < whole else "")
 
 
 def test_the_table_of_methods_has_every_method():
@@ -36,16 +40,19 @@ def test_the_table_of_methods_has_every_method():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_of_the_table_matches_the_method(name):
     method, held = METHODS[name], SPACE.plain_mask(2)
-    roles, zeros = method.roles(SPACE, held), np.zeros(int(held.sum()), dtype=np.float32)
+    roles, zeros = method.roles(method.options(), SPACE, held), np.zeros(int(held.sum()), dtype=np.float32)
     start = ClientStart(zeros, received=dict.fromkeys(method.downloads, zeros))
     after = method.after(method.options(), start, Tuned(zeros, zeros)) if method.after else AfterTuning()
     own = sorted(set(method.init(zeros)) - set(method.downloads))
     shares = roles.shared.any()
-    up = {"A, B": str(len(method.uploads)), "-": "0"}.get(matrices(roles.shared), matrices(roles.shared))
+    turns = method.turns(SPACE) if method.turns else [np.ones_like(held)]
+    shared = matrices(roles.shared)
+    sent = ", then ".join(matrices(roles.shared & turn) for turn in turns)
+    up = {"A, B": str(len(method.uploads)), "-": "0"}.get(sent, sent)
     assert table()[name] == [
         f"{method.title}, {method.paper}",
-        matrices(roles.shared),
-        matrices(roles.held & ~roles.trained),
+        shared,
+        ", then ".join(matrices(roles.held & ~(roles.trained & turn)) for turn in turns),
         matrices(roles.trained & ~roles.shared),
         up,
         str(len(method.downloads) if shares else 0),

@@ -11,19 +11,21 @@ positions with at least three holders. They count every client the same: a claim
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from perfit.robustness import Measure, Scale, measure, scales
+from perfit.robustness import Measure, Scale, capped, measure, scales
 from perfit.sections import Section
 from perfit.updates import Block, Update, UpdateSpool
 
 MIN_HOLDERS = 3
 """With fewer values a median or a trimmed mean is the mean."""
+Part = tuple[np.ndarray, np.ndarray, int]
+"""A client's part in a range: the positions that it shares, from the range's first (int64), its values, its weight."""
 MAX_THREADS = 2
 """Threads that verify and average updates: each needs memory for an update."""
 
@@ -166,6 +168,20 @@ class Cohort:
         self._each_block(name, set_block)
         return result
 
+    def parts(self, name: str, positions: slice) -> Iterator[Part]:
+        """Yield each client's part in a range of positions, within the limits, in the order of the clients' ids.
+
+        For rules that do not go position by position.
+        """
+        base = self._base.get(name, np.zeros(0, np.float32))[positions]
+        for client, scale in sorted(self.scales.items()):
+            shared, values = self._spool.read(client, name, positions)
+            yield shared, _clipped(values, base, shared, scale.factors.get(name, 1)), scale.weight
+
+    def capped(self, weights: Sequence[int]) -> list[int]:
+        """Return weights of a rule's own, in the order of the clients' ids, none with more than its share."""
+        return capped(weights, self._options.max_share)
+
     def _each_block(self, name: str | None, visit: Callable[[Block], None]) -> None:
         def visit_chunk(chunk: slice) -> None:
             for block in self._spool.blocks(chunk, name):
@@ -181,16 +197,21 @@ def threads() -> int:
     return min(available, MAX_THREADS)
 
 
+def _clipped(values: np.ndarray, base: np.ndarray, positions: np.ndarray, factor: float) -> np.ndarray:
+    """Return values (float32) of which only a fraction of the change from ``base``, or from zero, is left."""
+    if factor == 1:
+        return values
+    start = base[positions].astype(np.float64) if base.size else 0.0
+    return (start + factor * (values - start)).astype(np.float32)
+
+
 def _set_robust(
     result: np.ndarray, block: Block, base: np.ndarray, factors: np.ndarray, where: np.ndarray, options: Aggregation
 ) -> None:
     """Set some positions of a block (bool, shape (P,)), each with enough holders, by a robust rule."""
     stack = np.full((factors.size, result.size), np.nan, dtype=np.float32)
     for row, (positions, values), factor in zip(stack, block.parts(), factors, strict=True):
-        if factor != 1:
-            start = base[positions].astype(np.float64) if base.size else 0.0
-            values = start + factor * (values - start)
-        row[positions] = values
+        row[positions] = _clipped(values, base, positions, factor)
     stack = np.sort(stack[:, where], axis=0)  # NaN last
     count = np.count_nonzero(~np.isnan(stack), axis=0)
     cut = (count - 1) // 2 if options.rule == "median" else np.maximum(1, (options.trim * count).astype(np.int64))

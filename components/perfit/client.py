@@ -60,6 +60,7 @@ class ClientResult:
     Args:
         adapter: The personal adapter.
         exchanged: bool, shape (N,): the positions that the client exchanged with the server.
+        updated: bool, shape (N,): those of them that it trained in this round.
         upload: What it sent, at some of these.
         samples: Number of its training records.
         kept: What the client keeps until its next round, by name, each float32 of shape (T,).
@@ -70,6 +71,7 @@ class ClientResult:
 
     adapter: SparseAdapter
     exchanged: np.ndarray
+    updated: np.ndarray
     upload: Transfer
     samples: int
     kept: Vectors
@@ -194,20 +196,20 @@ def run_client(
     Raises:
         TrainingDiverged: The loss or the held-out perplexity is not finite.
     """
-    side = ClientRound(spec, model.space, held)
+    side = ClientRound(spec, model.space, held, round)
     examples, score = data.train, None
     if spec.algorithm.start:
         seed = derive_seed(spec.training.seed, "validation", round, client.id)
         examples, validation = split_held_out(data.train, VALIDATION_FRACTION, seed)
         score = _scorer(model, side, validation, spec.training.batch_size)
-    start = side.begin(received, kept, score)
+    start, active = side.begin(received, kept, score), side.active[side.roles.trained]
     inputs = {"held": held, "values": start.values, "exchanged": received.positions}
     inputs |= {f"received/{name}": vector for name, vector in received.vectors.items()}
     inputs |= {f"kept/{name}": vector for name, vector in kept.items()}
     checkpoints = _checkpoints(checkpoint, model, spec, client, round, data, spec.training.steps, inputs)
-    with compact(model.peft, model.space, side.dense(start.values), side.roles.trained) as vectors:
+    with compact(model.peft, model.space, side.dense(start.values), side.active) as vectors:
         before = checkpoints.measured("perplexity_before", lambda: _held_out_perplexity(model, spec, data))
-        gradients = _Gradients(spec, vectors, start)
+        gradients = _Gradients(spec, vectors, _at(start, active))
         losses = train(
             model.peft,
             examples.examples,
@@ -222,10 +224,13 @@ def run_client(
         after = _held_out_perplexity(model, spec, data)
         if not math.isfinite(before + after):
             raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
-        tuned = Tuned(read_values(vectors), gradients.mean())
+        values, gradient = start.values.copy(), np.zeros_like(start.values)
+        values[active], gradient[active] = read_values(vectors), gradients.mean()
+    tuned = Tuned(values, gradient)
     upload, kept = side.finish(received, start, tuned, derive_seed(spec.training.seed, "upload", round, client.id))
     samples = len(data.train.examples)
-    return ClientResult(side.adapter(tuned.values), received.positions, upload, samples, kept, losses, before, after)
+    exchanged, updated = received.positions, received.positions & side.active
+    return ClientResult(side.adapter(values), exchanged, updated, upload, samples, kept, losses, before, after)
 
 
 def evaluate(model: ExpandedModel, spec: FederationSpec, data: ClientData, values: np.ndarray) -> float:
@@ -271,7 +276,7 @@ class _Gradients(StatefulCallback):
     Args:
         spec: Gives the method and its options.
         vectors: The trainable vector of each matrix.
-        start: What the client began with.
+        start: What the client began with, at the positions of the vectors.
     """
 
     def __init__(self, spec: FederationSpec, vectors: dict[str, nn.Parameter], start: ClientStart):
@@ -318,3 +323,10 @@ def _blocks(start: ClientStart, vectors: Sequence[nn.Parameter]) -> list[ClientS
         )
         for i in range(len(values))
     ]
+
+
+def _at(start: ClientStart, positions: np.ndarray) -> ClientStart:
+    """Return what a client began with at some of its T trained positions (bool, shape (T,))."""
+    received = {name: vector[positions] for name, vector in start.received.items()}
+    kept = {name: vector[positions] for name, vector in start.kept.items()}
+    return ClientStart(start.values[positions], received, kept)

@@ -7,7 +7,7 @@ clients. With fewer than three updates it is impossible to tell which one is the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,10 +85,10 @@ def scales(
         clip: A change in a vector is at most this multiple of the median over clients; None for no limit.
         weighted: Whether clients count by their samples; otherwise all count the same.
     """
-    weights = {client: measured.samples if weighted else 1 for client, measured in measures.items()}
+    claimed = [measured.samples if weighted else 1 for measured in measures.values()]
+    weights = dict(zip(measures, capped(claimed, max_share), strict=True))
     if len(measures) < MIN_UPDATES:
         return {client: Scale(weight) for client, weight in weights.items()}
-    cap = _weight_cap(list(weights.values()), max_share)
     factors: dict[str, dict[str, float]] = {client: {} for client in measures}
     names = {name for measured in measures.values() for name in measured.changes} if clip else set()
     for name in sorted(names):
@@ -96,10 +96,21 @@ def scales(
         for client, measured in measures.items():
             if 0 < limit < measured.changes[name]:
                 factors[client][name] = limit / measured.changes[name]
-    return {client: Scale(min(weight, cap), factors[client]) for client, weight in weights.items()}
+    return {client: Scale(weight, factors[client]) for client, weight in weights.items()}
 
 
-def _weight_cap(weights: list[int], max_share: float) -> int:
+def capped(weights: Sequence[int], max_share: float) -> list[int]:
+    """Return the weights of a round's updates, of which none is more than ``max_share`` of their sum.
+
+    As far as positive integers go, and only if there are at least three.
+    """
+    if len(weights) < MIN_UPDATES:
+        return list(weights)
+    cap = _weight_cap(weights, max_share)
+    return [min(weight, cap) for weight in weights]
+
+
+def _weight_cap(weights: Sequence[int], max_share: float) -> int:
     """Return the largest cap that is at most ``max_share`` of the sum of the capped weights; at least 1."""
     low, high = 1, max(weights)
     while low < high:

@@ -50,35 +50,44 @@ class ClientRound:
         spec: The federation.
         space: The expanded space of N positions.
         held: The client's architecture: bool, shape (N,).
+        round: From 1.
     """
 
     spec: FederationSpec
     space: LoraSpace
     held: np.ndarray
+    round: int
 
     @cached_property
     def roles(self) -> Roles:
         """What the client trains and shares."""
-        return self.spec.algorithm.roles(self.space, self.held)
+        return self.spec.roles(self.space, self.held)
+
+    @cached_property
+    def active(self) -> np.ndarray:
+        """The positions that the client trains in this round: bool, shape (N,)."""
+        turns = trained_in_turn(self.spec, self.space, self.held)
+        return turns[(self.round - 1) % len(turns)]
 
     @cached_property
     def initial(self) -> np.ndarray:
         """The values that all clients start from: float32, shape (N,), zero off the architecture."""
         return np.where(self.held, self.space.initial_values(self.spec.training.seed), np.float32(0))
 
-    def exchanged_unknown(self, round: int) -> np.ndarray:
-        """Return what the client exchanges in a round that was planned without its architecture: bool, shape (N,).
+    @property
+    def exchanged_unknown(self) -> np.ndarray:
+        """What the client exchanges if the round was planned without its architecture: bool, shape (N,).
 
         In the first round these are all that it shares; the server alone sees their values. In a later one, or if
         masks go first, there are none: the client trains alone and uploads its architecture.
         """
-        if round > 1 or self.spec.exchange.masks_first:
+        if self.round > 1 or self.spec.exchange.masks_first:
             return np.zeros(self.space.size, dtype=bool)
         return self.roles.shared
 
-    def unknown(self, round: int) -> Received:
+    def unknown(self) -> Received:
         """Return what the client receives in such a round: the state that a federation begins with, which it knows."""
-        positions = self.exchanged_unknown(round)
+        positions = self.exchanged_unknown
         if not positions.any():
             return Received(positions)
         downloads, _ = split_state(self.spec, initial_state(self.spec, self.space))
@@ -129,17 +138,32 @@ class ClientRound:
         method, exchange = self.spec.algorithm, self.spec.exchange
         after = method.after(self.spec.method, start, tuned) if method.after else AfterTuning()
         kept = {VALUES: tuned.values, **after.kept}
-        exchanged = received.positions[self.roles.trained]
+        updated = (received.positions & self.active)[self.roles.trained]
         for name in after.shared.keys() & after.kept.keys():
-            kept[name] = np.where(exchanged, kept[name], start.kept.get(name, np.float32(0)))
+            kept[name] = np.where(updated, kept[name], start.kept.get(name, np.float32(0)))
         vectors = {VALUES: tuned.values, **after.shared}
         if exchange.sends_changes:
             vectors[VALUES] = tuned.values - start.received[VALUES]
-        sent = exchanged.copy()
-        sent[exchanged] = exchange.largest(vectors[VALUES][exchanged])
+        sent = updated.copy()
+        sent[updated] = exchange.largest(vectors[VALUES][updated])
         positions = np.zeros(self.space.size, dtype=bool)
         positions[self.roles.trained] = sent
         return Transfer(positions, _pack(exchange, {name: v[sent] for name, v in vectors.items()}, seed)), kept
+
+
+def trained_in_turn(spec: FederationSpec, space: LoraSpace, held: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return what a client trains in the first round, in the second, and so on from the first again.
+
+    Args:
+        spec: The federation.
+        space: The expanded space of N positions.
+        held: The client's architecture: bool, shape (N,).
+
+    Returns:
+        One mask or several, each bool, shape (N,).
+    """
+    trained, turns = spec.roles(space, held).trained, spec.algorithm.turns
+    return tuple(trained & turn for turn in turns(space)) if turns else (trained,)
 
 
 def initial_state(spec: FederationSpec, space: LoraSpace) -> Vectors:
@@ -175,7 +199,7 @@ def exchanged_positions(
     """
     holders = np.zeros(space.size, dtype=np.uint32)
     for held, clients in architectures:
-        np.add(holders, clients, out=holders, where=spec.algorithm.roles(space, held).shared)
+        np.add(holders, clients, out=holders, where=spec.roles(space, held).shared)
     return holders >= spec.exchange.holders
 
 
@@ -195,8 +219,8 @@ def download(spec: FederationSpec, state: Vectors, positions: np.ndarray, round:
     return Transfer(positions, _pack(spec.exchange, {key: v[positions] for key, v in downloads.items()}, seed))
 
 
-def update_of(spec: FederationSpec, state: Vectors, exchanged: np.ndarray, transfer: Transfer, samples: int) -> Update:
-    """Return the update that a client's upload amounts to: new values at all positions that the client exchanges.
+def update_of(spec: FederationSpec, state: Vectors, updated: np.ndarray, transfer: Transfer, samples: int) -> Update:
+    """Return the update that a client's upload amounts to.
 
     Changes are those of the server's values as they are, not as they were rounded for the download: so its rounding
     does not add up over the rounds.
@@ -204,16 +228,16 @@ def update_of(spec: FederationSpec, state: Vectors, exchanged: np.ndarray, trans
     Args:
         spec: The federation.
         state: The server's vectors at the start of the round, each float32 of shape (N,).
-        exchanged: bool, shape (N,): the positions that the client exchanges.
+        updated: bool, shape (N,): the positions that the client exchanges and has trained in this round.
         transfer: What it uploaded, at some of them.
         samples: Number of its training records.
     """
     vectors = transfer.unpack()
     if spec.exchange.sends_changes:
-        values = state[VALUES][exchanged]
-        values[transfer.positions[exchanged]] += vectors[VALUES]
+        values = state[VALUES][updated]
+        values[transfer.positions[updated]] += vectors[VALUES]
         vectors[VALUES] = values
-    return Update(exchanged, vectors, samples)
+    return Update(updated, vectors, samples)
 
 
 def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort:
@@ -229,9 +253,9 @@ def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort
     )
 
 
-def merge(spec: FederationSpec, state: Vectors, cohort: Cohort) -> Vectors:
+def merge(spec: FederationSpec, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Return the server's next vectors, each float32 of shape (N,)."""
-    return spec.algorithm.merge(spec.method, state, cohort)
+    return spec.algorithm.merge(spec.method, space, state, cohort)
 
 
 def _pack(exchange: Exchange, vectors: Vectors, seed: int) -> dict[str, Packed]:
@@ -245,5 +269,5 @@ def _population(spec: FederationSpec, space: LoraSpace) -> np.ndarray:
     ranks: Mapping[int, int] = Counter(spec.rank_of(client) for client in spec.clients)
     population = np.zeros(space.size, dtype=np.int64)
     for rank, clients in ranks.items():
-        population[spec.algorithm.roles(space, space.plain_mask(rank)).shared] += clients
+        population[spec.roles(space, space.plain_mask(rank)).shared] += clients
     return population

@@ -96,12 +96,12 @@ class Simulation:
                 architectures[client.id] = find_architecture(
                     self.model, spec, client, self.data[client.id], _reporter(on_step, 0, client)
                 )
-            side, last = ClientRound(spec, space, architectures[client.id]), state.results.get(client.id)
+            side, last = ClientRound(spec, space, architectures[client.id], number), state.results.get(client.id)
             if client.id in known:
                 positions = side.roles.shared & exchanged
                 start = Received.by(download(spec, state.vectors, positions, number, client))
             else:
-                start = side.unknown(number)
+                start = side.unknown()
             results[client.id] = result = run_client(
                 self.model,
                 spec,
@@ -113,10 +113,10 @@ class Simulation:
                 last.kept if last else {},
                 _reporter(on_step, number, client),
             )
-            if result.exchanged.any():
-                update = update_of(spec, state.vectors, result.exchanged, result.upload, result.samples)
+            if result.updated.any():
+                update = update_of(spec, state.vectors, result.updated, result.upload, result.samples)
                 cohort.add(client.id, update)
-        return State(number, merge(spec, state.vectors, cohort), architectures, results)
+        return State(number, merge(spec, space, state.vectors, cohort), architectures, results)
 
     def _known(self, state: State, participants: Iterable[Client]) -> dict[str, np.ndarray]:
         """Return the architectures, of those who take part, that the server knows before a round."""

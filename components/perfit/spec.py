@@ -9,15 +9,17 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from perfit.aggregation import Aggregation
 from perfit.exchange import Exchange
 from perfit.locations import PlainUri, RecordsUri
-from perfit.methods import METHODS, Method, MethodOptions, Search
+from perfit.methods import METHODS, Method, MethodOptions, Roles, Search
 from perfit.methods.perfit import Options as PerFITOptions
 from perfit.sections import Name, Section, key_error
+from perfit.space import LoraSpace
 
 DEFAULT_METHOD = "perfit"
 DEFAULT_EXPANSION = 2
@@ -158,6 +160,16 @@ class FederationSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _rule_fits(self) -> Self:
+        if self.aggregation.rule != "mean" and not self.algorithm.by_position:
+            raise key_error(
+                ("aggregation", "rule"),
+                f"{self.aggregation.rule} does not fit method {self.method.name}, whose rule sees whole matrices, "
+                "not single values; leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _clients_fit(self) -> Self:
         ids = [client.id for client in self.clients]
         if self.participation.minimum_clients > len(ids):
@@ -197,6 +209,10 @@ class FederationSpec(Section):
         """The LoRA of the expanded space, with the scaling alpha / rank of ``lora``."""
         wider = {"rank": self.lora.rank * self.expansion, "alpha": self.lora.alpha * self.expansion}
         return self.lora.model_copy(update=wider)
+
+    def roles(self, space: LoraSpace, held: np.ndarray) -> Roles:
+        """Return what a client that holds ``held`` (bool, shape (N,)) trains and shares."""
+        return self.algorithm.roles(self.method, space, held)
 
     def client(self, client_id: str) -> Client:
         """Return a client by id.

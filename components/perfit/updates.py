@@ -171,6 +171,23 @@ class UpdateSpool:
                 begin = end
             yield Block(slice(start, stop), masks, buffer, np.concatenate([[0], ends[:-1]]))
 
+    def read(self, client: str, name: str, positions: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Read one update in a range of positions.
+
+        Returns:
+            Which of these positions the client shares (int64, counted from the range's first), and its values there
+            (float32).
+        """
+        entry, packed = self._entries[client], np.empty(-(-positions.stop // 8), np.uint8)
+        self._read(packed, entry.mask)
+        byte, bit = divmod(positions.start, 8)
+        bits = np.unpackbits(packed[byte:], count=positions.stop - 8 * byte).view(bool)
+        before = np.bitwise_count(packed[:byte]).sum(dtype=np.int64) + np.count_nonzero(bits[:bit])
+        shared = np.flatnonzero(bits[bit:])
+        values = np.empty(shared.size, np.float32)
+        self._read(values, entry.vectors[name] + 4 * int(before))
+        return shared, values
+
     def _write(self, array: np.ndarray, start: int) -> None:
         data = memoryview(np.ascontiguousarray(array)).cast("B")
         try:

@@ -74,7 +74,7 @@ def measure(
     )
     model = load_expanded(spec, cache)
     held = model.space.plain_mask(spec.lora.rank)
-    roles = spec.algorithm.roles(model.space, held)
+    roles = spec.roles(model.space, held)
     need = memory_need(
         model.peft.get_base_model(),
         model.space,
@@ -88,7 +88,7 @@ def measure(
     if search:
         find_architecture(model, spec, spec.clients[0], data)
     else:
-        received = ClientRound(spec, model.space, held).unknown(round=1)
+        received = ClientRound(spec, model.space, held, 1).unknown()
         run_client(model, spec, spec.clients[0], 1, data, held, received, kept={})
     # Not getrusage: its peak includes that of the parent process.
     status = Path("/proc/self/status").read_text()

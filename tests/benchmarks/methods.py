@@ -150,7 +150,8 @@ def next_start(simulation: Simulation, state: State, client: Client) -> np.ndarr
     """What a client starts its next round from, float32, shape (N,); before its first, on a plain mask."""
     spec, space = simulation.spec, simulation.model.space
     held = state.architectures.get(client.id)
-    side = ClientRound(spec, space, space.plain_mask(spec.rank_of(client)) if held is None else held)
+    held = space.plain_mask(spec.rank_of(client)) if held is None else held
+    side = ClientRound(spec, space, held, state.round + 1)
     downloads, _ = split_state(spec, state.vectors)
     architectures = [state.architectures.get(c.id, plain_architecture(spec, space, c)) for c in spec.clients]
     exchanged = exchanged_positions(spec, space, ((held, 1) for held in architectures if held is not None))

@@ -325,6 +325,29 @@ def test_a_claimed_sample_count_is_capped_and_counts_nothing_in_a_median():
     assert_array_equal(cohort_of(updates, PREVIOUS[:1], max_share=1, rule="median").average("values", 0), [2])
 
 
+@pytest.mark.parametrize("at", [slice(0, 1), slice(0, 29), slice(3, 5), slice(8, 16), slice(9, 29), slice(28, 29)])
+def test_parts_of_a_range_of_positions(at):
+    rng = np.random.default_rng(2)
+    previous = rng.normal(0, 0.02, 29).astype(np.float32)
+    updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, 29, 12))}  # client-10 is before client-2
+    parts = list(cohort_of(updates, previous).parts("values", at))
+    assert len(parts) == len(updates)
+    for name, (shared, values, weight) in zip(sorted(updates), parts, strict=True):
+        dense = np.zeros(29, dtype=np.float32)
+        dense[updates[name].positions] = updates[name].vectors["values"]
+        assert_array_equal(shared, np.flatnonzero(updates[name].positions[at]))
+        same_bits(values, dense[at][shared])
+        assert weight == updates[name].samples
+
+
+def test_parts_are_within_the_limits():
+    # As below: eve's change of 12 counts half, and her weight is that of the others together.
+    values = {"ann": (1, 11.0), "bob": (2, 12.0), "eve": (99, 22.0)}
+    updates = {name: client(samples, [None, value]) for name, (samples, value) in values.items()}
+    parts = cohort_of(updates, PREVIOUS[[0, 0]], clip=3, max_share=0.5).parts("values", slice(1, 2))
+    assert [(values.tolist(), weight) for _, values, weight in parts] == [([11], 1), ([12], 2), ([16], 3)]
+
+
 def test_a_client_has_one_update():
     cohort = cohort_of({"ann": client(1, [1.0] * 6)})
     with pytest.raises(ValueError, match="'ann' has an update already"):

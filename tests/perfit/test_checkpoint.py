@@ -59,7 +59,7 @@ def tune(spec, steps: Steps, file: Kept | None, round: int = 1, client: str = "a
     """A client's round in a process of its own, with a state of the server and of the client that is not zero."""
     model, data = loaded(spec)
     held = model.space.plain_mask(spec.rank_of(spec.client(client)))
-    roles = ClientRound(spec, model.space, held).roles
+    roles = ClientRound(spec, model.space, held, round).roles
     rng = np.random.default_rng(round)
     downloads = {
         name: vector + rng.normal(0, 0.01, vector.size).astype(np.float32)

@@ -37,7 +37,7 @@ def start_of(model, spec, client_id: str) -> SparseAdapter:
 
 def run(model, spec, client_id: str, data, start: SparseAdapter, round: int = 1) -> ClientResult:
     """A client's round, on an architecture and from the server's values on it."""
-    received = everything(ClientRound(spec, model.space, start.mask).roles, {"values": start.dense()})
+    received = everything(ClientRound(spec, model.space, start.mask, 1).roles, {"values": start.dense()})
     return run_client(model, spec, spec.client(client_id), round, data[client_id], start.mask, received, kept={})
 
 

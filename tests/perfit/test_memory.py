@@ -27,7 +27,7 @@ NEED = MemoryNeed(weights=2 * 2**30, adapter=68 * 2**20, activations=256 * 2**20
 
 def need_of(spec: FederationSpec, rank: int = 2, **more: int) -> MemoryNeed:
     space = expand(model_skeleton(spec.model), spec.expanded_lora)[1]
-    trained = np.count_nonzero(spec.algorithm.roles(space, space.plain_mask(rank)).trained)
+    trained = np.count_nonzero(spec.roles(space, space.plain_mask(rank)).trained)
     search = spec.search if rank < space.rank else None
     return memory_need(model_skeleton(spec.model), space, spec.training, trained=trained, search=search, **more)
 

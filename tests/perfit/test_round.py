@@ -234,7 +234,7 @@ def test_a_client_that_chooses_uploads_and_keeps_its_values(choosing):
 
 def test_a_client_that_chooses_its_own_uploads_the_change_of_the_servers_value(choosing):
     spec = choosing.spec.model_copy(update={"exchange": make_spec({}, exchange={"dtype": "float16"}).exchange})
-    side = ClientRound(spec, SPACE, choosing.held)
+    side = ClientRound(spec, SPACE, choosing.held, 1)
     server = received(side, values=floats(1, 1, 1))
     start = side.begin(server, {"values": floats(3, 3, 3)}, lambda values: -float(values.sum()))
     assert_array_equal(start.values, [3, 3, 3])
@@ -243,18 +243,19 @@ def test_a_client_that_chooses_its_own_uploads_the_change_of_the_servers_value(c
 
 
 def test_a_client_that_the_server_does_not_know_shares_everything_in_the_first_round_and_nothing_later():
-    side = ClientRound(make_spec({"name": "perfit"}), SPACE, mask(0, 3, 5))
-    first = side.unknown(1)
+    spec = make_spec({"name": "perfit"})
+    first = ClientRound(spec, SPACE, mask(0, 3, 5), 1).unknown()
     assert_array_equal(first.positions, mask(0, 3, 5))
     assert {name: vector.tolist() for name, vector in first.vectors.items()} == {"values": DRAWN[[0, 3, 5]].tolist()}
-    later = side.unknown(2)
+    later = ClientRound(spec, SPACE, mask(0, 3, 5), 2).unknown()
     assert (later.positions.any(), later.vectors) == (False, {})
 
 
 def test_if_masks_go_first_an_unknown_client_shares_nothing_in_the_first_round_either():
-    side = ClientRound(make_spec({"name": "perfit"}, exchange={"masks_first": True}), SPACE, mask(0, 3, 5))
+    spec = make_spec({"name": "perfit"}, exchange={"masks_first": True})
     for round in (1, 2):
-        assert (side.unknown(round).positions.any(), side.unknown(round).vectors) == (False, {})
+        nothing = ClientRound(spec, SPACE, mask(0, 3, 5), round).unknown()
+        assert (nothing.positions.any(), nothing.vectors) == (False, {})
 
 
 def test_the_server_starts_from_the_drawn_values():
@@ -391,7 +392,7 @@ def error_of(dtype: str, vector: np.ndarray) -> np.ndarray | float:
 @given(MASKS, MASKS, VALUES, VALUES, st.sampled_from([*DTYPES]), st.sampled_from([1, 0.3]))
 def test_the_server_gets_what_the_client_tuned_but_for_the_types_error(held, enough, state, values, dtype, top):
     spec = make_spec({"name": "fedit"}, exchange={"dtype": dtype, "top": top})
-    side, exchanged = ClientRound(spec, WIDE, held), held & enough
+    side, exchanged = ClientRound(spec, WIDE, held, 1), held & enough
     got = Received.by(download(spec, {"values": state}, exchanged, 1, spec.client("big")))
     start = side.begin(got, {})
     assert np.all(np.abs(start.values[exchanged[held]] - state[exchanged]) <= error_of(dtype, state[exchanged]))
@@ -481,5 +482,5 @@ def test_how_many_clients_of_the_federation_share_each_position(method, populati
 def test_a_round_without_updates_changes_nothing(name):
     spec = make_spec({"name": name})
     state = initial_state(spec, SPACE)
-    after = merge(spec, state, new_cohort(spec, SPACE, state))
+    after = merge(spec, SPACE, state, new_cohort(spec, SPACE, state))
     assert {k: v.tobytes() for k, v in after.items()} == {k: v.tobytes() for k, v in state.items()}

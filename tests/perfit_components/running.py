@@ -185,9 +185,9 @@ def _client_files(spec: ClusterSpec, before: State, state: State, client: str, b
     result, number = state.results[client], state.round
     space, sha256 = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
     header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
-    roles, expected = ClientRound(spec, space, result.adapter.mask).roles, {}
-    if result.exchanged.any():
-        update = dump_transfer(header.at_base(base_sha256), result.exchanged, result.upload)
+    roles, expected = ClientRound(spec, space, result.adapter.mask, number).roles, {}
+    if result.updated.any():
+        update = dump_transfer(header.at_base(base_sha256), result.updated, result.upload)
         expected[f"rounds/{number}/updates/{client}.safetensors"] = update
     if result.exchanged.any() and (spec.search is None or client in before.architectures):
         sent = download(spec, before.vectors, result.exchanged, number, spec.client(client))

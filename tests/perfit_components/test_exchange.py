@@ -298,3 +298,36 @@ def test_clients_of_a_rank_download_one_object_where_nobody_searches(make_site):
     assert keys == ["rounds/1/ranks/2.safetensors", "rounds/1/ranks/1.safetensors", "rounds/1/ranks/2.safetensors"]
     assert AdapterFile.parse(files(site.root)[keys[0]]).header.client is None
     assert [status["status"] for status in site.train(1)] == ["trained"] * 3
+
+
+ROLORA = {"method": {"name": "rolora"}, "exchange": {"dtype": "bfloat16"}}
+
+
+def test_what_is_trained_in_turn_is_downloaded_in_each_round_and_uploaded_in_its_own(make_site):
+    site = after_one_round(make_site, **ROLORA)
+    site.run_round(2)
+    a = site.mask_file("ann").space.a_mask
+    for round, turn in [(1, ~a), (2, a)]:
+        for record in site.summary(round).trained:
+            mask = masks_of(site)[record.client]
+            assert record.budget == record.shared == np.count_nonzero(mask & turn)
+            crossed(site, f"rounds/{round}/updates/{record.client}.safetensors", mask & turn)
+        download = crossed(site, f"rounds/{round}/ranks/2.safetensors", masks_of(site)["ann"])
+        assert download.positions.all()
+        before, after = server_values(site, round - 1), server_values(site, round)
+        assert (after[~turn] == before[~turn]).all()
+        assert (after[turn] != before[turn]).any()
+
+
+@pytest.mark.parametrize("lies", [True, False])
+def test_an_update_out_of_turn_is_refused(make_site, lies):
+    site = after_one_round(make_site, **ROLORA)
+    site.train(2)
+    mask = masks_of(site)["eve"]
+    turn = mask & site.mask_file("eve").space.a_mask
+    count = int(np.count_nonzero(mask & ~turn))
+    budget = int(np.count_nonzero(turn)) if lies else count
+    forge_update(site, mask & ~turn, pack(np.zeros(count, np.float32), "bfloat16", 0), budget=budget, shared=budget)
+    refused = site.aggregate(2).clients[2]
+    assert refused.status == "refused"
+    assert ("values of bfloat16 for" if lies else f"its record says budget {count}") in refused.reason

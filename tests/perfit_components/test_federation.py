@@ -32,6 +32,10 @@ CASES = {
     "local-participation": HALF_OF_THREE | {"method": {"name": "local"}},
     "scaffold-participation": HALF_OF_THREE | {"method": {"name": "scaffold"}},
     "fedadam-participation": HALF_OF_THREE | {"method": {"name": "fedadam"}},
+    "flexlora-int8": {"exchange": {"dtype": "int8", "holders": 1}, "method": {"name": "flexlora"}},
+    "rolora-int8": {"exchange": {"dtype": "int8"}, "method": {"name": "rolora"}, "rounds": 3},
+    "rolora-largest": {"exchange": {"top": 0.25}, "method": {"name": "rolora"}},
+    "rolora-participation": HALF_OF_THREE | {"method": {"name": "rolora"}},
 }
 
 

@@ -38,7 +38,7 @@ class Options(MethodOptions):
     step: float = Field(default=1.0, gt=0)
 
 
-def share_first_half(space, held):
+def share_first_half(options, space, held):
     positions = np.flatnonzero(held)
     shared = np.zeros_like(held)
     shared[positions[: positions.size // 2]] = True
@@ -55,7 +55,7 @@ def init(values):
     return {VALUES: values, COUNTER: np.zeros_like(values)}
 
 
-def merge(options, state, cohort):
+def merge(options, space, state, cohort):
     step = cohort.average(VALUES, state[VALUES]) - state[VALUES]
     values = state[VALUES] + np.float32(options.step) * step
     return {VALUES: values, COUNTER: state[COUNTER] + cohort.shared.astype(np.float32)}

@@ -326,7 +326,7 @@ def test_clients_that_train_and_share_all_that_they_hold_have_one_number():
 def test_personal_and_frozen_parts(method, budget, shared):
     spec = make_spec({"early": 2, "absent": 1}, method={"name": method})
     held = SPACE.plain_mask(2)
-    roles = spec.algorithm.roles(SPACE, held)
+    roles = spec.roles(SPACE, held)
     assert (np.count_nonzero(roles.trained), np.count_nonzero(roles.shared)) == (budget, shared)
 
     record = trained("early", 2, (20, 15, 12), budget=budget, shared=shared)

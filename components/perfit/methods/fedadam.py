@@ -14,6 +14,7 @@ from pydantic import Field
 
 from perfit.aggregation import Cohort
 from perfit.methods.method import VALUES, Method, MethodOptions, Vectors
+from perfit.space import LoraSpace
 
 FIRST, SECOND = "first_moment", "second_moment"
 TAU = 1e-3
@@ -50,7 +51,7 @@ def adaptive_step(
     return {name: np.where(shared, vector, state[name]).astype(np.float32) for name, vector in after.items()}
 
 
-def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
+def merge(options: Options, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Take one step of Adam."""
     return adaptive_step(options, state, cohort, lambda v, square: options.beta2 * v + (1 - options.beta2) * square)
 

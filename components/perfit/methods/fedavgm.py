@@ -13,6 +13,7 @@ from pydantic import Field
 
 from perfit.aggregation import Cohort
 from perfit.methods.method import VALUES, Method, MethodOptions, Vectors
+from perfit.space import LoraSpace
 
 MOMENTUM = "momentum"
 
@@ -30,7 +31,7 @@ def init(values: np.ndarray) -> Vectors:
     return {VALUES: values, MOMENTUM: np.zeros_like(values)}
 
 
-def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
+def merge(options: Options, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Take one step of gradient descent with momentum, where D is the negative gradient."""
     shared = cohort.shared
     mean = cohort.average(VALUES, state[VALUES])

@@ -19,7 +19,7 @@ class Options(MethodOptions):
     name: Literal["fedsa-lora"] = "fedsa-lora"
 
 
-def share_a(space: LoraSpace, held: np.ndarray) -> Roles:
+def share_a(options: Options, space: LoraSpace, held: np.ndarray) -> Roles:
     """Train everything, share A."""
     return Roles(held, held, held & space.a_mask)
 

@@ -12,6 +12,7 @@ import numpy as np
 from perfit.aggregation import Cohort
 from perfit.methods import fedadam
 from perfit.methods.method import Method, Vectors
+from perfit.space import LoraSpace
 
 
 class Options(fedadam.Options):
@@ -20,7 +21,7 @@ class Options(fedadam.Options):
     name: Literal["fedyogi"] = "fedyogi"
 
 
-def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
+def merge(options: Options, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Take one step of Yogi."""
 
     def second_moment(v: np.ndarray, square: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ class Options(MethodOptions):
     name: Literal["ffa-lora"] = "ffa-lora"
 
 
-def freeze_a(space: LoraSpace, held: np.ndarray) -> Roles:
+def freeze_a(options: Options, space: LoraSpace, held: np.ndarray) -> Roles:
     """Train and share B."""
     b = held & ~space.a_mask
     return Roles(held, b, b)

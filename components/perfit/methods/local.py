@@ -16,7 +16,7 @@ class Options(MethodOptions):
     name: Literal["local"] = "local"
 
 
-def keep_all(space: LoraSpace, held: np.ndarray) -> Roles:
+def keep_all(options: Options, space: LoraSpace, held: np.ndarray) -> Roles:
     """Train everything, share nothing."""
     return Roles(held, held, np.zeros_like(held))
 

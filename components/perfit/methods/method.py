@@ -32,6 +32,7 @@ class Roles:
 
     Off ``held`` the LoRA is zero. Held but not trained is frozen at its initial value. Trained but not shared is
     personal and never leaves the client. Of what is shared, a round exchanges what enough of its clients share.
+    A method may train them in turn, some in one round and some in another (:attr:`Method.turns`).
 
     Args:
         held: bool, shape (N,): the client's architecture.
@@ -79,7 +80,8 @@ class Tuned:
 
     Args:
         values: float32, shape (T,).
-        mean_gradient: float32, shape (T,): gradient of the loss, clipped but not corrected, averaged over the steps.
+        mean_gradient: float32, shape (T,): gradient of the loss, clipped but not corrected, averaged over the steps;
+            zero where it is not the round's turn.
     """
 
     values: np.ndarray
@@ -125,12 +127,12 @@ class Search:
     pruning_iterations: int
 
 
-def share_all(space: LoraSpace, held: np.ndarray) -> Roles:
+def share_all(options: Any, space: LoraSpace, held: np.ndarray) -> Roles:
     """Train and share everything that is held."""
     return Roles(held, held, held)
 
 
-def keep_mean(options: Any, state: Vectors, cohort: Cohort) -> Vectors:
+def keep_mean(options: Any, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Set each position to the mean over the clients that share it (FedAvg, arXiv 1602.05629)."""
     return {**state, VALUES: cohort.average(VALUES, state[VALUES])}
 
@@ -147,7 +149,10 @@ class Method:
         title: The method's name as papers write it.
         paper: The paper that describes it.
         options: Its section of the federation file; the default of ``name`` is the method's name.
-        roles: (space, held) -> what a client that holds ``held`` trains and shares.
+        roles: (options, space, held) -> what a client that holds ``held`` trains and shares.
+        turns: (space) -> bool masks, shape (N,): clients train what of their trained positions is in the first mask in
+            round 1, in the second in round 2, and so on, from the first again after the last. The others start as ever,
+            stay as they are and are not uploaded. None: all are trained in every round.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
         start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
             ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.
@@ -156,24 +161,27 @@ class Method:
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.
         init: (initial values, shape (N,)) -> the server's state.
-        merge: (options, state, cohort) -> the server's next state.
+        merge: (options, space, state, cohort) -> the server's next state.
         uploads: Names of the vectors that a client shares.
         downloads: Names of the state's vectors that clients receive; the others are the server's own.
+        by_position: Whether ``merge`` takes each position by itself, so that a robust rule can replace the mean.
         weighted: Whether the mean weighs clients by their samples; otherwise all count the same.
     """
 
     title: str
     paper: str
     options: type[MethodOptions]
-    roles: Callable[[LoraSpace, np.ndarray], Roles] = share_all
+    roles: Callable[[Any, LoraSpace, np.ndarray], Roles] = share_all
+    turns: Callable[[LoraSpace], tuple[np.ndarray, ...]] | None = None
     search: Callable[[Any], Search | None] = lambda options: None
     start: Callable[[Any, np.ndarray, np.ndarray, Score], np.ndarray] | None = None
     correction: Callable[[Any, Any, ClientStart], Any] | None = None
     after: Callable[[Any, ClientStart, Tuned], AfterTuning] | None = None
     init: Callable[[np.ndarray], Vectors] = lambda values: {VALUES: values}
-    merge: Callable[[Any, Vectors, Cohort], Vectors] = keep_mean
+    merge: Callable[[Any, LoraSpace, Vectors, Cohort], Vectors] = keep_mean
     uploads: tuple[str, ...] = (VALUES,)
     downloads: tuple[str, ...] = (VALUES,)
+    by_position: bool = True
     weighted: bool = True
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 
 from perfit.aggregation import Cohort
 from perfit.methods.method import VALUES, AfterTuning, ClientStart, Method, MethodOptions, Tuned, Vectors, keep_mean
+from perfit.space import LoraSpace
 
 CONTROL = "control"
 
@@ -41,11 +42,11 @@ def renew_control(options: Options, start: ClientStart, tuned: Tuned) -> AfterTu
     return AfterTuning(shared={CONTROL: change}, kept={CONTROL: tuned.mean_gradient})
 
 
-def merge(options: Options, state: Vectors, cohort: Cohort) -> Vectors:
+def merge(options: Options, space: LoraSpace, state: Vectors, cohort: Cohort) -> Vectors:
     """Average values, and move c by the mean change times (clients that took part / all clients)."""
     share = cohort.holders / np.maximum(cohort.population(), 1)
     change = cohort.average(CONTROL, np.float32(0)) * share
-    return {**keep_mean(options, state, cohort), CONTROL: (state[CONTROL] + change).astype(np.float32)}
+    return {**keep_mean(options, space, state, cohort), CONTROL: (state[CONTROL] + change).astype(np.float32)}
 
 
 METHOD = Method(

@@ -11,6 +11,7 @@ import numpy as np
 from perfit.adapter_file import dump_transfer, dump_vectors
 from perfit.errors import PerfitError
 from perfit.protocol import Blob, ClientStatus, MessageError, Outcome, Perplexity, UpdateRecord, parse_outcome
+from perfit.round import ClientRound
 from perfit_components.log_lines import format_failure
 from perfit_components.steps.client_context import (
     Architecture,
@@ -79,7 +80,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share
     model, data = context.loaded
     architecture = ensure_architecture(context)
-    roles = context.spec.algorithm.roles(model.space, architecture.mask)
+    side = ClientRound(context.spec, model.space, architecture.mask, round)
     received, bytes_down = read_download(context, architecture)
     result = run_client(
         model,
@@ -89,7 +90,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         data,
         architecture.mask,
         received,
-        read_kept(context, roles),
+        read_kept(context, side.roles),
         context.on_step(round),
         context.checkpoint,
     )
@@ -101,8 +102,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         tier=participant.tier,
         rank=participant.rank,
         round=round,
-        budget=int(np.count_nonzero(roles.trained)),
-        shared=int(np.count_nonzero(result.exchanged)),
+        budget=int(np.count_nonzero(side.active)),
+        shared=int(np.count_nonzero(result.updated)),
         samples=result.samples,
         held_out_records=len(data.held_out.examples),
         skipped_records=len(data.train.skipped),
@@ -161,11 +162,11 @@ def _write_own_files(context: ClientContext, architecture: Architecture, result:
 
 
 def _upload(context: ClientContext, architecture: Architecture, result: ClientResult) -> tuple[Blob | None, int]:
-    """Upload the update; return its blob (None if nothing is exchanged) and its number of bytes."""
-    if not result.exchanged.any():
+    """Upload the update; return its blob (None if it has none) and its number of bytes."""
+    if not result.updated.any():
         return None, 0
     header = context.header(result.adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
-    data = dump_transfer(header, result.exchanged, result.upload)
+    data = dump_transfer(header, result.updated, result.upload)
     blob = context.store.put_update(context.place, context.client.id, data)
     return Blob(key=blob.key, sha256=blob.sha256), len(data)
 

@@ -207,9 +207,9 @@ def read_download(context: ClientContext, architecture: Architecture) -> tuple[R
         PerfitError: It is missing, damaged, or of another model.
     """
     spec, client, participant = context.spec, context.client, context.participant
-    side = ClientRound(spec, context.loaded[0].space, architecture.mask)
+    side = ClientRound(spec, context.loaded[0].space, architecture.mask, context.round)
     if participant.mask_sha256 is None:
-        return side.unknown(context.round), 0
+        return side.unknown(), 0
     blob = participant.download
     if blob is None:
         return Received(np.zeros_like(architecture.mask)), 0

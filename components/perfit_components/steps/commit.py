@@ -141,7 +141,7 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     spec, previous = context.spec, context.state(plan.base)
     tally = _read(context, plan, previous, lost)
     _check_quorum(spec, plan, tally.outcomes)
-    merged = merge(spec, previous.vectors, tally.cohort)
+    merged = merge(spec, previous.space, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
     shared = tally.cohort.shared
     squares = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)

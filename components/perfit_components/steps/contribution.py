@@ -138,10 +138,10 @@ def _verified(
     expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
     file = _parse_mask(context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space)), space)
     _check_header(file, expected, "mask", skip="round")
-    side = ClientRound(spec, space, file.mask)
+    side = ClientRound(spec, space, file.mask, plan.round)
     known = participant.mask_sha256 is not None
-    positions = side.roles.shared & exchanged if known else side.exchanged_unknown(plan.round)
-    for name, mask in (("budget", side.roles.trained), ("shared", positions)):
+    positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
+    for name, mask in (("budget", side.active), ("shared", positions)):
         if getattr(record, name) != np.count_nonzero(mask):
             raise Refused(
                 f"its record says {name} {getattr(record, name)}, the plan and its mask {np.count_nonzero(mask)}"

@@ -91,7 +91,7 @@ class _Planner:
         if held is None:
             return {"mask_sha256": None, "download": None}
         sha256 = self.hashes.get(client.id) or mask_hash(space, held)
-        shared = self.context.spec.algorithm.roles(space, held).shared
+        shared = self.context.spec.roles(space, held).shared
         blob = self._put_download(client, sha256, shared, shared & exchanged) if (shared & exchanged).any() else None
         return {"mask_sha256": sha256, "download": blob}
 

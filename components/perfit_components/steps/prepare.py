@@ -16,7 +16,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.methods import METHODS
 from perfit.model_files import ModelManifest, check_files, describe_files
-from perfit.round import initial_state, split_state
+from perfit.round import initial_state, split_state, trained_in_turn
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.plan import LoopItem, participants
@@ -171,12 +171,11 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
             continue
         key, available = memory
         rank = max(spec.rank_of(client) for client in spec.clients if client.tier == name)
-        roles = spec.algorithm.roles(space, space.plain_mask(rank))
         need = memory_need(
             model,
             space,
             spec.training,
-            trained=int(np.count_nonzero(roles.trained)),
+            trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,
         )

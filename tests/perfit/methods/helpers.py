@@ -38,9 +38,9 @@ def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None 
     return FederationSpec.model_validate({**tree, "exchange": {"holders": 1, **more.get("exchange", {})}})
 
 
-def side_of(spec: FederationSpec, client: str) -> ClientRound:
+def side_of(spec: FederationSpec, client: str, round: int = 1) -> ClientRound:
     """A client's side of a round, with a plain LoRA of its rank."""
-    return ClientRound(spec, SPACE, SPACE.plain_mask(spec.rank_of(spec.client(client))))
+    return ClientRound(spec, SPACE, SPACE.plain_mask(spec.rank_of(spec.client(client))), round)
 
 
 def everything(roles: Roles, vectors: Vectors) -> Received:
@@ -58,13 +58,15 @@ class Pull:
 
 @dataclass(frozen=True)
 class Federation:
-    """Between two rounds: the server's vectors, what each client keeps, and its last download, update and values."""
+    """After a round: the server's vectors, what each client keeps, and its last transfers, update and values."""
 
     vectors: Vectors
     kept: Mapping[str, Vectors] = field(default_factory=dict)
     downloads: Mapping[str, Transfer] = field(default_factory=dict)
+    uploads: Mapping[str, Transfer] = field(default_factory=dict)
     updates: Mapping[str, Update] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    round: int = 0
 
 
 def federation_at(spec: FederationSpec, values: Sequence[float]) -> Federation:
@@ -78,11 +80,11 @@ def descend(
     """Do a client's round with plain gradient descent in float64; return its upload, what it keeps, its values (N,)."""
     start = side.begin(received, kept)
     method, options, target = side.spec.algorithm, side.spec.method, np.array(pull.target)[side.roles.trained]
-    values, gradients = start.values.astype(np.float64), []
+    values, gradients, active = start.values.astype(np.float64), [], side.active[side.roles.trained]
     for _ in range(steps):
-        gradients.append(values - target)
+        gradients.append(np.where(active, values - target, 0))
         correction = method.correction(options, values, start) if method.correction else 0
-        values = values - rate * (gradients[-1] + correction)
+        values = np.where(active, values - rate * (gradients[-1] + correction), values)
     tuned = Tuned(values.astype(np.float32), np.mean(gradients, axis=0).astype(np.float32))
     upload, kept = side.finish(received, start, tuned, seed=0)
     return upload, kept, side.dense(tuned.values)
@@ -98,26 +100,29 @@ def play(
     lost: Sequence[str] = (),
 ) -> Federation:
     """Play a round in which the clients of ``pulls`` take part, of which those that are ``lost`` do not deliver."""
-    sides = {name: side_of(spec, name) for name in pulls}
+    number = before.round + 1
+    sides = {name: side_of(spec, name, number) for name in pulls}
     exchanged = exchanged_positions(spec, SPACE, ((side.held, 1) for side in sides.values()))
     cohort = new_cohort(spec, SPACE, before.vectors)
-    kept, downloads, updates, values = ({} for _ in range(4))
+    kept, downloads, uploads, updates, values = ({} for _ in range(5))
     for name, pull in pulls.items():
         side = sides[name]
-        downloads[name] = download(spec, before.vectors, side.roles.shared & exchanged, 1, spec.client(name))
+        downloads[name] = download(spec, before.vectors, side.roles.shared & exchanged, number, spec.client(name))
         received = Received.by(downloads[name])
-        upload, kept[name], values[name] = descend(
+        uploads[name], kept[name], values[name] = descend(
             side, pull, received, before.kept.get(name, {}), steps=steps, rate=rate
         )
-        updates[name] = update_of(spec, before.vectors, received.positions, upload, pull.samples)
+        updates[name] = update_of(spec, before.vectors, received.positions & side.active, uploads[name], pull.samples)
         if name not in lost:
             cohort.add(name, updates[name])
     return Federation(
-        merge(spec, before.vectors, cohort),
+        merge(spec, SPACE, before.vectors, cohort),
         {**before.kept, **kept},
         {**before.downloads, **downloads},
+        {**before.uploads, **uploads},
         {**before.updates, **updates},
         {**before.values, **values},
+        number,
     )
 
 
@@ -140,3 +145,46 @@ def refusal(section: str) -> str:
     with pytest.raises(PerfitError) as caught:
         parse_federation(text, "f.yaml")
     return caught.value.problem
+
+
+SHAPES = {"q": (6, 3, 5), "v": (6, 9, 4)}
+"""Rank, in features and out features of two modules."""
+WIDE = LoraSpace.from_shapes(
+    {
+        f"base_model.model.{name}.lora_{letter}.weight": (rank, columns) if letter == "A" else (rows, rank)
+        for name, (rank, columns, rows) in SHAPES.items()
+        for letter in "AB"
+    }
+)
+
+
+def product(space: LoraSpace, values: np.ndarray, module: str = "q", rank: int | None = None) -> np.ndarray:
+    """The product BA of a module, of its first ranks."""
+    matrices = space.split(values.astype(np.float64))
+    a, b = (matrices[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "AB")
+    return b[:, :rank] @ a[:rank]
+
+
+def merged(spec: FederationSpec, state: Vectors, updates: dict[str, Update]) -> np.ndarray:
+    """The server's values after a round over ``WIDE``."""
+    cohort = new_cohort(spec, WIDE, state)
+    for name, update in updates.items():
+        cohort.add(name, update)
+    return merge(spec, WIDE, state, cohort)["values"]
+
+
+def random_updates(rng: np.random.Generator, ranks: list[int]) -> dict[str, Update]:
+    """Updates of plain LoRAs of some ranks over ``WIDE``."""
+    updates = {}
+    for number, rank in enumerate(ranks):
+        held = WIDE.plain_mask(rank)
+        vector = rng.normal(0, 1, np.count_nonzero(held)).astype(np.float32)
+        updates[f"client-{number}"] = Update(held, {"values": vector}, int(rng.integers(1, 100)))
+    return updates
+
+
+def dense(update: Update) -> np.ndarray:
+    """The values of an update over ``WIDE``, float64, zero where it shares nothing."""
+    values = np.zeros(WIDE.size)
+    values[update.positions] = update.vectors["values"]
+    return values

@@ -48,7 +48,7 @@ def test_at_rate_1_without_momentum_it_is_fedit_bit_for_bit():
             cohort = new_cohort(spec, SPACE, state)
             for number, update in enumerate(updates[seed % 2 :]):
                 cohort.add(str(number), update)
-            after.append(merge(spec, state, cohort)["values"])
+            after.append(merge(spec, SPACE, state, cohort)["values"])
         assert after[0].tobytes() == after[1].tobytes()
 
 

@@ -21,7 +21,7 @@ def architecture(*positions: int) -> np.ndarray:
 
 
 def test_what_is_held_is_trained_and_shared():
-    assert masks(PERFIT.algorithm.roles(SPACE, architecture(0, 3, 5))) == ([0, 3, 5],) * 3
+    assert masks(PERFIT.roles(SPACE, architecture(0, 3, 5))) == ([0, 3, 5],) * 3
 
 
 def test_a_round_by_hand():
@@ -31,13 +31,13 @@ def test_a_round_by_hand():
         ("ann", architecture(0, 3, 5), Pull([4, 4, 4, 4, 4, 4], samples=1)),
         ("bob", architecture(0, 4, 5), Pull([8, 8, 8, 8, 8, 8], samples=3)),
     ]:
-        side = ClientRound(PERFIT, SPACE, held)
+        side = ClientRound(PERFIT, SPACE, held, 1)
         upload, kept, values = descend(side, pull, everything(side.roles, state), {}, steps=1, rate=0.5)
         cohort.add(name, update_of(PERFIT, state, side.roles.shared, upload, pull.samples))
         assert_array_equal(values != 0, held)
         assert_array_equal(kept["values"], values[held])
     # From 2 half-way to 4 is 3, half-way to 8 is 5: (3 + 3*5)/4 where both hold the position; nobody holds 1 and 2.
-    assert_array_equal(merge(PERFIT, state, cohort)["values"], [4.5, 2, 2, 3, 5, 4.5])
+    assert_array_equal(merge(PERFIT, SPACE, state, cohort)["values"], [4.5, 2, 2, 3, 5, 4.5])
 
 
 def test_the_server_knows_no_architecture_of_clients_outside_the_round():

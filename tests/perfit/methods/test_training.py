@@ -34,8 +34,11 @@ class Run:
     simulation: Simulation
     states: tuple[State, State, State]
 
+    def side(self, client: str, round: int) -> ClientRound:
+        return ClientRound(self.simulation.spec, self.simulation.model.space, self.held(client), round)
+
     def roles(self, client: str) -> Roles:
-        return ClientRound(self.simulation.spec, self.simulation.model.space, self.held(client)).roles
+        return self.side(client, 1).roles
 
     def held(self, client: str) -> np.ndarray:
         return self.states[-1].architectures[client]
@@ -93,12 +96,14 @@ def test_exactly_the_shared_positions_are_sent(played, name):
     run = played(name)
     for client, result in run.states[-1].results.items():
         shared, sent = run.roles(client).shared, result.upload.unpack()
+        updated = shared & run.side(client, 2).active
         assert_array_equal(result.exchanged, shared)
-        assert_array_equal(result.upload.positions, shared)
+        assert_array_equal(result.updated, updated)
+        assert_array_equal(result.upload.positions, updated)
         assert {vector: len(values) for vector, values in sent.items()} == {
-            vector: np.count_nonzero(shared) for vector in METHODS[name].uploads
+            vector: np.count_nonzero(updated) for vector in METHODS[name].uploads
         }
-        assert_array_equal(sent["values"], result.adapter.dense()[shared])
+        assert_array_equal(sent["values"], result.adapter.dense()[updated])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -134,15 +139,14 @@ class Optimised(TrainerCallback):
 def test_the_optimiser_has_exactly_the_trained_positions(played, name):
     run = played(name)
     spec, model = run.simulation.spec, run.simulation.model
-    roles, seen = run.roles("bob"), Optimised()
-    side = ClientRound(spec, model.space, run.held("bob"))
-    with compact(model.peft, model.space, side.initial, roles.trained):
+    side, seen = run.side("bob", 1), Optimised()
+    with compact(model.peft, model.space, side.initial, side.active):
         records = run.simulation.data["bob"].train.examples
         train(model.peft, records, model.tokenizer, spec.training, steps=1, seed=0, callbacks=[seen])
         weights = np.concatenate([weight.detach().numpy().ravel() for weight in dense_weights(model.peft).values()])
-    assert seen.count == np.count_nonzero(roles.trained)
-    assert_array_equal(weights[~roles.trained], side.initial[~roles.trained])
-    assert (weights[roles.trained] != side.initial[roles.trained]).any()
+    assert seen.count == np.count_nonzero(side.active)
+    assert_array_equal(weights[~side.active], side.initial[~side.active])
+    assert (weights[side.active] != side.initial[side.active]).any()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,7 +204,7 @@ def test_fedsa_lora_shares_a_and_keeps_b(played):
     downloads, _ = split_state(run.simulation.spec, first.vectors)
     starts = {}
     for client in ("ann", "bob"):
-        side = ClientRound(run.simulation.spec, run.simulation.model.space, run.held(client))
+        side = run.side(client, 2)
         start = side.begin(everything(side.roles, downloads), first.results[client].kept)
         starts[client] = side.dense(start.values)
     assert_array_equal(starts["ann"][both & a], starts["bob"][both & a])

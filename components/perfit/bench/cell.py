@@ -1,0 +1,196 @@
+"""The running of one cell, in a process of its own: ``python -m perfit.bench.cell RESULT CACHE < JOB``."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from perfit.adapter import mask_hash
+from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
+from perfit.bench.answers import exact_match, greedy_answers, rouge_l
+from perfit.bench.results import AnswerScores, CellResult, RoundResult
+from perfit.bench.spec import Generation, Job
+from perfit.client import ClientData, evaluate
+from perfit.errors import TrainingDiverged
+from perfit.examples import split_held_out
+from perfit.lora import set_dense
+from perfit.round import ClientRound, download, split_state
+from perfit.sampling import sample_clients
+from perfit.seeds import derive_seed
+from perfit.simulation import Simulation, State
+from perfit.spec import Client
+
+OnRound = Callable[[int, RoundResult], None]
+
+
+def run_cell(job: Job, cache: Path, on_round: OnRound = lambda number, result: None) -> CellResult:
+    """Run a cell to its end.
+
+    Args:
+        job: What to run.
+        cache: Where converted models are kept.
+        on_round: Called after each round.
+
+    Returns:
+        Its results; if its training diverged, which a point of a grid may, only why.
+
+    Raises:
+        PerfitError: The model or the records are unusable.
+    """
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    simulation, validation = _load(job, cache)
+    try:
+        return _run(job, simulation, validation, on_round)
+    except TrainingDiverged as error:
+        return CellResult(job=job, environment=_environment(), failure=str(error))
+
+
+def _load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
+    """Return the simulation, and each client's data with the validation records in place of the held-out ones."""
+    simulation, data, validation = Simulation.load(job.spec, cache), {}, {}
+    for client, records in simulation.data.items():
+        seed = derive_seed(job.spec.training.seed, "bench-validation", client)
+        train, chosen = split_held_out(records.train, job.validation_fraction, seed)
+        data[client], validation[client] = ClientData(train, records.held_out), ClientData(train, chosen)
+    return replace(simulation, data=data), validation
+
+
+def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on_round: OnRound) -> CellResult:
+    state, rounds = simulation.start(), []
+    start = _shared(simulation, state)
+    for number in range(1, job.spec.rounds + 1):
+        began = time.perf_counter()
+        before, state = state, simulation.next_round(state)
+        rounds.append(_round_result(simulation, before, state, time.perf_counter() - began))
+        on_round(number, rounds[-1])
+    values = {client.id: _personal(simulation, state, client) for client in job.spec.clients}
+    return CellResult(
+        job=job,
+        environment=_environment(),
+        trainable={client: _trained(simulation, result.adapter.mask) for client, result in state.results.items()},
+        start=start,
+        rounds=tuple(rounds),
+        validation={id: _finite(evaluate(simulation.model, job.spec, validation[id], v)) for id, v in values.items()},
+        answers=_answers(simulation, values, job.answers) if job.answers else {},
+        peak_memory=_peak_memory(),
+    )
+
+
+def _round_result(simulation: Simulation, before: State, after: State, seconds: float) -> RoundResult:
+    spec = simulation.spec
+    base = dump_server_vectors(spec, simulation.model.space, before.round, split_state(spec, before.vectors)[0])
+    base_sha256 = hashlib.sha256(base).hexdigest()
+    participants = sample_clients(spec.clients, spec.participation, spec.training.seed, after.round)
+    sizes = {client.id: _bytes(simulation, before, after, client, base_sha256) for client in participants}
+
+    def personal(client: Client) -> float:
+        if result := after.results.get(client.id):
+            return result.perplexity_after
+        return evaluate(simulation.model, spec, simulation.data[client.id], _personal(simulation, after, client))
+
+    return RoundResult(
+        personal={client.id: personal(client) for client in spec.clients},
+        shared=_shared(simulation, after),
+        bytes_up={client: up for client, (up, _) in sizes.items()},
+        bytes_down={client: down for client, (_, down) in sizes.items()},
+        seconds={client.id: seconds / len(participants) for client in participants},
+    )
+
+
+def _bytes(simulation: Simulation, before: State, after: State, client: Client, base: str) -> tuple[int, int]:
+    """Return the bytes up and down of a client's round: of the very files that the pipeline's steps would write."""
+    spec, space, number = simulation.spec, simulation.model.space, after.round
+    result, held = after.results[client.id], after.architectures[client.id]
+    budget, sha256 = int(np.count_nonzero(held)), mask_hash(space, held)
+    header = AdapterHeader.of_client(spec, client.id, number, budget, sha256)
+    is_first = client.id not in before.results
+    up = len(dump_mask(header, space, held)) if is_first else 0
+    if not result.exchanged.any():
+        return up, 0
+    up += len(dump_transfer(header.at_base(base), space, result.exchanged, result.upload))
+    if is_first and spec.search:
+        return up, 0  # The server does not know its architecture yet.
+    header = AdapterHeader.of_download(spec, client.id, number, budget, sha256, base)
+    sent = download(spec, before.vectors, result.exchanged, number, client)
+    return up, len(dump_transfer(header, space, ClientRound(spec, space, held).roles.shared, sent))
+
+
+def _shared(simulation: Simulation, state: State) -> dict[str, float]:
+    spec, data = simulation.spec, simulation.data
+    starts = simulation.next_starts(state)
+    return {client.id: _finite(evaluate(simulation.model, spec, data[client.id], values)) for client, values in starts}
+
+
+def _personal(simulation: Simulation, state: State, client: Client) -> np.ndarray:
+    """Return the values of a client's personal adapter, float32, shape (N,); those of the base model if it has none."""
+    result = state.results.get(client.id)
+    if result is None:
+        return simulation.model.space.initial_values(simulation.spec.training.seed)
+    return result.adapter.dense()
+
+
+def _trained(simulation: Simulation, held: np.ndarray) -> int:
+    return int(np.count_nonzero(simulation.spec.algorithm.roles(simulation.model.space, held).trained))
+
+
+def _finite(perplexity: float) -> float:
+    if not math.isfinite(perplexity):
+        raise TrainingDiverged(f"a perplexity is {perplexity:g}")
+    return perplexity
+
+
+def _answers(simulation: Simulation, values: dict[str, np.ndarray], limits: Generation) -> dict[str, AnswerScores]:
+    model, batch_size, scores = simulation.model, simulation.spec.training.batch_size, {}
+    for client, dense in values.items():
+        whole = [example for example in simulation.data[client].held_out.examples if not example.truncated]
+        if examples := whole[: limits.records]:
+            set_dense(model.peft, model.space, dense)
+            pairs = greedy_answers(model.peft, examples, model.tokenizer, limits.tokens, batch_size)
+            scores[client] = AnswerScores(
+                records=len(pairs),
+                exact_match=float(np.mean([exact_match(*pair) for pair in pairs])),
+                rouge_l=float(np.mean([rouge_l(*pair) for pair in pairs])),
+            )
+    return scores
+
+
+def _environment() -> str:
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return ", ".join([*versions, f"{torch.get_num_threads()} threads", device])
+
+
+def _peak_memory() -> int | None:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        # Not getrusage: its peak includes that of the parent process.
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # no Linux
+        return None
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def _main(target: str, cache: str) -> None:
+    def show(number: int, result: RoundResult) -> None:
+        personal, shared = (np.mean(list(values.values())) for values in (result.personal, result.shared))
+        print(f"  round {number}: perplexity personal {personal:.2f}, shared {shared:.2f}", flush=True)
+
+    result = run_cell(Job.model_validate_json(sys.stdin.read()), Path(cache), show)
+    draft = Path(f"{target}.draft")
+    draft.write_text(result.model_dump_json(indent=1))
+    draft.replace(target)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

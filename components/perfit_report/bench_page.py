@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from perfit.bench.spec import BenchSpec
 from perfit.bench.statistics import MethodResult
 from perfit_report.bench_figures import bytes_figure, colour, differences_figure, rounds_figure
-from perfit_report.bench_tables import Table, tables
+from perfit_report.bench_tables import COST, PERPLEXITY, ROUNDS, Table, tables
 from perfit_report.style import Series
 from perfit_report.templates import template
 
@@ -56,22 +56,28 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _figures(bench: BenchSpec, methods: Sequence[MethodResult]) -> Mapping[str, str]:
-    shown = [(method, colour(i)) for i, method in enumerate(methods) if method.chosen]
+def _figures(bench: BenchSpec, methods: Sequence[MethodResult]) -> dict[str, list[str]]:
+    """Draw the methods that have results; return the figures by the title of the table that they follow."""
+    shown = {method.label: (method.chosen, colour(i)) for i, method in enumerate(methods) if method.chosen}
     if not shown:
         return {}
-    seeds, points = len(bench.seeds), [method.chosen for method, _ in shown]
-    by_seed = np.concatenate([_from_start(point.start, point.by_round("personal")) for point in points])
-    groups = [Series(m.label, c, tuple(range(i * seeds, (i + 1) * seeds))) for i, (m, c) in enumerate(shown)]
-    figures = {"By round": rounds_figure(by_seed, groups)}
-    colours = {method.label: c for method, c in shown}
-    for label in bench.baselines:
-        if found := {m.label: m.differences[label] for m, _ in shown if label in m.differences}:
-            figures[f"Personal perplexity minus {label}'s"] = differences_figure(label, found, colours)
-    sent = np.concatenate([_from_start(0, point.bytes_by_round().mean(axis=0, keepdims=True)) for point in points])
-    means = by_seed.reshape(len(shown), seeds, -1).mean(axis=1)
-    lines = [Series(method.label, c, (i,)) for i, (method, c) in enumerate(shown)]
-    return {**figures, "By bytes": bytes_figure(sent, means, lines)}
+    seeds = len(bench.seeds)
+    by_seed = np.concatenate([_from_start(point.start, point.by_round("personal")) for point, _ in shown.values()])
+    sent = np.concatenate([_from_start(0, point.bytes_by_round().mean(axis=0)[None]) for point, _ in shown.values()])
+    groups, lines, colours = [], [], {}
+    for i, (label, (_, own)) in enumerate(shown.items()):
+        groups.append(Series(label, own, tuple(range(i * seeds, (i + 1) * seeds))))
+        lines.append(Series(label, own, (i,)))
+        colours[label] = own
+    differences = {
+        baseline: {m.label: m.differences[baseline] for m in methods if baseline in m.differences}
+        for baseline in bench.baselines
+    }
+    return {
+        PERPLEXITY: [differences_figure(baseline, of, colours) for baseline, of in differences.items() if of],
+        ROUNDS: [rounds_figure(by_seed, groups)],
+        COST: [bytes_figure(sent, by_seed.reshape(len(shown), seeds, -1).mean(axis=1), lines)],
+    }
 
 
 def _from_start(start: float, rows: np.ndarray) -> np.ndarray:

@@ -15,8 +15,10 @@ from perfit.bench.spec import BenchSpec
 from perfit.bench.statistics import Cost, Interval, MethodResult, Point
 from perfit_report.templates import format_bytes, format_perplexity
 
-NONE = "\u2013"
+NONE = "-"
 DIVERGED = "diverged"
+PERPLEXITY, ROUNDS, COST = "Perplexity", "By round", "Cost"
+"""Titles of the tables that figures follow."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _perplexities(bench: BenchSpec, methods: Sequence[MethodResult]) -> Table:
     )
     if bench.baselines:
         note += f"Differences are paired by client and seed, with 95 % bootstrap intervals over seeds and {drawn}."
-    return _table("Perplexity", note.strip(), columns, methods, cells)
+    return _table(PERPLEXITY, note.strip(), columns, methods, cells)
 
 
 def _rounds(bench: BenchSpec, methods: Sequence[MethodResult]) -> Table:
@@ -92,7 +94,7 @@ def _rounds(bench: BenchSpec, methods: Sequence[MethodResult]) -> Table:
         rounds = [f"{format_perplexity(shared)} / {format_perplexity(personal)}" for shared, personal in pairs]
         return [format_perplexity(point.start), *rounds]
 
-    return _table("By round", "Mean held-out perplexity, shared / personal.", columns, methods, cells)
+    return _table(ROUNDS, "Mean held-out perplexity, shared / personal.", columns, methods, cells)
 
 
 def _costs(methods: Sequence[MethodResult]) -> Table:
@@ -109,7 +111,7 @@ def _costs(methods: Sequence[MethodResult]) -> Table:
         "held-out evaluations. Peak memory: of the process that runs a cell, all clients and the server in one, or on "
         "the GPU if there is one; the largest of all seeds."
     )
-    return _table("Cost", note, columns, methods, cells)
+    return _table(COST, note, columns, methods, cells)
 
 
 def _targets(bench: BenchSpec, methods: Sequence[MethodResult]) -> Table:
@@ -152,10 +154,7 @@ def _grids(methods: Sequence[MethodResult]) -> Table:
 def _interval(difference: Interval | None) -> str:
     if difference is None:
         return NONE
-    low, mean, high = (
-        f"{value:+.2f}".replace("-", "\u2212") for value in (difference.low, difference.mean, difference.high)
-    )
-    return f"{mean} [{low}, {high}]"
+    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 def _cost(cost: Cost, seeds: int) -> tuple[str, str]:

@@ -71,7 +71,7 @@ def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on
     for number in range(1, job.spec.rounds + 1):
         began = time.perf_counter()
         before, state = state, simulation.next_round(state)
-        rounds.append(_round_result(simulation, before, state, time.perf_counter() - began))
+        rounds.append(round_result(simulation, before, state, time.perf_counter() - began))
         on_round(number, rounds[-1])
     values = {client.id: _personal(simulation, state, client) for client in job.spec.clients}
     return CellResult(
@@ -86,7 +86,18 @@ def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on
     )
 
 
-def _round_result(simulation: Simulation, before: State, after: State, seconds: float) -> RoundResult:
+def round_result(simulation: Simulation, before: State, after: State, seconds: float) -> RoundResult:
+    """Measure a round.
+
+    Args:
+        simulation: The federation.
+        before: Its state before the round.
+        after: Its state after it.
+        seconds: What the round took.
+
+    Raises:
+        TrainingDiverged: A perplexity is not finite.
+    """
     spec = simulation.spec
     base = dump_server_vectors(spec, simulation.model.space, before.round, split_state(spec, before.vectors)[0])
     base_sha256 = hashlib.sha256(base).hexdigest()

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from perfit.bench.plan import plan_cells
 from perfit.errors import PerfitError
+from perfit.methods import METHODS
 
 from .helpers import write_bench
 
@@ -147,6 +149,20 @@ def test_a_file_that_is_no_bench_file(tmp_path, text, problem):
     (tmp_path / "bench.yaml").write_text(text)
     with pytest.raises(PerfitError, match=problem):
         plan_cells(tmp_path / "bench.yaml", tmp_path)
+
+
+def test_the_committed_bench_file_is_valid(tmp_path):
+    tree = yaml.safe_load((Path(__file__).parents[2] / "benchmarks/methods.yaml").read_text())
+    records = [
+        {"instruction": f"{label} {i}?", "response": "Yes.", "category": label}
+        for label in tree["split"]["labels"]
+        for i in range(40)
+    ]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump({**tree, "records": "all.jsonl"}))
+    bench, cells = plan_cells(tmp_path / "bench.yaml", tmp_path / "scratch")
+    assert set(bench.methods) == set(METHODS)
+    assert len(cells) == 60
 
 
 def test_a_file_that_is_missing(tmp_path):

@@ -48,16 +48,16 @@ def test_rounds_costs_targets_answers_and_grids():
     assert rows("By round")["fedit"] == ("40.00", "10.00 / 30.00", "10.00 / 12.00")
     assert rows("Cost")["fedit"] == ("30", "400\u202fB", "200\u202fB", "3.0", "1.0\u202fMB")
     assert rows("Cost")["local"][-1] == "-"
-    assert rows("Cost to reach a perplexity")["fedit"] == ("2", "600\u202fB", "2", "600\u202fB")
-    assert rows("Cost to reach a perplexity")["local"] == ("2", "600\u202fB", "-", "-")
+    assert rows("Cost to reach a perplexity")["fedit"] == ("2", "600\u202fB", "1", "2", "600\u202fB", "1")
+    assert rows("Cost to reach a perplexity")["local"] == ("2", "600\u202fB", "1", "-", "-", "0")
     assert rows("Answers")["fedit"] == ("0.250", "0.500")
     assert rows("Answers")["local"] == ("-", "-")
-    assert rows("Grids")["lost"] == ("-", "diverged: the loss is nan | inf", "")
+    assert rows("Grids")["lost"] == ("-", "diverged: the loss is nan | inf", "no")
 
 
 def test_markdown_keeps_its_columns():
     markdown = bench_markdown(BENCH, results())
-    assert "| lost | - | diverged: the loss is nan \\| inf |  |" in markdown
+    assert "| lost | - | diverged: the loss is nan \\| inf | no |" in markdown
     assert "owner/model · 2 clients, split by category, 2 a client · 2 rounds · seeds 0 · torch 0" in markdown
 
 

@@ -26,9 +26,10 @@ def test_bytes_and_perplexities_are_those_of_the_steps(make_site, sections):
     site = make_site(**THREE, rounds=3, **sections).run()
     simulation = Simulation.load(site.spec, Path("no-cache-needed"))
     after, shared = simulation.start(), {}
+    base = {client.id: 300.0 for client in site.spec.clients}
     for number in range(1, site.spec.rounds + 1):
         before, after = after, simulation.next_round(after)
-        measured = round_result(simulation, before, after, seconds=6.0)
+        measured = round_result(simulation, before, after, base, seconds=6.0)
         trained = {record.client: record for record in site.summary(number).trained}
         assert measured.bytes_up == {client: record.bytes_up for client, record in trained.items()}
         assert measured.bytes_down == {client: record.bytes_down for client, record in trained.items()}

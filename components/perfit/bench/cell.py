@@ -6,7 +6,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -71,13 +71,15 @@ def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on
     for number in range(1, job.spec.rounds + 1):
         began = time.perf_counter()
         before, state = state, simulation.next_round(state)
-        rounds.append(round_result(simulation, before, state, time.perf_counter() - began))
+        rounds.append(round_result(simulation, before, state, start, time.perf_counter() - began))
         on_round(number, rounds[-1])
-    values = {client.id: _personal(simulation, state, client) for client in job.spec.clients}
+    base = simulation.model.space.initial_values(job.spec.training.seed)
+    values = {client.id: base for client in job.spec.clients}
+    values |= {client: result.adapter.dense() for client, result in state.results.items()}
     return CellResult(
         job=job,
         environment=_environment(),
-        trainable={client: _trained(simulation, result.adapter.mask) for client, result in state.results.items()},
+        trainable={client: _trained(simulation, held) for client, held in state.architectures.items()},
         start=start,
         rounds=tuple(rounds),
         validation={id: _finite(evaluate(simulation.model, job.spec, validation[id], v)) for id, v in values.items()},
@@ -86,13 +88,16 @@ def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on
     )
 
 
-def round_result(simulation: Simulation, before: State, after: State, seconds: float) -> RoundResult:
+def round_result(
+    simulation: Simulation, before: State, after: State, start: Mapping[str, float], seconds: float
+) -> RoundResult:
     """Measure a round.
 
     Args:
         simulation: The federation.
         before: Its state before the round.
         after: Its state after it.
+        start: Perplexity of each client before the first round, which stands for one that has not taken part.
         seconds: What the round took.
 
     Raises:
@@ -103,14 +108,8 @@ def round_result(simulation: Simulation, before: State, after: State, seconds: f
     base_sha256 = hashlib.sha256(base).hexdigest()
     participants = sample_clients(spec.clients, spec.participation, spec.training.seed, after.round)
     sizes = {client.id: _bytes(simulation, before, after, client, base_sha256) for client in participants}
-
-    def personal(client: Client) -> float:
-        if result := after.results.get(client.id):
-            return result.perplexity_after
-        return evaluate(simulation.model, spec, simulation.data[client.id], _personal(simulation, after, client))
-
     return RoundResult(
-        personal={client.id: personal(client) for client in spec.clients},
+        personal={**start, **{client: result.perplexity_after for client, result in after.results.items()}},
         shared=_shared(simulation, after),
         bytes_up={client: up for client, (up, _) in sizes.items()},
         bytes_down={client: down for client, (_, down) in sizes.items()},
@@ -140,14 +139,6 @@ def _shared(simulation: Simulation, state: State) -> dict[str, float]:
     spec, data = simulation.spec, simulation.data
     starts = simulation.next_starts(state)
     return {client.id: _finite(evaluate(simulation.model, spec, data[client.id], values)) for client, values in starts}
-
-
-def _personal(simulation: Simulation, state: State, client: Client) -> np.ndarray:
-    """Return the values of a client's personal adapter, float32, shape (N,); those of the base model if it has none."""
-    result = state.results.get(client.id)
-    if result is None:
-        return simulation.model.space.initial_values(simulation.spec.training.seed)
-    return result.adapter.dense()
 
 
 def _trained(simulation: Simulation, held: np.ndarray) -> int:

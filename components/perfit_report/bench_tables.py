@@ -13,7 +13,7 @@ from perfit.bench.statistics import Interval, MethodResult, Point
 from perfit_report.templates import format_bytes, format_perplexity
 
 NONE = "-"
-DIVERGED = "diverged"
+FAILED = "failed"
 PERPLEXITY, ROUNDS, COST = "Perplexity", "By round", "Cost"
 """Titles of the tables that figures follow."""
 
@@ -64,7 +64,7 @@ def clients_csv(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
 def _summary(bench: BenchSpec, method: MethodResult) -> Row:
     """Return a method's numbers at its chosen point."""
     if (point := method.chosen) is None:
-        return {"method": method.label, "point": DIVERGED}
+        return {"method": method.label, "point": FAILED}
     row = {
         "method": method.label,
         "point": _text(point),
@@ -173,7 +173,7 @@ def _grids(methods: Sequence[MethodResult]) -> Table:
         {
             "method": method.label,
             "point": _text(point),
-            "validation": f"{DIVERGED}: {point.failures[0]}" if point.failures else format_perplexity(point.validation),
+            "validation": f"{FAILED}: {point.failures[0]}" if point.failures else format_perplexity(point.validation),
             "chosen": "yes" if point is method.chosen else "no",
         }
         for method in methods

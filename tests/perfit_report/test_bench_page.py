@@ -41,7 +41,7 @@ def test_perplexities_and_differences():
     # Personal minus local's: -3 and -5 of two clients, drawn with replacement.
     assert found["fedit"] == ("-", "12.00", "14.00", "2.00", "10.00", "-4.00 [-5.00, -3.00]")
     assert found["local"] == ("-", "16.00", "19.00", "3.00", "16.00", "-")
-    assert found["lost"] == ("diverged", "-", "-", "-", "-", "-")
+    assert found["lost"] == ("failed", "-", "-", "-", "-", "-")
 
 
 def test_rounds_costs_targets_answers_and_grids():
@@ -52,19 +52,19 @@ def test_rounds_costs_targets_answers_and_grids():
     assert rows("Cost to reach a perplexity")["local"] == ("2", "600\u202fB", "1", "-", "-", "0")
     assert rows("Answers")["fedit"] == ("0.250", "0.500")
     assert rows("Answers")["local"] == ("-", "-")
-    assert rows("Grids")["lost"] == ("-", "diverged: the loss is nan | inf", "no")
+    assert rows("Grids")["lost"] == ("-", "failed: the loss is nan | inf", "no")
 
 
 def test_markdown_keeps_its_columns():
     markdown = bench_markdown(BENCH, results())
-    assert "| lost | - | diverged: the loss is nan \\| inf | no |" in markdown
+    assert "| lost | - | failed: the loss is nan \\| inf | no |" in markdown
     assert "owner/model · 2 clients, split by category, 2 a client · 2 rounds · seeds 0 · torch 0" in markdown
 
 
 def test_csv_has_the_numbers():
     fedit, local, lost = csv.DictReader(io.StringIO(summary_csv(BENCH, results())))
     assert (fedit["personal"], fedit["minus_local"], fedit["minus_local_low"]) == ("12.0", "-4.0", "-5.0")
-    assert (local["peak_memory"], local["seeds_to_12"], lost["point"]) == ("", "0", "diverged")
+    assert (local["peak_memory"], local["seeds_to_12"], lost["point"]) == ("", "0", "failed")
     lines = list(csv.DictReader(io.StringIO(clients_csv(BENCH, results()))))
     assert [line["personal"] for line in lines[:4]] == ["20.0", "40.0", "10.0", "14.0"]
     assert lines[-1]["failure"] == "the loss is nan | inf"
@@ -85,4 +85,4 @@ def test_a_page_without_any_result():
     failed = CellResult(job=cell.job, environment="torch 0", failure="<b>nan</b>")
     page = render_bench(bench, compare(bench, [cell], {cell.file: failed}))
     assert "<svg" not in page
-    assert "diverged: &lt;b&gt;nan&lt;/b&gt;" in page
+    assert "failed: &lt;b&gt;nan&lt;/b&gt;" in page

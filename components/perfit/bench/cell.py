@@ -20,7 +20,7 @@ from perfit.bench.answers import exact_match, greedy_answers, rouge_l
 from perfit.bench.results import AnswerScores, CellResult, RoundResult
 from perfit.bench.spec import Generation, Job
 from perfit.client import ClientData, evaluate
-from perfit.errors import TrainingDiverged
+from perfit.errors import PerfitError, TrainingDiverged
 from perfit.examples import split_held_out
 from perfit.lora import set_dense
 from perfit.round import ClientRound, download, split_state
@@ -41,7 +41,7 @@ def run_cell(job: Job, cache: Path, on_round: OnRound = lambda number, result: N
         on_round: Called after each round.
 
     Returns:
-        Its results; if its training diverged, which a point of a grid may, only why.
+        Its results; if a training diverged or a search was refused, as at some point of a grid may be, only why.
 
     Raises:
         PerfitError: The model or the records are unusable.
@@ -51,8 +51,8 @@ def run_cell(job: Job, cache: Path, on_round: OnRound = lambda number, result: N
     simulation, validation = _load(job, cache)
     try:
         return _run(job, simulation, validation, on_round)
-    except TrainingDiverged as error:
-        return CellResult(job=job, environment=_environment(), failure=str(error))
+    except (TrainingDiverged, PerfitError) as error:
+        return CellResult(job=job, environment=_environment(), failure=str(error).partition("\n")[0])
 
 
 def _load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:

@@ -41,7 +41,7 @@ class CellResult(Section):
     Args:
         job: What was run.
         environment: Versions, threads and device.
-        failure: Why it has no result: its training diverged.
+        failure: Why it has no result: a training diverged, or a search was refused.
         trainable: Trainable parameters by client.
         start: Held-out perplexity before the first round, by client.
         rounds: The rounds.

@@ -55,12 +55,12 @@ class Point:
 
     @property
     def failures(self) -> list[str]:
-        """Why cells diverged."""
+        """Why cells failed."""
         return [cell.failure for cell in self.cells if cell.failure]
 
     @property
     def validation(self) -> float:
-        """Mean perplexity on validation records over seeds and clients; infinite if any cell diverged."""
+        """Mean perplexity on validation records over seeds and clients; infinite if any cell failed."""
         return math.inf if self.failures else _mean(cell.validation for cell in self.cells)
 
     @cached_property
@@ -143,12 +143,12 @@ class MethodResult:
 
     @property
     def chosen(self) -> Point | None:
-        """The point with the lowest validation perplexity, of equals the first; None if all of them diverged."""
+        """The point with the lowest validation perplexity, of equals the first; None if all of them failed."""
         return choose(self.points)
 
 
 def choose(points: Sequence[Point]) -> Point | None:
-    """Return the point with the lowest validation perplexity, of equals the first; None if all of them diverged."""
+    """Return the point with the lowest validation perplexity, of equals the first; None if all of them failed."""
     best = min(points, key=lambda point: point.validation)
     return best if math.isfinite(best.validation) else None
 

@@ -75,7 +75,7 @@ def test_the_tables_compare_the_methods_at_their_chosen_points(finished):
     assert (local["bytes_down"], fedit["rounds_to_1000"], fedit["seeds_to_1.5"]) == ("0.0", "1.0", "0")
     markdown = (output / "report.md").read_text()
     assert f"| {float(fedit['personal']):.2f} | {float(fedit['worst_client']):.2f} |" in markdown
-    assert "| fedit | training.learning_rate=1e+37 | diverged: " in markdown
+    assert "| fedit | training.learning_rate=1e+37 | failed: " in markdown
     assert markdown in finished.result.out
     clients = rows(output / "clients.csv")
     chosen = [row for row in clients if (row["method"], row["chosen"]) == ("fedit", "1")]

@@ -78,6 +78,14 @@ class AdapterHeader:
         return replace(self, base_sha256=sha256)
 
     @classmethod
+    def of_download(
+        cls, spec: FederationSpec, client: str, round: int, budget: int, mask_sha256: str, base_sha256: str
+    ) -> AdapterHeader:
+        """Return the header of what a client downloads; without a search, that of what all clients of its rank do."""
+        header = cls.of_client(spec, client, round, budget, mask_sha256).at_base(base_sha256)
+        return header if spec.search else replace(header, client=None)
+
+    @classmethod
     def of_server(cls, spec: FederationSpec, space: LoraSpace, round: int) -> AdapterHeader:
         """Return the header of a file with the server's vectors after a round."""
         return cls(spec.name, round, None, spec.model, space.rank, spec.expansion, space.size, ALL_POSITIONS)

@@ -1,10 +1,13 @@
-"""Reading a federation file (what is computed, and where it runs), with errors that name a line and a key."""
+"""Reading a federation file (what is computed, and where it runs), with errors that name a line and a key.
+
+The same holds for other YAML files whose sections are pydantic models: :func:`load_tree`, then :func:`validated`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +20,9 @@ from perfit.spec import METHODS
 MAX_CHARACTERS = 1_000_000
 """Maximum length of a federation file: enough for several thousand clients."""
 _MAX_SCALAR = 4096  # characters of one value
+M = TypeVar("M", bound=BaseModel)
+Lines = dict[tuple[str | int, ...], int]
+"""The line of each key's path, from 1."""
 
 
 def load_federation(path: str | Path) -> ClusterSpec:
@@ -25,15 +31,8 @@ def load_federation(path: str | Path) -> ClusterSpec:
     Raises:
         PerfitError: The file is missing or wrong; every problem is reported with its line and key.
     """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PerfitError(
-            f"{path} cannot be read: {error}", "give a federation file; `perfit init FILE` writes a commented one"
-        ) from error
-    directory = path.resolve().parent
+    text = read_text(path, "give a federation file; `perfit init FILE` writes a commented one")
+    directory = Path(path).resolve().parent
     return _absolute(parse_federation(text, str(path), directory), directory)
 
 
@@ -48,13 +47,42 @@ def parse_federation(text: str, source: str = "federation", directory: Path | No
     Raises:
         PerfitError: Every problem, each with its line and key in ``source``.
     """
-    tree, lines = _load(text, source)
+    tree, lines = load_tree(text, source)
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
+    return validated(ClusterSpec, tree, lines, source, directory)
+
+
+def read_text(path: str | Path, fix: str) -> str:
+    """Return a file's text, or as much of it as shows that it is too long.
+
+    Raises:
+        PerfitError: The file is missing or is no text; with the ``fix`` given.
+    """
     try:
-        return ClusterSpec.model_validate(tree, context=directory)
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerfitError(f"{path} cannot be read: {error}", fix) from error
+
+
+def validated(model: type[M], tree: Any, lines: Lines, source: str, context: Any = None) -> M:
+    """Validate what :func:`load_tree` returned.
+
+    Args:
+        model: What the tree describes.
+        tree: Of the file, or made from it.
+        lines: Where the tree's keys are in the file.
+        source: What errors call the file.
+        context: For the model's validators.
+
+    Raises:
+        PerfitError: Every problem, each with its line and key.
+    """
+    try:
+        return model.model_validate(tree, context=context)
     except ValidationError as error:
-        problems = [_describe(problem, lines, source) for problem in error.errors()]
+        problems = [_describe(problem, lines, source, model) for problem in error.errors()]
         fix = f"correct {'this key' if len(problems) == 1 else 'these keys'}"
         raise PerfitError("\n".join(problems), fix) from None
 
@@ -81,8 +109,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _load(text: str, source: str) -> tuple[Any, dict[tuple, int]]:
-    """Return the parsed text, and the line of each key's path."""
+def load_tree(text: str, source: str) -> tuple[Any, Lines]:
+    """Return the parsed text of a YAML file, and the line of each key's path.
+
+    Raises:
+        PerfitError: It is no YAML, has aliases or a duplicated key, or is too long.
+    """
     if len(text) > MAX_CHARACTERS:
         raise PerfitError(
             f"{source} has more than {MAX_CHARACTERS:,} characters", "give a federation file with fewer clients"
@@ -114,9 +146,9 @@ def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
     return spec.model_copy(update={"clients": clients})
 
 
-def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> dict[tuple, int]:
+def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> Lines:
     """Map each key's path to its line, from 1. A duplicated key is an error here, though YAML would accept it."""
-    lines: dict[tuple, int] = {}
+    lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             child = (*path, key.value)
@@ -137,7 +169,7 @@ def _key(path: tuple) -> str:
     return ".".join(printable(str(part)) for part in path)
 
 
-def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> str:
+def _describe(problem: dict[str, Any], lines: Lines, source: str, model: type[BaseModel]) -> str:
     path = written = problem.get("ctx", {}).get("path", problem["loc"])
     # pydantic adds the names of union members to the path; only keys that are in the file have a line.
     if path[:1] == ("method",) and problem["type"] != "federation":
@@ -145,7 +177,7 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
     known = next((written[:n] for n in range(len(written), 0, -1) if written[:n] in lines), ())
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = _unknown(path)
+        message = _unknown(path, model)
     elif problem["type"] == "missing":
         message, known = f"the key {path[-1]!r} is missing", written[:-1]
     elif problem["type"] not in ("value_error", "federation"):
@@ -155,10 +187,10 @@ def _describe(problem: dict[str, Any], lines: dict[tuple, int], source: str) -> 
     return f"{where}: {_key(named)}: {message}" if named else f"{where}: {message}"
 
 
-def _unknown(path: tuple) -> str:
+def _unknown(path: tuple, model: type[BaseModel]) -> str:
     # Inside `method` pydantic's path names the method: its options are a union of one model per method.
     name = path[1] if path[0] == "method" else None
-    options: Any = METHODS[name].options if name else ClusterSpec
+    options: Any = METHODS[name].options if name else model
     for part in path[2 if name else 0 : -1]:
         is_model = isinstance(options, type) and issubclass(options, BaseModel)
         options = options.model_fields[part].annotation if is_model else _models(options)[0]

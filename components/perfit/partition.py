@@ -1,7 +1,8 @@
-"""Splits a data set among clients: independent and identically distributed, by category, or by Dirichlet proportions.
+"""Splits a data set among clients: at random (independent and identically distributed), by category, by Dirichlet
+proportions, or by user.
 
-Each scheme returns one sorted int64 index array per client. The arrays are disjoint and together hold every record; the
-same arguments give the same arrays.
+Each scheme returns one sorted int64 index array per client. The arrays are disjoint and, but for users that are left
+out, together hold every record; the same arguments give the same arrays.
 """
 
 from __future__ import annotations
@@ -17,10 +18,39 @@ import numpy as np
 
 from perfit.errors import PerfitError
 from perfit.examples import held_out_indices
-from perfit.records import Record
+from perfit.records import Record, RecordReport
+from perfit.split import Split
 
 _CLIENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _LONGEST_ID = 63
+
+
+def split_records(data: RecordReport, split: Split, seed: int) -> list[np.ndarray]:
+    """Split the usable records of a source, by any of the schemes.
+
+    Returns:
+        Indices into ``data.usable``, one array per client.
+
+    Raises:
+        PerfitError: A record lacks the label, the number of clients is missing, or as the scheme's function.
+    """
+    if split.clients is None and split.scheme != "user":
+        raise PerfitError(f"{split.scheme}: no number of clients", "say how many clients there are")
+    if split.scheme == "iid":
+        return iid(len(data.usable), split.clients, seed)
+    without = [record.line for record in data.usable if not isinstance(record.fields.get(split.label), str)]
+    if without:
+        raise PerfitError(
+            f"{data.source}: {len(without)} records have no text in the field {split.label!r}, the first in line "
+            f"{without[0]}",
+            "name the field that holds the category or the user as the label, or use the scheme iid",
+        )
+    labels = [record.fields[split.label] for record in data.usable]
+    if split.scheme == "user":
+        return by_user(labels, split.clients, split.minimum)
+    if split.scheme == "category":
+        return by_category(labels, split.clients, seed, split.categories_per_client)
+    return dirichlet(labels, split.clients, split.alpha, seed, split.minimum)
 
 
 def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
@@ -128,6 +158,32 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int, mini
     return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
 
 
+def by_user(users: Sequence[str], clients: int | None = None, minimum: int = 2) -> list[np.ndarray]:
+    """Make a client of each user, in the order of their names.
+
+    >>> [part.tolist() for part in by_user(["bo", "al", "bo", "cy", "al", "bo"])]
+    [[1, 4], [0, 2, 5]]
+
+    Args:
+        users: The user of each record.
+        clients: How many: the users with the most records, of equals the first by name; None for all.
+        minimum: Users with fewer records are left out.
+
+    Raises:
+        PerfitError: Too few users have so many records, or a record has no user.
+    """
+    names, user_of = _categories(users)
+    counts = np.bincount(user_of)
+    able = np.flatnonzero(counts >= minimum)
+    if len(able) < (clients or 1):
+        raise PerfitError(
+            f"{len(able)} of {len(names)} users have at least {minimum} records, {clients or 1} are needed",
+            "ask for fewer clients or fewer records each, or give more records",
+        )
+    chosen = able[np.argsort(-counts[able], kind="stable")[:clients]]
+    return [np.flatnonzero(user_of == user) for user in np.sort(chosen)]
+
+
 def _categories(labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the categories, sorted, and for each record the index of its category."""
     missing = [i for i, label in enumerate(labels, start=1) if label is None or label == ""]
@@ -147,6 +203,11 @@ def _check_clients(n: int, clients: int, minimum: int = 1) -> None:
             f"{n} records: too few for {clients} clients of at least {minimum} record(s)",
             f"ask for at most {n // minimum} clients, or give more records",
         )
+
+
+def client_names(count: int) -> list[str]:
+    """Return ids of so many clients: client-1, client-2, ..."""
+    return [f"client-{number}" for number in range(1, count + 1)]
 
 
 def write_partition(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,23 @@ class Simulation:
                 update = update_of(spec, state.vectors, result.updated, result.upload, result.samples)
                 cohort.add(client.id, update)
         return State(number, merge(spec, space, state.vectors, cohort), architectures, results)
+
+    def next_starts(self, state: State) -> Iterator[tuple[Client, np.ndarray]]:
+        """Yield each client, and what it would start the next round from if all took part: float32, shape (N,).
+
+        A method's own choice of a start (its ``start`` hook) is left out.
+        """
+        spec, space = self.spec, self.model.space
+        known = self._known(state, spec.clients)
+        exchanged = exchanged_positions(spec, space, ((held, 1) for held in known.values()))
+        for client in spec.clients:
+            held, last = known.get(client.id), state.results.get(client.id)
+            if held is None:  # It trains alone at first, from the initial values.
+                yield client, space.initial_values(spec.training.seed)
+                continue
+            side = ClientRound(spec, space, held, state.round + 1)
+            sent = download(spec, state.vectors, side.roles.shared & exchanged, state.round + 1, client)
+            yield client, side.dense(side.begin(Received.by(sent), last.kept if last else {}).values)
 
     def _known(self, state: State, participants: Iterable[Client]) -> dict[str, np.ndarray]:
         """Return the architectures, of those who take part, that the server knows before a round."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 from perfit_report import sections, tables
 from perfit_report.round_figures import RAW_LOSSES, SMOOTHING
-from perfit_report.style import FAINT_LINES, byte_unit
+from perfit_report.style import FAINT_LINES
 from perfit_report.summaries import moves, records_by_client, scalar_metrics
+from perfit_report.templates import template
 
 LIMITS = {"open": 30, "first": 20, "most": 1000}
 """A table of more than ``open`` rows shows the ``first`` ones and folds away the rest, up to ``most``; a long list of
@@ -34,7 +34,7 @@ def render_report(
     """
     clients = tables.client_rows(spec, summaries, space)
     traffic = tables.traffic(summaries, space)
-    return _template().render(
+    return template("report.html.j2").render(
         spec=spec,
         summaries=summaries,
         metrics=scalar_metrics(summaries[-1]) if summaries else {},
@@ -53,20 +53,6 @@ def render_report(
         modules=len(space.layers()),
         not_sampled=tables.NOT_SAMPLED,
     )
-
-
-def _template():
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "bytes": _bytes,
-        "count": "{:,.0f}".format,
-        "cut": tables.cut,
-        "percent": _percent,
-        "perplexity": _perplexity,
-    }
-    return environment.from_string(files("perfit_report").joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
 def _figures(
@@ -88,17 +74,3 @@ def _figures(
         "density": sections.density_section(names, architectures, space),
         "bytes": sections.bytes_section(traffic),
     }
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _percent(fraction: float) -> str:
-    """A signed change, with a true minus."""
-    return f"{100 * fraction:+.1f}\u202f%".replace("-", "\u2212")
-
-
-def _bytes(count: int) -> str:
-    size, unit = byte_unit(count)
-    return f"{count / size:.{1 if size > 1 and count < 100 * size else 0}f}\u202f{unit}"

@@ -202,7 +202,7 @@ def every(count: int, most: int) -> slice:
     return slice(None, None, max(1, math.ceil(count / most)))
 
 
-def byte_unit(most: int) -> tuple[int, str]:
+def byte_unit(most: float) -> tuple[int, str]:
     """Return the decimal unit that suits up to ``most`` bytes: its size and name."""
     units: Mapping[str, int] = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
     name = max((name for name in units if units[name] <= max(most, 1)), key=units.__getitem__)

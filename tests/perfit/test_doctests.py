@@ -8,8 +8,9 @@ from doctest import DocTestFinder, DocTestRunner
 import pytest
 
 from perfit.aggregation import aggregate
+from perfit.bench.answers import rouge_l
 from perfit.export import peft_files
-from perfit.partition import by_category, dirichlet, iid
+from perfit.partition import by_category, by_user, dirichlet, iid
 from perfit.simulation import simulate
 
 
@@ -25,7 +26,9 @@ def names(tiny_llama, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "function", [simulate, aggregate, iid, by_category, dirichlet, peft_files], ids=lambda function: function.__name__
+    "function",
+    [simulate, aggregate, iid, by_category, dirichlet, by_user, peft_files, rouge_l],
+    ids=lambda function: function.__name__,
 )
 def test_the_examples_are_true(function, names):
     module = vars(sys.modules[function.__module__])

@@ -16,6 +16,8 @@ HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "kfp", "mini
         "adapter",
         "adapter_file",
         "aggregation",
+        "bench.plan",
+        "bench.statistics",
         "cluster_spec",
         "federation_file",
         "importance",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perfit.errors import PerfitError
-from perfit.partition import by_category, dirichlet, iid, write_partition
+from perfit.partition import by_category, by_user, dirichlet, iid, write_partition
 from perfit.records import Record, read_records
 
 FOUR = ["a"] * 4 + ["b"] * 6 + ["c"] * 5 + ["d"] * 8
@@ -197,3 +197,32 @@ def test_a_disk_that_fills_up_leaves_no_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+USERS = ["bo", "al", "bo", "cy", "al", "bo", "di", "di"]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({}, [[1, 4], [0, 2, 5], [6, 7]]),  # al, bo, di
+        ({"minimum": 1}, [[1, 4], [0, 2, 5], [3], [6, 7]]),
+        ({"minimum": 3}, [[0, 2, 5]]),
+        ({"clients": 2}, [[1, 4], [0, 2, 5]]),  # bo has the most; of al and di, who have as many, the first
+    ],
+)
+def test_a_client_for_each_user(options, parts):
+    assert [part.tolist() for part in by_user(USERS, **options)] == parts
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"clients": 4}, "3 of 4 users have at least 2 records, 4 are needed"),
+        ({"minimum": 4}, "0 of 4 users have at least 4 records, 1 are needed"),
+    ],
+)
+def test_too_few_users(options, problem):
+    with pytest.raises(PerfitError) as raised:
+        by_user(USERS, **options)
+    assert raised.value.problem == problem

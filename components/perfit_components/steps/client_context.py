@@ -21,7 +21,6 @@ from perfit.protocol import Participant, Plan
 from perfit.round import ClientRound, Received
 from perfit_components.log_lines import format_step
 from perfit_components.steps.context import FederationContext, model_cache
-from perfit_components.steps.exchange import download_header
 from perfit_storage import Blob, FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
 if TYPE_CHECKING:
@@ -215,7 +214,8 @@ def read_download(context: ClientContext, architecture: Architecture) -> tuple[R
         return Received(np.zeros_like(architecture.mask)), 0
     data = context.store.read_blob(Blob(blob.key, blob.sha256))
     budget = int(np.count_nonzero(architecture.mask))
-    expected = download_header(spec, context.plan.base, context.round, client, budget, architecture.sha256)
+    base = context.plan.base.adapter.sha256
+    expected = AdapterHeader.of_download(spec, client.id, context.round, budget, architecture.sha256, base)
     try:
         file = AdapterFile.parse(data)
         if file.header != expected:

@@ -10,7 +10,7 @@ import numpy as np
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterHeader, dump_mask, dump_transfer
-from perfit.cluster_spec import ClusterClient, ClusterSpec
+from perfit.cluster_spec import ClusterClient
 from perfit.protocol import Base, Blob, Participant, Plan
 from perfit.round import download, exchanged_positions, plain_architecture
 from perfit_components.steps.context import FederationContext, StoredVectors
@@ -97,9 +97,8 @@ class _Planner:
 
     def _put_download(self, client: ClusterClient, sha256: str, shared: np.ndarray, positions: np.ndarray) -> Blob:
         spec, store, number = self.context.spec, self.context.store, self.place.number
-        header = download_header(
-            spec, self.base, number, client, self.stored.space.budget(spec.rank_of(client)), sha256
-        )
+        budget = self.stored.space.budget(spec.rank_of(client))
+        header = AdapterHeader.of_download(spec, client.id, number, budget, sha256, self.base.adapter.sha256)
         transfer = download(spec, self.stored.vectors, positions, number, client)
         data = dump_transfer(header, shared, transfer)
         if spec.search is None:
@@ -115,11 +114,3 @@ class _Planner:
         header = replace(header, budget=count, mask_sha256=mask_hash(space, exchanged))
         blob = self.context.store.put_exchanged(self.place, dump_mask(header, space, exchanged))
         return Blob(key=blob.key, sha256=blob.sha256)
-
-
-def download_header(
-    spec: ClusterSpec, base: Base, round: int, client: ClusterClient, budget: int, mask_sha256: str
-) -> AdapterHeader:
-    """Return the header of what a client downloads; without a search, that of what all clients of its rank do."""
-    header = AdapterHeader.of_client(spec, client.id, round, budget, mask_sha256).at_base(base.adapter.sha256)
-    return header if spec.search else replace(header, client=None)

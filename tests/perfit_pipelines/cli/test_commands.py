@@ -321,7 +321,12 @@ def test_export_of_a_client_without_an_adapter(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("scheme", "options"),
-    [("iid", []), ("category", ["--categories-per-client", 2]), ("dirichlet", ["--alpha", 0.3])],
+    [
+        ("iid", []),
+        ("category", ["--categories-per-client", 2]),
+        ("dirichlet", ["--alpha", 0.3]),
+        ("user", ["--label", "category", "--minimum", 6]),
+    ],
 )
 def test_a_split_data_set_makes_a_valid_federation(tmp_path, scheme, options):
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
@@ -353,6 +358,17 @@ def test_a_split_by_a_field_that_is_missing(tmp_path):
         "error: all.jsonl: 1 records have no text in the field 'category', the first in line 2",
     )
     assert not (tmp_path / "parts").exists()
+
+
+def test_a_split_without_a_number_of_clients(tmp_path):
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    result = perfit("data", "partition", "all.jsonl", "parts", cwd=tmp_path)
+    assert (result.code, result.err) == (
+        1,
+        "error: iid: no number of clients\n  fix: say how many clients there are\n",
+    )
+    users = perfit("data", "partition", "all.jsonl", "parts", "--scheme", "user", cwd=tmp_path)
+    assert (users.code, users.out.count("- id: ")) == (0, 3)
 
 
 def test_more_clients_than_records(tmp_path):

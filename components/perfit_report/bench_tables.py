@@ -1,0 +1,216 @@
+"""The tables of a bench: as texts for the page and Markdown, as numbers for CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perfit.bench.spec import BenchSpec
+from perfit.bench.statistics import Interval, MethodResult, Point
+from perfit_report.templates import format_bytes, format_perplexity
+
+NONE = "-"
+FAILED = "failed"
+PERPLEXITY, ROUNDS, COST = "Perplexity", "By round", "Cost"
+"""Titles of the tables that figures follow."""
+
+Row = dict[str, Any]
+"""Numbers and texts by name; those that there are not are missing or None."""
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
+"""By the title of a column: the name in a row, and how it is written."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; ``note`` says what its columns mean."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(bench: BenchSpec, methods: Sequence[MethodResult]) -> list[Table]:
+    """Return the tables of a bench in the order of the page."""
+    rows = [_summary(bench, method) for method in methods]
+    found = [_perplexities(bench, rows), _rounds(bench, methods), _costs(rows)]
+    if bench.targets:
+        found.append(_targets(bench, rows))
+    if any(row.get("rouge_l") is not None for row in rows):
+        found.append(_answers(rows))
+    return [*found, _grids(methods)]
+
+
+def summary_csv(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
+    """Return a line for each method at its chosen point."""
+    rows = []
+    for method in methods:
+        row = _summary(bench, method)
+        for name, value in list(row.items()):
+            if isinstance(value, Interval):
+                row |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+        rows.append(row)
+    return _csv(rows)
+
+
+def clients_csv(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
+    """Return a line for each method, point, seed, round and client: all that was measured by client."""
+    return _csv([row for method in methods for point in method.points for row in _clients(bench, method, point)])
+
+
+def _summary(bench: BenchSpec, method: MethodResult) -> Row:
+    """Return a method's numbers at its chosen point."""
+    if (point := method.chosen) is None:
+        return {"method": method.label, "point": FAILED}
+    row = {
+        "method": method.label,
+        "point": _text(point),
+        "validation": point.validation,
+        "start": point.start,
+        "personal": float(point.personal.mean()),
+        "worst_client": point.worst,
+        "spread": point.spread,
+        "shared": float(point.shared.mean()),
+        **{f"minus_{label}": difference for label, difference in method.differences.items()},
+        "trainable": point.trainable,
+        "bytes_up": point.total("bytes_up"),
+        "bytes_down": point.total("bytes_down"),
+        "client_seconds": point.client_seconds,
+        "peak_memory": point.peak_memory,
+        "exact_match": point.answers("exact_match"),
+        "rouge_l": point.answers("rouge_l"),
+    }
+    for cost in map(point.cost, bench.targets):
+        row[f"seeds_to_{cost.target:g}"] = cost.reached
+        row[f"rounds_to_{cost.target:g}"] = cost.rounds
+        row[f"bytes_to_{cost.target:g}"] = cost.bytes
+    return row
+
+
+def _pick(title: str, note: str, rows: Sequence[Row], columns: Columns) -> Table:
+    def cell(row: Row, name: str, write: Callable[[Any], str]) -> str:
+        value = row.get(name)
+        return NONE if value is None else write(value)
+
+    columns = {"Method": ("method", str), **columns}
+    texts = tuple(tuple(cell(row, *column) for column in columns.values()) for row in rows)
+    return Table(title, note, tuple(columns), texts)
+
+
+def _perplexities(bench: BenchSpec, rows: Sequence[Row]) -> Table:
+    note = (
+        f"Perplexity on held-out records after round {bench.rounds}, means over {len(bench.seeds)} seed(s) and the "
+        "clients of each. Personal: under the adapter that a client has after its own tuning. Worst client and spread "
+        "(standard deviation over clients): of these, by seed. Shared: under what a client would start from next."
+    )
+    if bench.baselines:
+        drawn = "clients, the same in all seeds" if bench.split.keeps_clients else "clients within seeds"
+        note += f" Differences are paired by client and seed, with 95 % bootstrap intervals over seeds and {drawn}."
+    names = {"Personal": "personal", "Worst client": "worst_client", "Spread": "spread", "Shared": "shared"}
+    columns = {title: (name, format_perplexity) for title, name in names.items()}
+    differences = {f"Personal minus {label}'s": (f"minus_{label}", _interval) for label in bench.baselines}
+    return _pick(PERPLEXITY, note, rows, {"Grid point": ("point", str), **columns, **differences})
+
+
+def _costs(rows: Sequence[Row]) -> Table:
+    note = (
+        "Trainable: parameters of a client. Up, down: bytes of the files of all clients and rounds, with masks and "
+        "headers, mean over seeds. Client seconds: wall time of one client in all rounds, with its search and its "
+        "held-out evaluations. Peak memory: of the process that runs a cell, all clients and the server in one, or on "
+        "the GPU if there is one; the largest of all seeds."
+    )
+    columns = {
+        "Trainable": ("trainable", "{:,.0f}".format),
+        "Up": ("bytes_up", format_bytes),
+        "Down": ("bytes_down", format_bytes),
+        "Client seconds": ("client_seconds", "{:.1f}".format),
+        "Peak memory": ("peak_memory", format_bytes),
+    }
+    return _pick(COST, note, rows, columns)
+
+
+def _targets(bench: BenchSpec, rows: Sequence[Row]) -> Table:
+    note = (
+        "Rounds until the mean personal perplexity on held-out records was at the number or below, and the bytes of "
+        f"all clients up to then, both ways; means over the seeds, of {len(bench.seeds)}, that got there."
+    )
+    columns = {}
+    for target in (f"{target:g}" for target in bench.targets):
+        columns[f"Rounds to {target}"] = (f"rounds_to_{target}", "{:g}".format)
+        columns[f"Bytes to {target}"] = (f"bytes_to_{target}", format_bytes)
+        columns[f"Seeds to {target}"] = (f"seeds_to_{target}", str)
+    return _pick("Cost to reach a perplexity", note, rows, columns)
+
+
+def _answers(rows: Sequence[Row]) -> Table:
+    note = "Greedy answers to held-out records, under the personal adapters; from 0 to 1, means over seeds and clients."
+    columns = {"Exact match": ("exact_match", "{:.3f}".format), "ROUGE-L": ("rouge_l", "{:.3f}".format)}
+    return _pick("Answers", note, rows, columns)
+
+
+def _rounds(bench: BenchSpec, methods: Sequence[MethodResult]) -> Table:
+    rows = []
+    for method in methods:
+        row = {"method": method.label}
+        if point := method.chosen:
+            row["start"] = point.start
+            row |= enumerate(zip(*(point.by_round(of).mean(axis=0) for of in ("shared", "personal")), strict=True), 1)
+        rows.append(row)
+    columns = {f"Round {number}": (number, _pair) for number in range(1, bench.rounds + 1)}
+    note = "Mean held-out perplexity, shared / personal."
+    return _pick(ROUNDS, note, rows, {"Start": ("start", format_perplexity), **columns})
+
+
+def _grids(methods: Sequence[MethodResult]) -> Table:
+    note = (
+        "Mean perplexity on validation records under the last personal adapters. The lowest is chosen, of equals the "
+        "first; held-out records play no part."
+    )
+    rows = [
+        {
+            "method": method.label,
+            "point": _text(point),
+            "validation": f"{FAILED}: {point.failures[0]}" if point.failures else format_perplexity(point.validation),
+            "chosen": "yes" if point is method.chosen else "no",
+        }
+        for method in methods
+        for point in method.points
+    ]
+    names = {"Grid point": "point", "Validation perplexity": "validation", "Chosen": "chosen"}
+    return _pick("Grids", note, rows, {title: (name, str) for title, name in names.items()})
+
+
+def _text(point: Point) -> str:
+    return ", ".join(f"{key}={value}" for key, value in point.values.items()) or NONE
+
+
+def _interval(difference: Interval) -> str:
+    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+
+
+def _pair(perplexities: tuple[float, float]) -> str:
+    return " / ".join(map(format_perplexity, perplexities))
+
+
+def _clients(bench: BenchSpec, method: MethodResult, point: Point) -> Iterator[Row]:
+    for seed, cell in zip(bench.seeds, point.cells, strict=True):
+        chosen = int(point is method.chosen)
+        run = {"method": method.label, "point": _text(point), "chosen": chosen, "seed": seed}
+        if cell.failure:
+            yield run | {"failure": cell.failure}
+        for number, round in enumerate(cell.rounds, start=1):
+            measured = round.model_dump()
+            for client in round.personal:
+                values = {name: by_client.get(client) for name, by_client in measured.items()}
+                yield run | {"round": number, "client": client} | values
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

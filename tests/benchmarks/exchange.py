@@ -207,9 +207,9 @@ def uploads(simulation: Simulation, before: State, after: State, client: Client)
     header = AdapterHeader.of_client(spec, client.id, after.round, result.adapter.budget, mask_hash(space, held))
     if client.id not in before.architectures:
         yield dump_mask(header, space, held)
-    if result.exchanged.any():
+    if result.updated.any():
         header = header.at_base(base_hash(simulation, before))
-        yield dump_transfer(header, result.exchanged, result.upload)
+        yield dump_transfer(header, result.updated, result.upload)
 
 
 def base_hash(simulation: Simulation, state: State) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from perfit.errors import PerfitError
 from perfit.protocol import MAX_REASON
-from perfit_components.steps.failure import Failure, failure_as_record
+from perfit_components.steps.failure import Failure, failure_as_record, stoppable
 from perfit_storage import StoreError
 
 
@@ -57,3 +61,26 @@ def test_out_of_memory(action):
 def test_an_interrupt_is_not_a_failure():
     with pytest.raises(KeyboardInterrupt):
         failure_as_record(raising(KeyboardInterrupt()))
+
+
+class Swallows:
+    """Is told to stop while it is destroyed, where Python drops every exception."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_drops_is_repeated():
+    def action() -> str:
+        Swallows()
+        time.sleep(60)
+        return "nobody stopped it"
+
+    began = time.monotonic()
+    with stoppable():
+        result = failure_as_record(action)
+    assert result.reason.startswith("the task was told to stop")
+    assert time.monotonic() - began < 30
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0), "no alarm is left"

@@ -40,9 +40,13 @@ _STOPS = {
 }
 
 
+_AGAIN_S = 1
+"""Until ``Stopped`` is raised again: Python drops an exception that comes in a destructor or a callback of C."""
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the context, SIGTERM and the alarm of :func:`stop_after` raise ``Stopped``, with the reason.
+    """Within the context, SIGTERM and the alarm of :func:`stop_after` raise ``Stopped`` until it ends, with the reason.
 
     Only a process's main thread gets signals; elsewhere nothing is changed.
     """
@@ -50,8 +54,12 @@ def stoppable() -> Iterator[None]:
         yield
         return
 
+    reasons: list[str] = []
+
     def stop(number, frame) -> None:
-        raise Stopped(_STOPS[number])
+        reasons.append(_STOPS[number])
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+        raise Stopped(reasons[0])
 
     before = {number: signal.signal(number, stop) for number in _STOPS}
     try:

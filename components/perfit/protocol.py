@@ -170,6 +170,7 @@ class UpdateRecord(Message):
         truncated_records: Number of records that were cut to the sequence length.
         losses: Loss of every step, nats per response token.
         perplexity: Perplexity on the held-out records.
+        own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
         mask_sha256: Hash of its architecture.
         bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
         bytes_down: Bytes of its download, with its header.
@@ -190,6 +191,7 @@ class UpdateRecord(Message):
     # A JSON array is a list, which is strictly no tuple.
     losses: Annotated[tuple[FiniteFloat, ...], Strict(False), FailFast()] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
+    own_weight: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
     mask_sha256: Sha256
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt

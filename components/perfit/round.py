@@ -111,10 +111,11 @@ class ClientRound:
         spread[VALUES] = own.copy()
         for name, vector in received.vectors.items():
             spread[name][exchanged] = vector
-        values = spread[VALUES]
-        if method.start and score:
-            values = method.start(self.spec.method, own, values, score)
-        return ClientStart(values.astype(np.float32), spread, kept)
+        values, own_weight = spread[VALUES], None
+        if method.start and score and not np.array_equal(own, values):
+            mix = method.start(self.spec.method, own, values, score)
+            values, own_weight = mix.values, mix.own_weight
+        return ClientStart(values.astype(np.float32), spread, kept, own_weight)
 
     def dense(self, values: np.ndarray) -> np.ndarray:
         """Return all N positions, float32, of a client whose trained positions have ``values``, shape (T,)."""

@@ -125,7 +125,7 @@ def load_client_data(
     examples = load(client.data)
     if client.held_out:
         return ClientData(examples, load(client.held_out))
-    seed = derive_seed(spec.training.seed, "held-out", client.id)
+    seed = derive_seed(spec.training.seed, "held-out")  # Of no client: what several have is on one side in all of them.
     return ClientData(*split_held_out(examples, spec.data.held_out_fraction, seed))
 
 

@@ -28,7 +28,18 @@ from perfit.methods import (
     rolora,
     scaffold,
 )
-from perfit.methods.method import VALUES, AfterTuning, ClientStart, Method, MethodOptions, Mix, Roles, Search, Tuned, Vectors
+from perfit.methods.method import (
+    VALUES,
+    AfterTuning,
+    ClientStart,
+    Method,
+    MethodOptions,
+    Mix,
+    Roles,
+    Search,
+    Tuned,
+    Vectors,
+)
 
 __all__ = [
     "METHODS",

@@ -67,7 +67,7 @@ class ClientResult:
         losses: Loss of every step, nats per response token.
         perplexity_before: Held-out perplexity under the values that the round started from.
         perplexity_after: Held-out perplexity under the personal adapter.
-        own_weight: The weight of its own last values in what the round started from, if the method has clients choose it.
+        own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
     """
 
     adapter: SparseAdapter
@@ -260,7 +260,7 @@ def _checkpoints(
 
 
 def _training_parts(spec: FederationSpec, data: ClientData) -> tuple[ExampleSet, ExampleSet | None]:
-    """Return a client's records to train on and to validate on; the second are None if its method has no use for them."""
+    """Return a client's records to train on, and those to validate on; None if its method has no use for them."""
     if spec.algorithm.start is None or len(set(data.train.digests)) < 2:
         return data.train, None
     return split_held_out(data.train, VALIDATION_FRACTION, derive_seed(spec.training.seed, "validation"))

@@ -169,7 +169,7 @@ class Method:
             round 1, in the second in round 2, and so on, from the first again after the last. The others start as ever,
             stay as they are and are not uploaded. None: all are trained in every round.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
-        start: (options, own, shared, score) -> what to start from; ``own`` are the client's last values, ``shared`` those
+        start: (options, own, shared, score) -> what to start from; ``own`` are a client's last values, ``shared`` those
             with the server's at the exchanged positions. Without it a client starts from ``shared``. It is called only
             where they differ. A client of such a method never trains on its validation records.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called

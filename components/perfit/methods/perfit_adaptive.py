@@ -1,6 +1,6 @@
 """PerFIT whose clients choose, round by round, how much of the average they start from.
 
-PerFIT's clients start each round from the server's averages, which undo part of their own tuning where data differ. Here
+PerFIT's clients start each round from the server's averages, which undo part of their tuning where data differ. Here
 a client mixes its own last values with them, by the weight in {0, 1/4, 1/2, 3/4, 1} under which the loss on its
 validation records is lowest: 0 is PerFIT's start, 1 leaves the average alone in this round. Whatever it chooses, it
 uploads what it has tuned.
@@ -30,7 +30,7 @@ class Options(PerFITOptions):
 
 
 def lowest_loss(options: Options, own: np.ndarray, shared: np.ndarray, score: Score) -> Mix:
-    """Mix own and shared values by the weight with the lowest validation loss; one that is not finite is the highest."""
+    """Mix own and shared values by the weight with the lowest validation loss, which must be a number."""
     mixes = [Mix(np.float32(weight) * own + np.float32(1 - weight) * shared, weight) for weight in WEIGHTS]
     losses = [score(mix.values) for mix in mixes]
     return mixes[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]

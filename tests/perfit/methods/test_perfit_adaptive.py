@@ -19,7 +19,7 @@ def begin(score, kept=OWN, received=MEAN):
 
 
 @pytest.mark.parametrize(
-    "best, weight, values",
+    ("best", "weight", "values"),
     [
         (MEAN, 0, MEAN),
         (OWN, 1, OWN),

@@ -68,6 +68,7 @@ class ClientResult:
         perplexity_before: Held-out perplexity under the values that the round started from.
         perplexity_after: Held-out perplexity under the personal adapter.
         own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
+        tuned_weight: That of the tuned values in what it has now, the rest being what it started from; likewise.
     """
 
     adapter: SparseAdapter
@@ -80,6 +81,7 @@ class ClientResult:
     perplexity_before: float
     perplexity_after: float
     own_weight: float | None
+    tuned_weight: float | None
 
 
 def load_expanded(spec: FederationSpec, cache: Path) -> ExpandedModel:
@@ -220,17 +222,26 @@ def run_client(
             callbacks=[gradients],
             checkpoints=checkpoints,
         )
-        after = _held_out_perplexity(model, spec, data)
-        if not math.isfinite(before + after):
-            raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
         values, gradient = start.values.copy(), np.zeros_like(start.values)
         values[active], gradient[active] = read_values(vectors), gradients.mean()
-    tuned = Tuned(values, gradient)
+    end = side.end(start, values, score)
+    after = evaluate(model, spec, data, side.dense(end.values))
+    if not math.isfinite(before + after):
+        raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
+    tuned = Tuned(end.values, gradient)
     upload, kept = side.finish(received, start, tuned, derive_seed(spec.training.seed, "upload", round, client.id))
-    samples = len(examples.examples)
-    exchanged, updated = received.positions, received.positions & side.active
     return ClientResult(
-        side.adapter(values), exchanged, updated, upload, samples, kept, losses, before, after, start.own_weight
+        adapter=side.adapter(end.values),
+        exchanged=received.positions,
+        updated=received.positions & side.active,
+        upload=upload,
+        samples=len(examples.examples),
+        kept=kept,
+        losses=losses,
+        perplexity_before=before,
+        perplexity_after=after,
+        own_weight=start.own_weight,
+        tuned_weight=end.weight,
     )
 
 

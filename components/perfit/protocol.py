@@ -153,6 +153,9 @@ class Perplexity(Message):
     after: PerplexityValue
 
 
+Weight = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
 class UpdateRecord(Message):
     """The record of a client that delivered in a round.
 
@@ -171,6 +174,7 @@ class UpdateRecord(Message):
         losses: Loss of every step, nats per response token.
         perplexity: Perplexity on the held-out records.
         own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
+        tuned_weight: The weight of the tuned values in what it ended with; None if its method does not choose it.
         mask_sha256: Hash of its architecture.
         bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
         bytes_down: Bytes of its download, with its header.
@@ -191,7 +195,8 @@ class UpdateRecord(Message):
     # A JSON array is a list, which is strictly no tuple.
     losses: Annotated[tuple[FiniteFloat, ...], Strict(False), FailFast()] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
-    own_weight: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    own_weight: Weight | None = None
+    tuned_weight: Weight | None = None
     mask_sha256: Sha256
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt

@@ -25,6 +25,7 @@ from perfit.evaluation import perplexity
 from perfit.examples import ExampleSet, split_held_out
 from perfit.exchange import BLOCK
 from perfit.lora import set_dense
+from perfit.methods.perfit_adaptive import WEIGHTS
 from perfit.round import ClientRound
 from perfit.seeds import derive_seed
 from perfit.spec import Client
@@ -176,6 +177,7 @@ def test_the_loss_on_validation_records_chooses_between_own_and_shared_values(ma
     received = everything(ClientRound(spec, model.space, start.mask, 2).roles, {"values": start.dense()})
     again = run_client(model, spec, spec.client("ann"), 2, data["ann"], start.mask, received, tuned.kept)
     assert again.own_weight > 0
+    assert {tuned.tuned_weight, again.tuned_weight} <= set(WEIGHTS) - {0}  # it still learns
     _, validation = split_held_out(
         data["ann"].train, VALIDATION_FRACTION, derive_seed(spec.training.seed, "validation")
     )
@@ -195,7 +197,7 @@ def test_a_client_with_one_record_to_train_on_starts_from_the_servers_values(mak
     result = run_client(
         model, spec, spec.client("ann"), 2, ClientData(one, data["ann"].held_out), start.mask, received, kept
     )
-    assert result.own_weight is None
+    assert (result.own_weight, result.tuned_weight) == (None, None)
     assert result.perplexity_before == evaluate(model, spec, data["ann"], start.dense())
 
 

@@ -78,15 +78,15 @@ class ClientStart:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a ``start`` hook chose to start from.
+    """What a ``start`` or ``end`` hook chose.
 
     Args:
         values: float32, shape (T,).
-        own_weight: The weight of the client's own last values in them, from 0 to 1.
+        weight: Of the hook's first vector in them, from 0 to 1; None if there was no choice.
     """
 
     values: np.ndarray
-    own_weight: float
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,9 @@ Score = Callable[[np.ndarray], float]
 """Mean loss, nats per response token, of values (float32, shape (T,)) on validation records of the client's own."""
 
 
+ChooseMix = Callable[[Any, np.ndarray, np.ndarray, Score], Mix]
+
+
 @dataclass(frozen=True)
 class Method:
     """A federated tuning method.
@@ -172,6 +175,8 @@ class Method:
         start: (options, own, shared, score) -> what to start from; ``own`` are a client's last values, ``shared`` those
             with the server's at the exchanged positions. Without it a client starts from ``shared``. It is called only
             where they differ. A client of such a method never trains on its validation records.
+        end: (options, tuned, start, score) -> what the client has in the end, shares and keeps; ``start`` are the values
+            that training started from. Without it these are the tuned ones. For methods with a ``start`` hook.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.
@@ -189,7 +194,8 @@ class Method:
     roles: Callable[[Any, LoraSpace, np.ndarray], Roles] = share_all
     turns: Callable[[LoraSpace], tuple[np.ndarray, ...]] | None = None
     search: Callable[[Any], Search | None] = lambda options: None
-    start: Callable[[Any, np.ndarray, np.ndarray, Score], Mix] | None = None
+    start: ChooseMix | None = None
+    end: ChooseMix | None = None
     correction: Callable[[Any, Any, ClientStart], Any] | None = None
     after: Callable[[Any, ClientStart, Tuned], AfterTuning] | None = None
     init: Callable[[np.ndarray], Vectors] = lambda values: {VALUES: values}

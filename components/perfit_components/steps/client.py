@@ -111,6 +111,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         losses=tuple(result.losses),
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
         own_weight=result.own_weight,
+        tuned_weight=result.tuned_weight,
         mask_sha256=architecture.sha256,
         bytes_up=bytes_up + architecture.bytes_up,
         bytes_down=bytes_down,

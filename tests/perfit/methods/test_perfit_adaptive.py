@@ -1,10 +1,12 @@
-"""PerFIT with a start of the client's own choice: which mix it takes, and when there is nothing to choose."""
+"""PerFIT with mixes of the client's own choice: which it takes, and when there is nothing to choose."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
+from perfit.methods import ClientStart
 
 from .helpers import MEAN, everything, make_spec, side_of
 
@@ -54,6 +56,23 @@ def test_nothing_is_scored_where_own_and_shared_values_are_the_same():
     start = begin(score, kept=OWN, received=OWN)
     assert start.own_weight is None
     assert_array_equal(start.values, OWN)
+
+
+@pytest.mark.parametrize(("target", "weight"), [(OWN, 0), (MEAN, 1), ([1, 4.25, 6.75, 10, 12.5, 16.5], 0.25)])
+def test_a_client_ends_with_the_part_of_its_tuning_that_helps(target, weight):
+    side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
+    tuned = np.array(MEAN, dtype=np.float32)
+    end = side.end(ClientStart(OWN), tuned, lambda mix: float(np.sum((mix - target) ** 2)))
+    assert end.weight == weight
+    assert_array_equal(end.values, target)
+    assert end.values.dtype == np.float32
+
+
+def test_without_validation_records_a_client_ends_with_what_it_tuned():
+    side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
+    end = side.end(ClientStart(OWN), np.array(MEAN, dtype=np.float32), score=None)
+    assert end.weight is None
+    assert_array_equal(end.values, MEAN)
 
 
 def test_the_search_is_perfits():

@@ -95,7 +95,8 @@ def load_prepared(spec: FederationSpec, source: str) -> ExpandedModel:
     Raises:
         PerfitError: It is no model, or a target module does not exist.
     """
-    model, space = expand(load_model(source, spec.training.precision), spec.expanded_lora)
+    base = load_model(source, spec.training.precision, spec.training.quantization)
+    model, space = expand(base, spec.expanded_lora)
     return ExpandedModel(model, load_tokenizer(source), space)
 
 

@@ -204,6 +204,10 @@ class FederationSpec(Section):
         """How clients search for their architectures, None if they do not."""
         return self.algorithm.search(self.method)
 
+    def searches_after(self, round: int) -> bool:
+        """Whether the clients of a round search again, for an architecture to have from the next round on."""
+        return self.search is not None and self.search.every > 0 and round % self.search.every == 0
+
     @property
     def expansion(self) -> int:
         """Expanded rank divided by ``lora.rank``; 1 if clients do not search."""

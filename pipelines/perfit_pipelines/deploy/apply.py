@@ -64,6 +64,7 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     kubectl.build(directory)
     return [
         f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
+        *_endpoint_lines(request, deployment),
         *_user_lines(deployment, directory),
         "apply it with:",
         *(f"  {line}" for line in _commands(deployment, directory, request.context)),
@@ -92,7 +93,8 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     lines = [line for text in outputs for line in text.splitlines() if line]
     if dry_run:
         return [*lines, "the server would take all of this; nothing was changed"]
-    return [*lines, f"applied: {_count(deployment)}", *_user_lines(deployment, None)]
+    told = [*_endpoint_lines(request, deployment), *_user_lines(deployment, None)]
+    return [*lines, f"applied: {_count(deployment)}", *told]
 
 
 def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing: Contents) -> Deployment:
@@ -102,8 +104,7 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
     keys = {name: key for name, texts in existing.items() if (key := _key(texts))}
     if overlay.store_namespace:
         _check_owners(roles, keys)
-    endpoint = f"http://minio.{overlay.store_namespace}.svc:{_MINIO_PORT}" if overlay.store_namespace else None
-    endpoint = request.endpoint or held.get("AWS_ENDPOINT_URL") or endpoint
+    endpoint = request.endpoint or held.get("AWS_ENDPOINT_URL") or _own_endpoint(overlay)
     if not endpoint:
         raise PerfitError(f"overlay {overlay.name!r} has no store of its own", "give the URL of yours with --endpoint")
     return Deployment(
@@ -116,6 +117,10 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
         choose_keys(roles, keys, request.rotate),
         _root(existing) if overlay.store_namespace else None,
     )
+
+
+def _own_endpoint(overlay: Overlay) -> str | None:
+    return f"http://minio.{overlay.store_namespace}.svc:{_MINIO_PORT}" if overlay.store_namespace else None
 
 
 def _store(request: Request, spec: ClusterSpec, overlay: Overlay) -> str:
@@ -193,6 +198,18 @@ def _manager(spec: ClusterSpec) -> str:
 def _count(deployment: Deployment) -> str:
     clients = len(deployment.roles) - 1
     return f"keys of the server and of {clients} clients, as Secrets in namespace {deployment.namespace}"
+
+
+def _endpoint_lines(request: Request, deployment: Deployment) -> list[str]:
+    """For Secrets that keep another endpoint than the overlay's: the overlay was changed, or the store moved."""
+    own = _own_endpoint(deployment.overlay)
+    if request.endpoint or deployment.endpoint == own:
+        return []
+    kept = f"the Secrets keep the endpoint {deployment.endpoint}"
+    name = deployment.overlay.name
+    if own is None:
+        return [f"{kept}: overlay {name!r} has no store; give --endpoint to use another"]
+    return [f"WARNING: {kept}, not that of overlay {name!r}: tasks do not use its store. Give --endpoint {own} to move"]
 
 
 def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:

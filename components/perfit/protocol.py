@@ -176,7 +176,8 @@ class UpdateRecord(Message):
         own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
         tuned_weight: The weight of the tuned values in what it ended with; None if its method does not choose it.
         mask_sha256: Hash of its architecture.
-        bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
+        next_mask_sha256: Hash of the one that it has from the next round on; None if it did not search again.
+        bytes_up: Bytes of its update and, in the round in which it found them, of its masks; with their headers.
         bytes_down: Bytes of its download, with its header.
         update: Its update in the store; None if nothing is exchanged.
     """
@@ -198,6 +199,7 @@ class UpdateRecord(Message):
     own_weight: Weight | None = None
     tuned_weight: Weight | None = None
     mask_sha256: Sha256
+    next_mask_sha256: Sha256 | None = None
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt
     update: Blob | None = None

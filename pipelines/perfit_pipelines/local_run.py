@@ -80,7 +80,9 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, worksp
             warnings.filterwarnings("ignore", category=category, module="kfp")
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
-        federated_tuning(spec, store, first=first)()
+        # The one setting of the cluster that the runner does not ignore: an environment variable.
+        cluster = spec.cluster.model_copy(update={"store_ca": None})
+        federated_tuning(spec.model_copy(update={"cluster": cluster}), store, first=first)()
 
 
 @contextmanager

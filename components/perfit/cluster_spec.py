@@ -100,7 +100,7 @@ class Cluster(Section):
         model_cache: Claim of the volume that prepare fills with models; None for a scratch volume per pod.
         shared_memory: Size of /dev/shm.
         server_memory: Limit of Prepare and of Aggregate, each.
-        store_ca: ConfigMap whose key ``ca.crt`` holds the authorities (PEM) that signed the store's certificate; None for
+        store_ca: ConfigMap with the authorities (PEM, key ``ca.crt``) that signed the store's certificate; None for
             public ones.
         allow_secret_readers: Whether runs may act as a service account that may read every client's key.
         deadline_seconds: A run that takes longer is ended; None for never, as Kubeflow Pipelines 2.16 requires.

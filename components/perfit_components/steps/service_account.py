@@ -49,7 +49,7 @@ def check_account(spec: ClusterSpec, environment: Mapping[str, str] = os.environ
         raise PerfitError(
             f"the service account of this run may {allowed} in its namespace, and so may every client's pod: "
             "each could act as all others",
-            "start the run as perfit-runner: in the UI fill the field Service Account (in the form's Run Type section), "
+            "start the run as perfit-runner: in the UI fill the field Service Account of the form, "
             "elsewhere give --service-account; or allow it in the federation file (cluster.allow_secret_readers: true)",
         )
 

@@ -61,7 +61,7 @@ class Training(Section):
     """Local training, ``steps`` optimiser steps per round.
 
     In each round the optimiser starts anew; ``warmup_steps`` raise its rate from 0. Over the first ``decay_rounds``
-    rounds the rate falls, by half a cosine, to a tenth of ``learning_rate``. ``quantization`` is that of the frozen base
+    rounds the rate falls, by half a cosine, to a tenth of ``learning_rate``. ``quantization`` is that of the frozen
     model's linear modules, ``precision`` of all else and of the arithmetic. A client that was stopped goes on from its
     last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
     """

@@ -9,12 +9,9 @@ import yaml
 
 from perfit.cluster_spec import ClusterSpec
 
-from .argo import details
 from .conftest import QUICK, Perfit, write_federation
 from .kfp_api import upload_version
-
-LOOP = "root.round.clients.for-loop-1.iteration-iterations"
-AGGREGATE = "root.round.clients.onExit.aggregate"
+from .recorded import TWO_TIERS, client_died
 
 
 def only(items: dict):
@@ -101,58 +98,33 @@ def test_names_images_and_service_account_can_be_given(api, perfit, file):
 
 
 def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
-    start = {"root.prepare": "SUCCEEDED"}
-    training = {f"{LOOP}({n}:{n}).iteration-item.client-default": "RUNNING" for n in range(2)}
-    trained = dict.fromkeys(training, "SUCCEEDED")
-    end = {AGGREGATE: "SUCCEEDED"}
+    died = client_died()
+    moments = ("09:46:45", "09:47:30", "09:47:46", "09:47:46", "09:47:56", "09:48:05")
     api.play(
         ("PENDING", []),
-        ("RUNNING", details({"root.prepare": "RUNNING"}, pending=1)),
-        ("RUNNING", details({**start, **training})),
-        ("RUNNING", details({**start, **training})),
-        ("SUCCEEDED", details({**start, **trained, **end})),
+        *(("RUNNING", died.at(moment).as_listed()) for moment in moments),
+        ("FAILED", died.as_listed()),
     )
-    out = perfit.succeed("submit", file, *QUICK)
+    out = perfit("submit", write_federation(file, **TWO_TIERS), *QUICK).stdout
 
     lines = [line.strip().partition("  ")[2] for line in out.splitlines() if re.match(r" +\d+:\d\d  ", line)]
     assert lines == [
-        "run: pending",
+        "run: waiting",
         "Prepare: running",
-        "1 pod waiting for a node or an image",
         "run: running",
         "Prepare: succeeded",
-        "Round 1 of 2: bank: running",
-        "Round 1 of 2: kitchen: running",
-        "Round 1 of 2: bank: succeeded",
-        "Round 1 of 2: kitchen: succeeded",
-        "Round 1 of 2: Aggregate: succeeded",
-        "run: succeeded",
+        "Round 1 of 1: bank: running",
+        "Round 1 of 1: dock: running",
+        "Round 1 of 1: cafe: running",
+        "Round 1 of 1: farm: running",
+        "Round 1 of 1: bank: succeeded",
+        "Round 1 of 1: dock: failed",
+        "Round 1 of 1: cafe: succeeded",
+        "Round 1 of 1: farm: succeeded",
+        "Round 1 of 1: Aggregate: running",
+        "Round 1 of 1: Aggregate: succeeded",
+        "run: failed",
     ]
-
-
-def test_a_failed_run_ends_with_3_and_says_what_to_look_at(api, perfit, file):
-    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.client-default": "FAILED"})))
-    result = perfit("submit", file, *QUICK)
-
-    assert result.exit_code == 3
-    assert "failed: Round 1 of 2: kitchen" in result.stderr
-    assert "OOMKilled" in result.stderr
-    assert f"kubectl -n kubeflow logs -l pipeline/runid={only(api.runs).run_id} -c main" in result.stderr
-
-
-def test_a_task_that_could_not_be_prepared_points_to_the_doctor(api, perfit, file):
-    api.play(("FAILED", details({"root.prepare-driver": "FAILED"})))
-    result = perfit("submit", file, *QUICK)
-
-    assert result.exit_code == 3
-    assert "failed: preparation of prepare" in result.stderr
-    assert "perfit doctor" in result.stderr
-
-
-def test_a_run_that_failed_without_a_failed_task_may_be_out_of_time(api, perfit, file):
-    api.play(("FAILED", []))
-    result = perfit("submit", file, *QUICK)
-    assert (result.exit_code, "cluster.deadline_seconds" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(("state", "word"), [("CANCELED", "cancelled"), ("SKIPPED", "skipped")])
@@ -178,15 +150,10 @@ def test_without_following_it_ends_at_once(api, perfit, file):
 
 def test_a_terminal_shows_a_table_by_stage(api, perfit, file, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    api.play(
-        (
-            "SUCCEEDED",
-            details({f"{LOOP}({n}:{n}).iteration-item.client-default": "SUCCEEDED" for n in range(2)}),
-        )
-    )
-    out = perfit.succeed("submit", file, *QUICK)
-    # Of the three tasks of a round: two clients, aggregate.
-    assert re.search(r"Round 1 of 2\s+2/3", out)
+    api.play(("FAILED", client_died().at("09:48:05").as_listed()))
+    out = perfit("submit", write_federation(file, **TWO_TIERS), *QUICK).stdout
+    # Of the five tasks of a round: four clients, aggregate.
+    assert re.search(r"Round 1 of 1\s+3/5\s+\S*failed: dock\S*\s+Aggregate", out)
 
 
 def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):

@@ -24,8 +24,8 @@ from perfit_pipelines.options import (
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterSpec
-    from perfit_pipelines.cluster.connection import Kubeflow
     from perfit_pipelines.cluster.causes import Witnesses
+    from perfit_pipelines.cluster.connection import Kubeflow
     from perfit_pipelines.cluster.follow import Pace
     from perfit_pipelines.cluster.nodes import RunView
     from perfit_pipelines.cluster.pods import PodProgress

@@ -18,7 +18,7 @@ from perfit_pipelines.cluster.tasks import Task
 _NAMES_SHOWN = 4
 _WORDS = {WAITING: "waiting", STARTED: "waiting or running", NO_UPDATE: "no update", "CANCELED": "cancelled"}
 _LIST_STOPS = (
-    "Kubeflow lists {nodes} nodes of this run; beyond about 1 MiB of them its list stays as it is while the run goes on. "
+    "Kubeflow lists {nodes} nodes of this run; beyond about 1 MiB its list stays as it is, while the run goes on. "
     "What happens then is told by {told_by}"
 )
 _NOBODY = "nobody: set AWS_* to keys of the store, or KUBECONFIG to the cluster's, and follow again"

@@ -86,6 +86,7 @@ class StoreProgress:
         return [p.client for p in self._plan.participants if p.client not in self._records]
 
     def _read(self, view: RunView) -> None:
+        is_first = self._context is None
         if self._context is None:
             context = FederationContext.of(FederationStore.open(self._uri, self._name))
             self._first = context.store.read_head().round + 1
@@ -98,23 +99,21 @@ class StoreProgress:
             if round not in self.rounds:
                 summary = self._context.summary_of(self._context.base_after(round))
                 self.rounds[round] = {outcome.client: outcome for outcome in summary.clients}
-        self._read_records(self._context, head)
+        self._read_records(self._context, head, is_first)
 
-    def _read_records(self, context: FederationContext, head: Head) -> None:
+    def _read_records(self, context: FederationContext, head: Head, is_first: bool) -> None:
         """Read the records of the round under way that are new; one that failed may yet be replaced."""
-        place = head.place(head.round + 1)
-        if self._plan is None or self._plan.round != place.round:
+        number = head.round + 1
+        place = head.place(number)
+        if self._plan is None or self._plan.round != number:
             self._plan, self._records, self._stale = context.find_plan(place), {}, {}
-            first_look = True
-        else:
-            first_look = False
         if self._plan is None:
             return
         found = context.store.find_records(place)
         for participant in self._plan.participants:
             if participant.client in found and not isinstance(self._records.get(participant.client), UpdateRecord):
                 self._records[participant.client] = read_outcome(context, self._plan, participant)
-        if first_look:  # of an earlier run, perhaps: a client that failed then may do well now
+        if is_first:  # of an earlier run, perhaps: a client that failed then may do well now
             self._stale = {c: o for c, o in self._records.items() if not isinstance(o, UpdateRecord)}
 
     def _completed(self, task: Task, state: TaskState | None) -> TaskState | None:

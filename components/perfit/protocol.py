@@ -215,6 +215,11 @@ class ClientStatus(Message):
     status: Literal["failed", "out_of_memory", "missing", "refused"]
     reason: Reason
 
+    @property
+    def text(self) -> str:
+        """Who, what became of it, and why."""
+        return f"{self.client} ({self.status.replace('_', ' ')}): {self.reason}"
+
 
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
 

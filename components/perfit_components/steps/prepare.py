@@ -20,6 +20,7 @@ from perfit.round import initial_state, split_state, trained_in_turn
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.plan import LoopItem, participants
+from perfit_components.steps.recap import recap
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
 
 T = TypeVar("T")
@@ -69,8 +70,10 @@ def prepare(
     _check_compiled(spec, tiers, claim_tiers)
     store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
-    number = round or store.read_head().round + 1
-    return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
+    context, number = FederationContext(store, spec), round or store.read_head().round + 1
+    for line in recap(context):
+        print(line, flush=True)
+    return Prepared(store.uri, number, participants(context, number, tiers))
 
 
 def directory_of(spec: ClusterSpec, method: str) -> str:

@@ -78,7 +78,7 @@ def _of_rounds(store: StoreProgress) -> Iterator[str]:
         verb = "is" if number in store.rounds else "is not"
         yield f"round {number} {verb} committed: {len(outcomes) - len(lost)} clients delivered"
         for status in lost:
-            yield from f"  {status.client} ({status.status}): {status.reason}".splitlines()
+            yield from f"  {status.text}".splitlines()
         if silent := store.silent(number):
             yield f"  without a record: {', '.join(silent)}"
     if store.head is not None:

@@ -77,7 +77,8 @@ def submit(
     timeout: Timeout = None,
     context: Context = None,
 ) -> None:
-    """Run a federation on Kubeflow, and follow it to its end.
+    """Run a federation on Kubeflow, and follow it to its end. Where the store can be read from here, the run has only
+    the rounds that are not committed.
 
     The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is already there.
     Ctrl-C ends following, not the run.
@@ -89,7 +90,11 @@ def submit(
     from perfit_pipelines.cluster.submit import start_run, submitted
 
     pace, spec = _pace(poll_interval, timeout), load_federation(file)
-    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image)
+    first = _first_round(spec, store) if pipeline is Pipeline.TUNING else 1
+    if first is None:
+        out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
+        return
+    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image, first)
     name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
     _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
@@ -209,6 +214,20 @@ def delete(endpoint: Endpoint, name: ScheduleName) -> None:
     out.print(f"deleted {name}", markup=False)
 
 
+def _first_round(spec: ClusterSpec, store: str | None) -> int | None:
+    """The first round to run, None if all are committed; the first of all where the store cannot be asked."""
+    from perfit_pipelines.cluster.submit import first_round
+    from perfit_pipelines.cluster.upload import cluster_store
+
+    uri = cluster_store(spec, store)
+    try:
+        return first_round(spec, uri)
+    except PerfitError as error:
+        problem = str(error).partition("\n")[0]
+        errors.print(f"note: rounds that are committed are passed, about a minute each: {problem}", markup=False)
+        return 1
+
+
 def _publish(
     endpoint: Endpoint,
     spec: ClusterSpec,
@@ -216,6 +235,7 @@ def _publish(
     store: str | None,
     client_image: str | None,
     server_image: str | None,
+    first: int = 1,
 ) -> tuple[Kubeflow, Version]:
     """Connect, and upload a federation's pipeline to Kubeflow, after warnings about what may not work there.
 
@@ -233,7 +253,7 @@ def _publish(
         errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
         spec = without_limits(spec)
     images = Images(client_image or default.client, server_image or default.server)
-    version = upload(kubeflow, spec, pipeline, uri, images)
+    version = upload(kubeflow, spec, pipeline, uri, images, first)
     state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
     _print_link(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
     return kubeflow, version

@@ -10,10 +10,12 @@ from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
+from perfit_components.steps.context import FederationContext
 from perfit_components.steps.prepare import directory_of
 from perfit_pipelines.cluster.connection import Kubeflow
 from perfit_pipelines.cluster.tasks import Task, list_tasks
 from perfit_pipelines.cluster.upload import Version
+from perfit_storage import FederationStore, ObjectNotFound
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,21 @@ class Submitted:
     tasks: list[Task]
     store: str
     name: str
+
+
+def first_round(spec: ClusterSpec, store: str) -> int | None:
+    """Return the first round that a run has to do; None if all are committed, by the same file.
+
+    Raises:
+        PerfitError: The store cannot be read from here.
+    """
+    try:
+        context = FederationContext.of(FederationStore.open(store, spec.name))
+    except ObjectNotFound:
+        return 1
+    committed = context.store.read_head().round
+    done = committed >= spec.rounds and context.spec == spec
+    return None if done else min(committed + 1, spec.rounds)
 
 
 def start_run(

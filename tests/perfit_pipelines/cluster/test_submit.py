@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import uuid
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from perfit.cluster_spec import ClusterSpec
+from perfit_storage import FederationStore, Head, RoundPlace
 
-from .conftest import QUICK, Perfit, write_federation
+from .conftest import FEDERATION, QUICK, Perfit, write_federation
 from .kfp_api import upload_version
 from .recorded import TWO_TIERS, client_died
 
@@ -163,6 +167,49 @@ def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):
     result = perfit("submit", file, *QUICK)
     assert result.exit_code == 0
     assert f"warning: client bank: {data} is a path of this machine" in result.stderr
+
+
+@pytest.fixture
+def stored(s3_server, monkeypatch, tmp_path):
+    """A function that puts a federation at a round into a store that this machine can read, and returns its file."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def at(round: int) -> Path:
+        store = f"{s3_server.store_uri}/{uuid.uuid4().hex}"
+        spec = ClusterSpec.model_validate({**FEDERATION, "store": store, "rounds": 3})
+        files = FederationStore.open(store, spec.name)
+        files.write_spec(spec.to_yaml().encode(), None)
+        head = Head(0, files.put_global(RoundPlace(0), b"round 0"))
+        files.create_head(head)
+        for number in range(1, round + 1):
+            before, head = head, replace(head, round=number, summary=files.put_summary(RoundPlace(number), b"{}"))
+            files.advance_head(before, head)
+        file = tmp_path / "stored.yaml"
+        file.write_bytes(spec.to_yaml().encode())
+        return file
+
+    return at
+
+
+@pytest.mark.parametrize(("committed", "rounds"), [(0, ["1", "2", "3"]), (2, ["3"])])
+def test_committed_rounds_are_no_part_of_a_run(api, perfit, stored, committed, rounds):
+    perfit.succeed("submit", stored(committed), *QUICK)
+    tasks = only(api.versions).pipeline_spec["pipeline_spec"]["root"]["dag"]["tasks"].values()
+    names = sorted(task["taskInfo"]["name"] for task in tasks)
+    assert names == ["Prepare", *(f"Round {number} of 3" for number in rounds)]
+
+
+def test_a_finished_federation_takes_no_run(api, perfit, stored):
+    assert "all 3 rounds are committed: there is nothing to do" in perfit.succeed("submit", stored(3))
+    assert not api.requests
+
+
+def test_a_store_that_cannot_be_read_from_here_runs_all_rounds(api, perfit, file, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    result = perfit("submit", file, *QUICK)
+    assert result.exit_code == 0
+    assert "note: rounds that are committed are passed, about a minute each: " in result.stderr
 
 
 def test_someone_else_may_upload_the_same_at_the_same_time(api, perfit, file):

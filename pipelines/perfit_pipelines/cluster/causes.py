@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from perfit.protocol import ClientStatus
@@ -14,6 +14,7 @@ from perfit_pipelines.cluster.submit import Submitted
 
 _LOGS_READ = 5
 _MESSAGES = 3
+_CLIENTS_NAMED = 10
 _TOO_LONG = (
     "  fix: the federation file is too long to be an argument of a pod: leave out clients, or see docs/scaling.md"
 )
@@ -36,7 +37,7 @@ def explain_failure(view: RunView, submitted: Submitted, witnesses: Witnesses) -
     where = f"-n {logs.namespace} -l pipeline/runid={logs.run_id}"
     unknown = f"Kubeflow does not say why; Argo may: kubectl get workflows {where} -o yaml | grep message:"
     logs_of_all = f"logs: kubectl logs {where} -c main --tail=40 --prefix"
-    return [*(causes or [unknown]), *_of_rounds(witnesses.store), logs_of_all]
+    return [*(causes or [unknown]), *_of_rounds(witnesses.store, submitted.spec.rounds), logs_of_all]
 
 
 def _deadline(view: RunView, submitted: Submitted) -> list[str]:
@@ -45,7 +46,7 @@ def _deadline(view: RunView, submitted: Submitted) -> list[str]:
         return []
     late = [task.name for task in view.tasks if task.state not in DONE]
     return [
-        f"it was ended after cluster.deadline_seconds ({deadline:,}); not done by then: {', '.join(late) or 'unknown'}",
+        f"it was ended after cluster.deadline_seconds ({deadline:,}); not done by then: {_names(late) or 'unknown'}",
         "  fix: raise it (null: no limit), or give fewer rounds to one run; who delivered does not train again",
     ]
 
@@ -55,7 +56,7 @@ def _of_tasks(view: RunView, logs: PodLogs) -> Iterator[str]:
     for task in failed[:_LOGS_READ]:
         yield from f"failed: {task.name}: {_cause(task, logs)}".splitlines()
     if rest := failed[_LOGS_READ:]:
-        yield f"failed as well: {', '.join(task.name for task in rest)}"
+        yield f"failed as well: {_names([task.name for task in rest])}"
 
 
 def _cause(task: TaskState, logs: PodLogs) -> str:
@@ -72,14 +73,21 @@ def _of_the_workflow(view: RunView, pods: PodProgress | None) -> list[str]:
     return [f"Kubeflow says: {message}" for message in messages] + ([_TOO_LONG] if too_long else [])
 
 
-def _of_rounds(store: StoreProgress) -> Iterator[str]:
+def _of_rounds(store: StoreProgress, rounds: int) -> Iterator[str]:
     for number, outcomes in sorted(store.outcomes().items()):
         lost = [outcome for outcome in outcomes.values() if isinstance(outcome, ClientStatus)]
         verb = "is" if number in store.rounds else "is not"
         yield f"round {number} {verb} committed: {len(outcomes) - len(lost)} clients delivered"
-        for status in lost:
+        for status in lost[:_CLIENTS_NAMED]:
             yield from f"  {status.text}".splitlines()
+        if rest := lost[_CLIENTS_NAMED:]:
+            yield f"  and {len(rest)} more; perfit status names them"
         if silent := store.silent(number):
-            yield f"  without a record: {', '.join(silent)}"
-    if store.head is not None:
+            yield f"  without a record: {_names(silent)}"
+    if store.head is not None and store.head < rounds:
         yield f"the federation is at round {store.head}; the same again goes on from there"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _CLIENTS_NAMED
+    return ", ".join(names[:_CLIENTS_NAMED]) + (f" and {more} more" if more > 0 else "")

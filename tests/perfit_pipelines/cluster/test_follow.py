@@ -17,7 +17,7 @@ from perfit_pipelines.cluster.nodes import TaskReader
 
 from .conftest import QUICK, write_federation
 from .kfp_api import until
-from .recorded import TWO_TIERS, client_died
+from .recorded import TWO_TIERS, Recording, client_died
 
 COMMAND = "import typer; from perfit_pipelines.cluster.commands import register; a = typer.Typer(); register(a); a()"
 
@@ -127,6 +127,15 @@ def test_a_run_is_found_again_by_its_id(api, perfit, file):
     assert result.exit_code == 3
     assert "Round 1 of 1: dock: running" in result.stdout
     assert "Round 1 of 1: dock: failed" in result.stdout
+
+
+def test_a_list_that_is_about_to_stop_is_said_once(api, perfit, file):
+    """Of 16 clients, at 271 nodes; here neither the store nor Kubernetes can be asked."""
+    details = Recording.of("list-stopped").details
+    api.play(*[("RUNNING", details)] * 3, ("SUCCEEDED", details))
+    out = perfit.succeed("submit", file, *QUICK)
+    assert out.count("Kubeflow lists 271 nodes of this run; beyond about 1 MiB its list stays as it is") == 1
+    assert "told by nobody: set AWS_* to keys of the store" in out
 
 
 def test_a_run_that_does_not_exist(perfit):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from perfit_pipelines.cluster.causes import Witnesses, explain_failure
+from perfit_pipelines.cluster.connection import Endpoint, connect
+from perfit_pipelines.cluster.logs import PodLogs
 from perfit_pipelines.cluster.nodes import (
     COMMITTED,
     DELIVERED,
@@ -17,6 +21,7 @@ from perfit_pipelines.cluster.nodes import (
     TaskState,
 )
 from perfit_pipelines.cluster.stored import StoreProgress
+from perfit_pipelines.cluster.submit import Submitted
 from perfit_pipelines.cluster.tasks import list_tasks
 from perfit_pipelines.cluster.upload import read_ir
 from perfit_pipelines.compile import compile_pipeline
@@ -139,6 +144,29 @@ def test_a_store_that_is_not_there_is_asked_again_after_a_while(tmp_path):
     now[0] = 61
     followed.add(view)
     assert followed.problem is not problem
+
+
+def test_a_run_that_failed_while_its_round_counts(site, progress, api):
+    """A client's pod died, the others delivered, the aggregator ran after all: the run is a failed one for Kubeflow."""
+    followed = progress()
+    followed.add(listed())
+    site.planned(1)
+    site.train_client("ann")
+    fail(site, "bob")
+    site.aggregate(1)
+    view = replace(followed.add(listed(("ann", SUCCEEDED), ("bob", SUCCEEDED), ("eve", FAILED))), state=FAILED)
+    run = Submitted(site.spec, [], site.store_uri, site.spec.name)
+    logs = PodLogs(connect(Endpoint(api.url)), "a-run", "kubeflow")
+    said = explain_failure(view, run, Witnesses(logs, followed, None))
+    assert said[:2] == [
+        f"failed: {ROUND}: eve: neither its log nor what Kubeflow has of its pod says why",
+        "round 1 is committed: 1 clients delivered",
+    ]
+    assert said[2].startswith("  bob (failed): ")
+    assert said[-3:-1] == [
+        "  eve (missing): its task left no record: it did not start, or its pod died",
+        "the federation is at round 1; the same again goes on from there",
+    ]
 
 
 def test_what_a_client_wrote_is_refused_not_believed(site, progress):

@@ -65,6 +65,21 @@ def test_an_allocation_below_the_cgroups_limit_fails_and_is_caught(tmp_path, all
     assert reason.startswith("out of memory\n  fix: ")
 
 
+def test_arrow_takes_no_more_than_it_needs(tmp_path):
+    """Its own allocator reserves 1 GiB with the first byte."""
+    done = run(
+        """
+        limit(300 << 20)
+        with memory_bound.bounded_memory():
+            import pyarrow
+            pyarrow.allocate_buffer(1000)
+            print(pyarrow.default_memory_pool().backend_name)
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "system\n", done.stderr
+
+
 @pytest.mark.parametrize("content", ["max\n", "9223372036854771712\n", None])
 def test_without_a_limit_nothing_is_bounded(tmp_path, monkeypatch, content):
     from perfit_components.steps import memory_bound

@@ -6,6 +6,7 @@ allocation fail instead, which the library raises as an error that is caught and
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,15 +24,19 @@ _RESERVE = 128 * 2**20
 def bounded_memory() -> Iterator[int | None]:
     """Within the context, let allocations fail a little below the limit of this process's cgroup.
 
+    RLIMIT_DATA counts what is allocated and not shared (the heap, anonymous mappings, threads' stacks), written to or
+    not. Arrow's own allocator would take 1 GiB of it at once and write to little: the system's takes its place, if
+    Arrow is not imported yet.
+
     Yields:
-        The bound in bytes; None where there is no limit, or a stricter bound already. The limit counts what is
-        allocated and not shared (the heap, anonymous mappings, threads' stacks), written to or not.
+        The bound in bytes; None where there is no limit, or a stricter bound already.
     """
     bound = _bound()
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if bound is None or (before != resource.RLIM_INFINITY and before <= bound):
         yield None
         return
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
     try:
         yield bound

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,9 +16,7 @@ from typing import IO
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit_components.log_lines import plain
-
-_ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
+from perfit_components.log_lines import ErrorFinder, plain
 
 
 def run_locally(
@@ -46,7 +43,7 @@ def run_locally(
         PerfitError: A task failed; with the task's own error where it is a PerfitError or StoreError.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    errors = _ErrorFinder()
+    errors = ErrorFinder()
 
     def listen(line: str) -> None:
         errors.read(line)
@@ -159,19 +156,3 @@ class _OutputLog:
     def isatty(self) -> bool:
         """Return False: a log file has no colours."""
         return False
-
-
-class _ErrorFinder:
-    """Keeps the last PerfitError or StoreError that a task's traceback ended with."""
-
-    def __init__(self):
-        self.last = ""
-        self._reading = False
-
-    def read(self, line: str) -> None:
-        if _ERROR.match(line):
-            self.last, self._reading = _ERROR.sub("", line), True
-        elif self._reading and line.strip() and not re.match(r"\d\d:\d\d:\d\d", line.strip()):
-            self.last += "\n" + line.removeprefix("    ")
-        else:
-            self._reading = False

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_components.steps.context import FederationContext, StoredVectors, place_of
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
+
+T = TypeVar("T")
 
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
@@ -73,22 +77,43 @@ def read_contribution(
     Raises:
         StoreUnreachable: The store does not answer; no client is refused for that.
     """
-    try:
-        data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
-        if data is None:
-            reason = "its task left no record: it did not start, or its pod died"
-            return _status(plan, participant, "missing", reason)
-        outcome = parse_outcome(data)
-        _check_participant(outcome, plan, participant)
+
+    def verified() -> Contribution | ClientStatus:
+        outcome = _reported(context, plan, participant)
         if isinstance(outcome, ClientStatus):
             return outcome
         return _verified(context, plan, participant, outcome, base, exchanged)
+
+    return _or_refused(verified, plan, participant)
+
+
+def read_outcome(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    """Read what a participant says of itself in a round, to show how far the round is: its update is not looked at.
+
+    Raises:
+        StoreUnreachable: The store does not answer.
+    """
+    return _or_refused(lambda: _reported(context, plan, participant), plan, participant)
+
+
+def _or_refused(read: Callable[[], T], plan: Plan, participant: Participant) -> T | ClientStatus:
+    try:
+        return read()
     except StoreUnreachable:
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
         return _status(plan, participant, "refused", str(error))
     except Exception as error:  # one client's bytes must not stop the others, whatever error a library raises
         return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
+
+
+def _reported(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
+    if data is None:
+        return _status(plan, participant, "missing", "its task left no record: it did not start, or its pod died")
+    outcome = parse_outcome(data)
+    _check_participant(outcome, plan, participant)
+    return outcome
 
 
 def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:
@@ -136,8 +161,8 @@ def _verified(
     if participant.mask_sha256 not in (None, record.mask_sha256):
         raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
     expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
-    file = _parse_mask(context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space)), space)
-    _check_header(file, expected, "mask", skip="round")
+    file = _verified_mask(context, expected, space)
+    _check_next_mask(context, plan, record, expected, space)
     side = ClientRound(spec, space, file.mask, plan.round)
     known = participant.mask_sha256 is not None
     positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
@@ -165,6 +190,25 @@ def _verified(
         if not (largest := largest_magnitude(vector)) <= MAX_MAGNITUDE:  # nor NaN
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
     return Contribution(record, file.mask, checked)
+
+
+def _verified_mask(context: FederationContext, expected: AdapterHeader, space: LoraSpace) -> AdapterFile:
+    data = context.store.get_mask(expected.client, expected.mask_sha256, limit=_mask_bytes(space))
+    file = _parse_mask(data, space)
+    _check_header(file, expected, "mask", skip="round")
+    return file
+
+
+def _check_next_mask(
+    context: FederationContext, plan: Plan, record: UpdateRecord, expected: AdapterHeader, space: LoraSpace
+) -> None:
+    """Check that a client names a mask for the next round if it had to search for one, and only then."""
+    following, due = record.next_mask_sha256, context.spec.searches_after(plan.round)
+    if due != (following is not None):
+        when = "search" if due else "do not search"
+        raise Refused(f"its record says next_mask_sha256 {following!r}, but clients {when} again after this round")
+    if following:
+        _ = _verified_mask(context, replace(expected, mask_sha256=following), space).mask  # of its hash and budget
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:

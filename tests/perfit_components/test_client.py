@@ -180,8 +180,8 @@ NO_RESPONSE = '{"instruction": "What is the sea?"}\n'
         (lambda path: path.write_text(""), "{data}: contains no records", "give a client at least 2 records"),
         (
             lambda path: path.write_text(path.read_text().splitlines()[0]),
-            "{data}: 1 usable record(s): too few to train on one and hold out another",
-            "give a client at least 2 records",
+            "{data}: 1 usable record(s), all of the same messages: none can be held out",
+            "give a client at least 2 different records, or held_out records of its own",
         ),
     ],
     ids=["vanished", "without a response", "empty", "one record"],

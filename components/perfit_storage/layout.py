@@ -5,7 +5,7 @@ The store holds these files under ``federations/<name>/``::
     spec.yaml                              the federation file
     model.json                             the files of the base model, by hash; written once
     head.json                              round, branches, and key and sha256 of the global adapter and server state
-    masks/<client>/<sha256>                a client's personal architecture
+    masks/<client>/<sha256>                a client's personal architectures
     rounds/<n>/plan.json                   written once
     rounds/<n>/exchanged.safetensors       for the server alone: the positions that enough participants share
     rounds/<n>/downloads/<client>.safetensors, or for all clients of a rank ranks/<rank>.safetensors

@@ -7,7 +7,7 @@ between its functions, in memory or through the store.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -151,6 +151,30 @@ class ClientRound:
         return Transfer(positions, _pack(exchange, {name: v[sent] for name, v in vectors.items()}, seed)), kept
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Where the clients of a round train and exchange, each as far as it holds it.
+
+    Packed masks, uint8, shape (ceil(N / 8),): what follows for a client is its packed mask and one of these.
+
+    Args:
+        active: What is trained in the round.
+        known: What is exchanged with clients whose architecture the server knew when it planned the round.
+        unknown: What is exchanged with the others.
+    """
+
+    active: np.ndarray
+    known: np.ndarray
+    unknown: np.ndarray
+
+    @classmethod
+    def of(cls, spec: FederationSpec, space: LoraSpace, round: int, exchanged: np.ndarray) -> Reach:
+        """Return those of a round, of which ``exchanged`` (bool, shape (N,)) is exchanged: see ``Method.roles``."""
+        side = ClientRound(spec, space, np.ones(space.size, dtype=bool), round)
+        known, unknown = side.roles.shared & exchanged, side.exchanged_unknown
+        return cls(*(np.packbits(side.active & mask) for mask in (side.active, known, unknown)))
+
+
 def trained_in_turn(spec: FederationSpec, space: LoraSpace, held: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return what a client trains in the first round, in the second, and so on from the first again.
 
@@ -237,11 +261,16 @@ def update_of(spec: FederationSpec, state: Vectors, updated: np.ndarray, transfe
         values = state[VALUES][updated]
         values[transfer.positions[updated]] += vectors[VALUES]
         vectors[VALUES] = values
-    return Update(updated, vectors, samples)
+    return Update.at(updated, vectors, samples)
 
 
-def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort:
-    """Return the cohort of a round that starts from the server's vectors ``state``; updates are added to it."""
+def new_cohort(
+    spec: FederationSpec, space: LoraSpace, state: Vectors, release: Callable[[], None] = lambda: None
+) -> Cohort:
+    """Return the cohort of a round that starts from the server's vectors ``state``; updates are added to it.
+
+    ``release`` is called whenever a few megabytes of the vectors and updates have been read.
+    """
     method = spec.algorithm
     return Cohort(
         method.uploads,
@@ -250,6 +279,7 @@ def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort
         spec.aggregation,
         weighted=method.weighted,
         min_holders=spec.exchange.holders,
+        release=release,
     )
 
 

@@ -37,11 +37,11 @@ MASK = np.array([1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
 VALUES = np.array([0.1, -2.5, 1e-7, 3.0, 1 / 3, 65504.0], dtype=np.float32)
 SOME = MASK & (np.arange(MASK.size) != 2) & (np.arange(MASK.size) != 13)
 """Four of the mask's six positions: two of A's three, two of B's."""
-HEADER = AdapterHeader("f", 2, "ann", "some/model", 1, 2, budget=6, mask_sha256=mask_hash(SPACE, MASK))
+HEADER = AdapterHeader("f", 2, "ann", "some/model", 1, 2, budget=6, mask_digest=mask_hash(SPACE, MASK))
 
 
 def mask_file(space: LoraSpace = SPACE, mask: np.ndarray = MASK) -> bytes:
-    header = replace(HEADER, budget=int(np.count_nonzero(mask)), mask_sha256=mask_hash(space, mask))
+    header = replace(HEADER, budget=int(np.count_nonzero(mask)), mask_digest=mask_hash(space, mask))
     return dump_mask(header, space, mask)
 
 
@@ -273,7 +273,7 @@ def test_a_file_of_the_server_holds_every_position():
     data = dump_server_vectors(SPEC, SPACE, 3, {"values": values, "momentum": values + 1})
     file = AdapterFile.parse(data)
     assert file.header == AdapterHeader.of_server(SPEC, SPACE, 3)
-    assert file.header == AdapterHeader("f", 3, None, "some/model", 2, 2, budget=16, mask_sha256="all")
+    assert file.header == AdapterHeader("f", 3, None, "some/model", 2, 2, budget=16, mask_digest="all")
     read = file.vectors(everywhere, ["values", "momentum"])
     same_bits(read["values"], values)
     same_bits(read["momentum"], values + 1)
@@ -282,7 +282,7 @@ def test_a_file_of_the_server_holds_every_position():
 
 
 def test_the_header_of_a_client():
-    header = AdapterHeader.of_client(SPEC, "ann", 2, 6, HEADER.mask_sha256)
+    header = AdapterHeader.of_client(SPEC, "ann", 2, 6, HEADER.mask_digest)
     assert header == HEADER
 
 

@@ -110,7 +110,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         truncated_records=data.train.truncated,
         losses=tuple(result.losses),
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
-        mask_sha256=architecture.sha256,
+        mask_digest=architecture.digest,
         bytes_up=bytes_up + architecture.bytes_up,
         bytes_down=bytes_down,
         update=update,
@@ -156,7 +156,7 @@ def _write_own_files(context: ClientContext, architecture: Architecture, result:
     spec, store, client = context.spec, context.store, context.client
     for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
         store.put_client_file(client.id, f"{ADAPTER_DIRECTORY}/{name}", content)
-    header = context.header(result.adapter.budget, architecture.sha256)
+    header = context.header(result.adapter.budget, architecture.digest)
     state = dump_vectors(header, result.adapter.space, result.kept)
     store.put_client_file(client.id, state_file(context.place), state)
 
@@ -165,10 +165,10 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
     """Upload the update; return its blob (None if it has none) and its number of bytes."""
     if not result.updated.any():
         return None, 0
-    header = context.header(result.adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
+    header = context.header(result.adapter.budget, architecture.digest).at_base(context.plan.base.adapter.digest)
     data = dump_transfer(header, result.updated, result.upload)
     blob = context.store.put_update(context.place, context.client.id, data)
-    return Blob(key=blob.key, sha256=blob.sha256), len(data)
+    return Blob(key=blob.key, digest=blob.digest), len(data)
 
 
 def _baseline(context: ClientContext) -> float:

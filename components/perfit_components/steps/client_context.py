@@ -36,7 +36,7 @@ class Architecture:
     """A client's mask (bool, shape (N,)), its hash, and the bytes of its upload, 0 if that was in an earlier round."""
 
     mask: np.ndarray
-    sha256: str
+    digest: str
     bytes_up: int
 
 
@@ -117,9 +117,9 @@ class ClientContext:
         with tempfile.TemporaryDirectory() as downloads:
             return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
 
-    def header(self, budget: int, mask_sha256: str) -> AdapterHeader:
+    def header(self, budget: int, mask_digest: str) -> AdapterHeader:
         """Return the header of a file that the client writes in this round."""
-        return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_sha256)
+        return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_digest)
 
     @property
     def checkpoint(self) -> StoredCheckpoint:
@@ -167,7 +167,7 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     """
     from perfit.client import find_architecture
 
-    store, client, planned = context.store, context.client, context.participant.mask_sha256
+    store, client, planned = context.store, context.client, context.participant.mask_digest
     model, data = context.loaded
     hashes = store.find_masks(client.id)
     if context.spec.search and planned and planned not in hashes:
@@ -178,24 +178,24 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     if hashes:
         return _read_architecture(context, planned or hashes[0])
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
-    sha256 = mask_hash(model.space, mask)
-    file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
-    store.put_mask(client.id, sha256, file)
+    digest = mask_hash(model.space, mask)
+    file = dump_mask(context.header(int(np.count_nonzero(mask)), digest), model.space, mask)
+    store.put_mask(client.id, digest, file)
     context.checkpoint.drop()
-    return Architecture(mask, sha256, len(file))
+    return Architecture(mask, digest, len(file))
 
 
-def _read_architecture(context: ClientContext, sha256: str) -> Architecture:
-    data = context.store.get_mask(context.client.id, sha256)
+def _read_architecture(context: ClientContext, digest: str) -> Architecture:
+    data = context.store.get_mask(context.client.id, digest)
     try:
         file = AdapterFile.parse(data)
         _check_space(context, file)
-        if file.header.mask_sha256 != sha256:
-            raise AdapterFileError(f"it is mask {file.header.mask_sha256}")
+        if file.header.mask_digest != digest:
+            raise AdapterFileError(f"it is mask {file.header.mask_digest}")
         bytes_up = len(data) if file.header.round == context.round else 0
-        return Architecture(file.mask, sha256, bytes_up)
+        return Architecture(file.mask, digest, bytes_up)
     except AdapterFileError as error:
-        problem = f"the mask {sha256} of client {context.client.id!r}: {error}"
+        problem = f"the mask {digest} of client {context.client.id!r}: {error}"
         raise PerfitError(problem, "restore it from a backup of the store") from error
 
 
@@ -207,15 +207,15 @@ def read_download(context: ClientContext, architecture: Architecture) -> tuple[R
     """
     spec, client, participant = context.spec, context.client, context.participant
     side = ClientRound(spec, context.loaded[0].space, architecture.mask, context.round)
-    if participant.mask_sha256 is None:
+    if participant.mask_digest is None:
         return side.unknown(), 0
     blob = participant.download
     if blob is None:
         return Received(np.zeros_like(architecture.mask)), 0
-    data = context.store.read_blob(Blob(blob.key, blob.sha256))
+    data = context.store.read_blob(Blob(blob.key, blob.digest))
     budget = int(np.count_nonzero(architecture.mask))
-    base = context.plan.base.adapter.sha256
-    expected = AdapterHeader.of_download(spec, client.id, context.round, budget, architecture.sha256, base)
+    base = context.plan.base.adapter.digest
+    expected = AdapterHeader.of_download(spec, client.id, context.round, budget, architecture.digest, base)
     try:
         file = AdapterFile.parse(data)
         if file.header != expected:

@@ -7,12 +7,15 @@ is compared with the plan, and any failure other than an outage of the store onl
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
+from mmap import PAGESIZE
 
 import numpy as np
 
 from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
+from perfit.aggregation import Cohort
 from perfit.protocol import (
     MAX_OUTCOME_BYTES,
     ClientStatus,
@@ -23,9 +26,11 @@ from perfit.protocol import (
     cut,
     parse_outcome,
 )
-from perfit.round import ClientRound, update_of
+from perfit.robustness import Measure
+from perfit.round import Reach, new_cohort, update_of
+from perfit.scratch import Scratch, ScratchError
 from perfit.space import LoraSpace
-from perfit.updates import Update
+from perfit.updates import Update, count_bits
 from perfit_components.steps.context import FederationContext, StoredVectors, place_of
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
 
@@ -46,33 +51,68 @@ class Contribution:
 
     Args:
         record: Its record of the round.
-        mask: Its architecture: bool, shape (N,).
-        update: What it shares; None if the method shares nothing.
+        mask: Its architecture as ``np.packbits`` packs it: uint8, shape (ceil(N / 8),).
+        update: What it shares; None if it shares nothing in the round.
+        measured: The update's measure.
     """
 
     record: UpdateRecord
     mask: np.ndarray
-    update: Update | None
+    update: Update | None = None
+    measured: Measure | None = None
 
 
-def read_contribution(
-    context: FederationContext, plan: Plan, participant: Participant, base: StoredVectors, exchanged: np.ndarray
-) -> Contribution | ClientStatus:
-    """Read what a participant wrote in a round.
+@dataclass(frozen=True)
+class RoundReader:
+    """Reads what the participants of a round wrote.
 
     Args:
         context: The federation's context.
         plan: The round's plan.
-        participant: A participant of the plan.
         base: All vectors of the server at the start of the round.
-        exchanged: bool, shape (N,): the positions that the round exchanges.
-
-    Returns:
-        A contribution that follows the plan, or why there is none.
-
-    Raises:
-        StoreUnreachable: The store does not answer; no client is refused for that.
+        reach: Where the round's clients train and exchange.
+        scratch: Where updates are kept.
     """
+
+    context: FederationContext
+    plan: Plan
+    base: StoredVectors
+    reach: Reach
+    scratch: Scratch
+
+    @classmethod
+    def of(cls, context: FederationContext, plan: Plan) -> RoundReader:
+        """Read what the updates of a round are checked against.
+
+        Raises:
+            PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
+        """
+        base = context.state(plan.base)
+        reach = Reach.of(context.spec, base.space, plan.round, context.exchanged(plan, base.space))
+        vectors, size = len(context.spec.algorithm.uploads), base.space.size
+        budgets = [base.space.budget(participant.rank) for participant in plan.participants]
+        kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
+        return cls(context, plan, base, reach, Scratch(sum(kept) + len(kept) * (vectors + 2) * PAGESIZE))
+
+    def new_cohort(self) -> Cohort:
+        """Return the cohort that the round's updates are added to."""
+        return new_cohort(self.context.spec, self.base.space, self.base.vectors, self.scratch.release)
+
+    def read(self, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
+        """Read what a participant wrote; the cohort measures its update, and does not change.
+
+        Returns:
+            A contribution that follows the plan, or why there is none.
+
+        Raises:
+            StoreUnreachable: The store does not answer; no client is refused for that.
+            ScratchError: The disk is full.
+        """
+        return _read(self, participant, cohort)
+
+
+def _read(reader: RoundReader, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
+    context, plan = reader.context, reader.plan
     try:
         data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
         if data is None:
@@ -82,8 +122,8 @@ def read_contribution(
         _check_participant(outcome, plan, participant)
         if isinstance(outcome, ClientStatus):
             return outcome
-        return _verified(context, plan, participant, outcome, base, exchanged)
-    except StoreUnreachable:
+        return _verified(reader, participant, outcome, cohort)
+    except (StoreUnreachable, ScratchError):
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
         return _status(plan, participant, "refused", str(error))
@@ -91,15 +131,15 @@ def read_contribution(
         return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
 
 
-def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:
+def read_mask(store: FederationStore, client: str, digest: str, space: LoraSpace) -> np.ndarray | None:
     """Read an architecture again, for a report: bool, shape (N,); None if its client has changed or removed it.
 
     Raises:
         StoreUnreachable: The store does not answer.
     """
     try:
-        file = _parse_mask(store.get_mask(client, sha256, limit=_mask_bytes(space)), space)
-        return file.mask if file.header.mask_sha256 == sha256 else None
+        file = _parse_mask(store.get_mask(client, digest, limit=_mask_bytes(space)), space)
+        return file.mask if file.header.mask_digest == digest else None
     except StoreUnreachable:
         raise
     except Exception:  # as above
@@ -121,50 +161,66 @@ def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, partici
             raise Refused(f"its record says {name} {getattr(outcome, name)!r}, the plan {value!r}")
 
 
-def _verified(
-    context: FederationContext,
-    plan: Plan,
-    participant: Participant,
-    record: UpdateRecord,
-    base: StoredVectors,
-    exchanged: np.ndarray,
-) -> Contribution:
+def _verified(reader: RoundReader, participant: Participant, record: UpdateRecord, cohort: Cohort) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
-    from perfit.kernels import largest_magnitude
-
-    spec, client, space = context.spec, participant.client, base.space
-    if participant.mask_sha256 not in (None, record.mask_sha256):
-        raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
-    expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
-    file = _parse_mask(context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space)), space)
+    context, plan, space = reader.context, reader.plan, reader.base.space
+    client, digest = participant.client, record.mask_digest
+    if participant.mask_digest not in (None, digest):
+        raise Refused(f"its record says mask_digest {digest!r}, the plan {participant.mask_digest!r}")
+    expected = AdapterHeader.of_client(context.spec, client, plan.round, space.budget(participant.rank), digest)
+    file = _parse_mask(context.store.get_mask(client, digest, limit=_mask_bytes(space)), space)
     _check_header(file, expected, "mask", skip="round")
-    side = ClientRound(spec, space, file.mask, plan.round)
-    known = participant.mask_sha256 is not None
-    positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
-    for name, mask in (("budget", side.active), ("shared", positions)):
-        if getattr(record, name) != np.count_nonzero(mask):
-            raise Refused(
-                f"its record says {name} {getattr(record, name)}, the plan and its mask {np.count_nonzero(mask)}"
-            )
-    if not positions.any():
-        return Contribution(record, file.mask, None)
+    mask, reach = file.packed_mask, reader.reach
+    shared = mask & (reach.unknown if participant.mask_digest is None else reach.known)
+    for name, count in (("budget", count_bits(mask & reach.active)), ("shared", count_bits(shared))):
+        if getattr(record, name) != count:
+            raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
+    if not record.shared:
+        return Contribution(record, mask)
+    received = _received_update(reader, client, record)
+    _check_header(received, expected.at_base(plan.base.adapter.digest), "update")
+    vectors = _vectors(reader, received, shared, record)
+    update = Update(reader.scratch.keep(shared), space.size, vectors, record.samples)
+    measured = cohort.measure(update)
+    for name, largest in measured.largest.items():
+        if not math.isfinite(largest):
+            raise Refused(f"its {name} are not finite")
+        if largest > MAX_MAGNITUDE:
+            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
+    return Contribution(record, mask, update, measured)
+
+
+def _received_update(reader: RoundReader, client: str, record: UpdateRecord) -> AdapterFile:
+    """Copy an update to the scratch file, while it is hashed."""
     key = record.update.key if record.update else ""
-    place = re.escape(str(place_of(plan)))
+    place = re.escape(str(place_of(reader.plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
-    method, exchange = spec.algorithm, spec.exchange
-    limit = _HEADER_BYTES + (5 * len(method.uploads) + 1) * record.shared  # at most 4 a value, its scale, its bit
-    update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
-    file_of_update = _parse(update, "update", _HEADER_BYTES)
-    _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
-    transfer = file_of_update.transfer(positions, method.uploads, exchange.dtype)
+    scratch, limit = reader.scratch, _update_bytes(len(reader.context.spec.algorithm.uploads), record.shared)
+    start = scratch.reserve(limit)
+    blob = Blob(key, record.update.digest)
+    size = reader.context.store.copy_blob(blob, lambda at, piece: scratch.write(start + at, piece), limit)
+    return _parse(scratch.view(start, size), "update", _HEADER_BYTES)
+
+
+def _vectors(
+    reader: RoundReader, received: AdapterFile, shared: np.ndarray, record: UpdateRecord
+) -> dict[str, np.ndarray]:
+    """Return an update's vectors, in the scratch file; their values may be of any size, or not finite."""
+    spec, exchange = reader.context.spec, reader.context.spec.exchange
+    if not exchange.sends_changes:
+        return received.raw_vectors(record.shared, spec.algorithm.uploads)
+    positions = np.unpackbits(shared, count=reader.base.space.size).view(bool)
+    transfer = received.transfer(positions, spec.algorithm.uploads, exchange.dtype)
     if (sent := np.count_nonzero(transfer.positions)) != exchange.count(record.shared):
         raise Refused(f"its update has {sent} values, the plan {exchange.count(record.shared)}")
-    checked = update_of(spec, base.vectors, positions, transfer, record.samples)
-    for name, vector in checked.vectors.items():
-        if not (largest := largest_magnitude(vector)) <= MAX_MAGNITUDE:  # nor NaN
-            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
-    return Contribution(record, file.mask, checked)
+    update = update_of(spec, reader.base.vectors, positions, transfer, record.samples)
+    return {name: reader.scratch.keep(vector) for name, vector in update.vectors.items()}
+
+
+def _update_bytes(vectors: int, positions: int) -> int:
+    """Return the maximum size of an update: 4 bytes a value, and at most one for its scale and its bit."""
+    return _HEADER_BYTES + (5 * vectors + 1) * positions
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:
@@ -174,7 +230,7 @@ def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:
     return file
 
 
-def _parse(data: bytes, what: str, header_bytes: int) -> AdapterFile:
+def _parse(data: bytes | np.ndarray, what: str, header_bytes: int) -> AdapterFile:
     if int.from_bytes(data[:8], "little") > header_bytes:  # as JSON it may need 30 times the memory
         raise Refused(f"its {what} is not an adapter file: its header has more than {header_bytes:,} bytes")
     return AdapterFile.parse(data)

@@ -17,7 +17,7 @@ from perfit.adapter import SparseAdapter
 from perfit.aggregation import Cohort
 from perfit.exchange import Exchange, Packed, Transfer, pack
 from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
-from perfit.methods.method import Score
+from perfit.methods.method import Score, share_all
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec
@@ -76,14 +76,10 @@ class ClientRound:
 
     @property
     def exchanged_unknown(self) -> np.ndarray:
-        """What the client exchanges if the round was planned without its architecture: bool, shape (N,).
-
-        In the first round these are all that it shares; the server alone sees their values. In a later one, or if
-        masks go first, there are none: the client trains alone and uploads its architecture.
-        """
-        if self.round > 1 or self.spec.exchange.masks_first:
-            return np.zeros(self.space.size, dtype=bool)
-        return self.roles.shared
+        """What the client exchanges if the round was planned without its architecture: bool, shape (N,)."""
+        if exchanges_unknown(self.spec, self.round):
+            return self.roles.shared
+        return np.zeros(self.space.size, dtype=bool)
 
     def unknown(self) -> Received:
         """Return what the client receives in such a round: the state that a federation begins with, which it knows."""
@@ -153,26 +149,47 @@ class ClientRound:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where the clients of a round train and exchange, each as far as it holds it.
-
-    Packed masks, uint8, shape (ceil(N / 8),): what follows for a client is its packed mask and one of these.
+    """Finds what a client trains and exchanges in a round from its packed mask.
 
     Args:
-        active: What is trained in the round.
-        known: What is exchanged with clients whose architecture the server knew when it planned the round.
-        unknown: What is exchanged with the others.
+        spec: The federation.
+        space: The expanded space of N positions.
+        round: From 1.
+        exchanged: The positions that the round exchanges, packed: uint8, shape (ceil(N / 8),).
     """
 
-    active: np.ndarray
-    known: np.ndarray
-    unknown: np.ndarray
+    spec: FederationSpec
+    space: LoraSpace
+    round: int
+    exchanged: np.ndarray
 
-    @classmethod
-    def of(cls, spec: FederationSpec, space: LoraSpace, round: int, exchanged: np.ndarray) -> Reach:
-        """Return those of a round, of which ``exchanged`` (bool, shape (N,)) is exchanged: see ``Method.roles``."""
-        side = ClientRound(spec, space, np.ones(space.size, dtype=bool), round)
-        known, unknown = side.roles.shared & exchanged, side.exchanged_unknown
-        return cls(*(np.packbits(side.active & mask) for mask in (side.active, known, unknown)))
+    def positions(self, mask: np.ndarray, known: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a client trains, and what it exchanges.
+
+        Args:
+            mask: Its architecture, packed.
+            known: Whether the server knew it when it planned the round.
+
+        Returns:
+            Packed masks, uint8, shape (ceil(N / 8),).
+        """
+        method = self.spec.algorithm
+        active = shared = mask
+        if method.roles is not share_all or method.turns:  # else a byte a position would take most of the time
+            side = ClientRound(self.spec, self.space, np.unpackbits(mask, count=self.space.size).view(bool), self.round)
+            active, shared = np.packbits(side.active), np.packbits(side.active & side.roles.shared)
+        if known:
+            return active, shared & self.exchanged
+        return active, shared if exchanges_unknown(self.spec, self.round) else np.zeros_like(shared)
+
+
+def exchanges_unknown(spec: FederationSpec, round: int) -> bool:
+    """Return whether a round exchanges values with clients whose architecture the server does not know.
+
+    In the first round it does, and the server alone sees them. In a later one, or if masks go first, such a client
+    trains alone and uploads its architecture.
+    """
+    return round == 1 and not spec.exchange.masks_first
 
 
 def trained_in_turn(spec: FederationSpec, space: LoraSpace, held: np.ndarray) -> tuple[np.ndarray, ...]:

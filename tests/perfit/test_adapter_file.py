@@ -195,6 +195,7 @@ def test_what_crosses_in_another_type(dtype, other):
         ({"positions": np.zeros((1, 1), np.uint8)}, "no positions of 6 bits"),
         ({"positions": np.zeros(1, np.int8)}, "no positions of 6 bits"),
         ({"positions": np.packbits(MASK[MASK])}, "bits for its positions, although it covers all"),
+        ({"positions": np.packbits(SOME[MASK]) | np.uint8(1)}, "bits of its positions behind the last"),
         # Bits of four positions in a file of six values.
         ({"positions": np.packbits(SOME[MASK])}, "no 4 values of .* for values"),
     ],

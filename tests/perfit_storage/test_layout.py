@@ -18,6 +18,7 @@ from perfit_storage import (
     Head,
     ObjectNotFound,
     ObjectStore,
+    ObjectTooLarge,
     RoundPlace,
     StoreError,
     federation_names,
@@ -279,14 +280,36 @@ def test_corrupt_objects_are_found(store: ObjectStore, federation: FederationSto
         store.put(f"federations/demo/{blob.key}", b"Another")
         with pytest.raises(CorruptObject, match=rf"{blob.key} has digest [0-9a-f]+, but its record says {blob.digest}"):
             federation.read_blob(blob)
+        with pytest.raises(CorruptObject, match=rf"{blob.key} has digest [0-9a-f]+, but its record says {blob.digest}"):
+            copied(federation, blob)
     for text in (b"{", b"[]", b'{"round": 1}'):
         store.put("federations/demo/head.json", text)
         with pytest.raises(CorruptObject, match=r"federations/demo/head\.json is not a head"):
             federation.read_head()
 
 
+def copied(federation: FederationStore, blob: Blob, limit: int = 10**7) -> bytes:
+    pieces = bytearray(limit)
+
+    def write(start: int, piece: memoryview) -> None:
+        pieces[start : start + len(piece)] = piece
+
+    size = federation.copy_blob(blob, write, limit)
+    return bytes(pieces[:size])
+
+
+def test_a_blob_comes_piece_by_piece(federation: FederationStore):
+    for data in (b"", b"update", bytes(range(256)) * 4097):
+        blob = federation.put_update(FIRST, "anna", data)
+        assert copied(federation, blob) == copied(federation, blob, len(data)) == data
+    with pytest.raises(ObjectTooLarge):
+        copied(federation, blob, len(data) - 1)
+    with pytest.raises(ObjectNotFound, match=r"there is no .*/rounds/1/updates/bob"):
+        copied(federation, Blob("rounds/1/updates/bob.safetensors", blob.digest))
+
+
 def test_a_federation_of_perfit_0_1_is_refused_with_what_to_do(store: ObjectStore, federation: FederationStore):
-    store.put("federations/demo/head.json", b'{"key": "rounds/0/global.safetensors", "round": 0, "digest": "00"}')
+    store.put("federations/demo/head.json", b'{"key": "rounds/0/global.safetensors", "round": 0, "sha256": "00"}')
     for act in (
         federation.read_head,
         lambda: federation.advance_head(Head(0, Blob("k", "00")), Head(1, Blob("l", "11"))),

@@ -149,8 +149,7 @@ class Method:
         title: The method's name as papers write it.
         paper: The paper that describes it.
         options: Its section of the federation file; the default of ``name`` is the method's name.
-        roles: (options, space, held) -> what a client that holds ``held`` trains and shares: what one that holds
-            everything does, as far as this one holds it.
+        roles: (options, space, held) -> what a client that holds ``held`` trains and shares.
         turns: (space) -> bool masks, shape (N,): clients train what of their trained positions is in the first mask in
             round 1, in the second in round 2, and so on, from the first again after the last. The others start as ever,
             stay as they are and are not uploaded. None: all are trained in every round.

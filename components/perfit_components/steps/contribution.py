@@ -88,7 +88,7 @@ class RoundReader:
             PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
         """
         base = context.state(plan.base)
-        reach = Reach.of(context.spec, base.space, plan.round, context.exchanged(plan, base.space))
+        reach = Reach(context.spec, base.space, plan.round, np.packbits(context.exchanged(plan, base.space)))
         vectors, size = len(context.spec.algorithm.uploads), base.space.size
         budgets = [base.space.budget(participant.rank) for participant in plan.participants]
         kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
@@ -170,13 +170,12 @@ def _verified(reader: RoundReader, participant: Participant, record: UpdateRecor
     expected = AdapterHeader.of_client(context.spec, client, plan.round, space.budget(participant.rank), digest)
     file = _parse_mask(context.store.get_mask(client, digest, limit=_mask_bytes(space)), space)
     _check_header(file, expected, "mask", skip="round")
-    mask, reach = file.packed_mask, reader.reach
-    shared = mask & (reach.unknown if participant.mask_digest is None else reach.known)
-    for name, count in (("budget", count_bits(mask & reach.active)), ("shared", count_bits(shared))):
-        if getattr(record, name) != count:
+    active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
+    for name, positions in (("budget", active), ("shared", shared)):
+        if getattr(record, name) != (count := count_bits(positions)):
             raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
     if not record.shared:
-        return Contribution(record, mask)
+        return Contribution(record, file.packed_mask)
     received = _received_update(reader, client, record)
     _check_header(received, expected.at_base(plan.base.adapter.digest), "update")
     vectors = _vectors(reader, received, shared, record)
@@ -187,7 +186,7 @@ def _verified(reader: RoundReader, participant: Participant, record: UpdateRecor
             raise Refused(f"its {name} are not finite")
         if largest > MAX_MAGNITUDE:
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
-    return Contribution(record, mask, update, measured)
+    return Contribution(record, file.packed_mask, update, measured)
 
 
 def _received_update(reader: RoundReader, client: str, record: UpdateRecord) -> AdapterFile:

@@ -20,7 +20,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save
 
 from perfit.adapter import packed_hash
 from perfit.exchange import BLOCK, DTYPES, Packed, Transfer
@@ -278,8 +277,22 @@ def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vect
 
 def _dump(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, np.ndarray]) -> bytes:
     fields = {**asdict(header), "matrices": space and space.to_list()}
-    # One metadata key: safetensors keeps several in a hash map, whose order would change the bytes.
-    return save(dict(tensors), metadata={"perfit": json.dumps(fields, sort_keys=True)})
+    return _serialized(tensors, {"perfit": json.dumps(fields, sort_keys=True)})
+
+
+def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return what ``safetensors.numpy.save`` does, which needs the memory of the tensors once more."""
+    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, str(tensors[name].dtype), name))
+    tree, end = {"__metadata__": dict(metadata)}, 0
+    for name in order:
+        array, begin = tensors[name], end
+        end += array.nbytes
+        tree[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts = (np.ascontiguousarray(tensors[name]).view(np.uint8) for name in order)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def read_fields(data: bytes) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from safetensors.numpy import load, save
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import (
+    _DTYPES,
     AdapterFile,
     AdapterFileError,
     AdapterHeader,
+    _serialized,
     dump_mask,
     dump_server_vectors,
     dump_transfer,
@@ -509,3 +511,12 @@ def test_another_format_version_is_named(fields):
 def test_invalid_headers(spoil: Callable[[bytes], bytes]):
     with pytest.raises(AdapterFileError, match="not an adapter file"):
         AdapterFile.parse(spoil(values_file()))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_files_are_those_of_the_library(seed):
+    rng = np.random.default_rng(seed)
+    names, dtypes = ["values", "control", "values.scales", "positions", 'ö"'], [*_DTYPES.values()]
+    tensors = {name: np.zeros(rng.integers(5), dtypes[rng.integers(5)]) for name in names[: rng.integers(6)]}
+    metadata = {"perfit": json.dumps({"client": 'ö"'})}
+    assert _serialized(tensors, metadata) == save(dict(tensors), metadata=metadata)

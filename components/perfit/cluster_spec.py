@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from perfit.locations import PlainUri, federation_file_problem, is_local, place_of
 from perfit.sections import Name, Section, key_error
-from perfit.spec import Client, FederationSpec
+from perfit.spec import Client, FederationSpec, Quantization
 
 _QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
@@ -21,6 +21,8 @@ HUB_SECRET = "perfit-hub"
 """The Secret with the token for the model hub."""
 DATA_MOUNT = "/data"
 """Where a client's pod mounts the volume with its records."""
+CA_FILE = "ca.crt"
+"""The key of the ConfigMap with the authorities that signed the store's certificate."""
 _SERVERS = "perfitserver-"
 """How the name of a server's Secret begins. A client's default begins with ``perfit-``: it is never one of these."""
 _MAX_NAME = 63
@@ -63,6 +65,19 @@ class Toleration(Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
 
+class TierTraining(Section):
+    """What the trainings of a tier do otherwise than the section ``training`` says, for machines of unequal strength.
+
+    None of it changes what the values in the store mean, so it may change while a federation exists.
+    """
+
+    batch_size: int | None = Field(default=None, ge=1)
+    gradient_accumulation: int | None = Field(default=None, ge=1)
+    precision: Literal["float32", "bfloat16"] | None = None
+    quantization: Quantization | None = None
+    gradient_checkpointing: bool | None = None
+
+
 class Tier(Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
 
@@ -72,6 +87,7 @@ class Tier(Section):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
+    training: TierTraining = TierTraining()
 
     @property
     def threads(self) -> int:
@@ -98,15 +114,20 @@ class Cluster(Section):
         model_cache: Claim of the volume that prepare fills with models; None for a scratch volume per pod.
         shared_memory: Size of /dev/shm.
         server_memory: Limit of Prepare and of Aggregate, each.
+        store_ca: ConfigMap with the authorities (PEM, key ``ca.crt``) that signed the store's certificate; None for
+            public ones.
+        allow_secret_readers: Whether runs may act as a service account that may read every client's key.
         deadline_seconds: A run that takes longer is ended; None for never, as Kubeflow Pipelines 2.16 requires.
-        keep_seconds: A finished run's workflow is removed after this time; None for never, likewise.
+        keep_seconds: A finished run's workflow is removed after this time; None for the cluster's default, likewise.
     """
 
     model_cache: Name | None = "perfit-model-cache"
     shared_memory: Quantity = "1Gi"
     server_memory: Quantity = "4Gi"
+    store_ca: Name | None = None
+    allow_secret_readers: bool = False
     deadline_seconds: int | None = Field(default=86_400, ge=60)
-    keep_seconds: int | None = Field(default=604_800, ge=0)
+    keep_seconds: int | None = Field(default=86_400, ge=1)
 
 
 class ClusterClient(Client):
@@ -176,6 +197,15 @@ class ClusterSpec(FederationSpec):
                 if records.setdefault(place, owner) != owner:
                     raise _shared((*where, key), owner, records[place], f"the records {place!r}", key)
         return self
+
+    def of_client(self, client: Client) -> Self:
+        """Return the federation as a client trains in it: ``training`` has the values of its tier."""
+        return self.of_tier(client.tier)
+
+    def of_tier(self, tier: str) -> Self:
+        """Return the federation as the clients of a tier train in it."""
+        own = self.tiers[tier].training.model_dump(exclude_none=True)
+        return self.model_copy(update={"training": self.training.model_copy(update=own)})
 
     def tiers_in_use(self) -> list[str]:
         """Return the tiers that have clients, in the order of the file."""

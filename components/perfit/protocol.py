@@ -153,6 +153,9 @@ class Perplexity(Message):
     after: PerplexityValue
 
 
+Weight = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
 class UpdateRecord(Message):
     """The record of a client that delivered in a round.
 
@@ -170,8 +173,11 @@ class UpdateRecord(Message):
         truncated_records: Number of records that were cut to the sequence length.
         losses: Loss of every step, nats per response token.
         perplexity: Perplexity on the held-out records.
-        mask_digest: Hash of its architecture.
-        bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
+        own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
+        tuned_weight: The weight of the tuned values in what it ended with; None if its method does not choose it.
+        mask_sha256: Hash of its architecture.
+        next_mask_sha256: Hash of the one that it has from the next round on; None if it did not search again.
+        bytes_up: Bytes of its update and, in the round in which it found them, of its masks; with their headers.
         bytes_down: Bytes of its download, with its header.
         update: Its update in the store; None if nothing is exchanged.
     """
@@ -190,7 +196,10 @@ class UpdateRecord(Message):
     # A JSON array is a list, which is strictly no tuple.
     losses: Annotated[tuple[FiniteFloat, ...], Strict(False), FailFast()] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
-    mask_digest: Digest
+    own_weight: Weight | None = None
+    tuned_weight: Weight | None = None
+    mask_sha256: Sha256
+    next_mask_sha256: Sha256 | None = None
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt
     update: Blob | None = None
@@ -204,7 +213,7 @@ class ClientStatus(Message):
         tier: Tier of its machine.
         rank: Its rank.
         round: From 1.
-        status: failed (as it reported), missing (it left no record) or refused (by the aggregator).
+        status: failed or out_of_memory (as it reported), missing (it left no record) or refused (by the aggregator).
         reason: Problem and fix.
     """
 
@@ -212,8 +221,13 @@ class ClientStatus(Message):
     tier: Text
     rank: PositiveInt
     round: PositiveInt
-    status: Literal["failed", "missing", "refused"]
+    status: Literal["failed", "out_of_memory", "missing", "refused"]
     reason: Reason
+
+    @property
+    def text(self) -> str:
+        """Who, what became of it, and why."""
+        return f"{self.client} ({self.status.replace('_', ' ')}): {self.reason}"
 
 
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]

@@ -24,6 +24,9 @@ from perfit.space import LoraSpace
 DEFAULT_METHOD = "perfit"
 DEFAULT_EXPANSION = 2
 
+Quantization = Literal["int8", "nf4"]
+"""How the frozen base model's linear modules are held: :mod:`perfit.quantization`."""
+
 
 def _method_name(value: Any) -> Any:
     return value.get("name", DEFAULT_METHOD) if isinstance(value, dict) else getattr(value, "name", None)
@@ -55,9 +58,12 @@ class Lora(Section):
 
 
 class Training(Section):
-    """Local training at a constant rate, ``steps`` optimiser steps per round.
+    """Local training, ``steps`` optimiser steps per round.
 
-    A client that was stopped goes on from its last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
+    In each round the optimiser starts anew; ``warmup_steps`` raise its rate from 0. Over the first ``decay_rounds``
+    rounds the rate falls, by half a cosine, to a tenth of ``learning_rate``. ``quantization`` is that of the frozen
+    model's linear modules, ``precision`` of all else and of the arithmetic. A client that was stopped goes on from its
+    last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
     """
 
     steps: int = Field(default=20, ge=1)
@@ -65,13 +71,24 @@ class Training(Section):
     gradient_accumulation: int = Field(default=1, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_rounds: int | None = Field(default=None, ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     sequence_length: int = Field(default=512, ge=8)
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0)
     checkpoint_steps: int | None = Field(default=50, ge=1)
+
+    def of_round(self, round: int) -> Self:
+        """Return the training with the learning rate of a round (from 1)."""
+        if self.decay_rounds is None:
+            return self
+        passed = min((round - 1) / self.decay_rounds, 1)
+        factor = 0.1 + 0.9 * (1 + math.cos(math.pi * passed)) / 2
+        return self.model_copy(update={"learning_rate": self.learning_rate * factor})
 
 
 class Data(Section):
@@ -141,6 +158,17 @@ class FederationSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        warmup, steps = self.training.warmup_steps, self.training.steps
+        if self.search:
+            steps = min(steps, self.search.steps or steps)
+        if warmup >= steps:
+            raise key_error(
+                ("training", "warmup_steps"), f"{warmup} of {steps} steps leave none at full rate; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _exchange_fits(self) -> Self:
         tiers = Counter(client.tier for client in self.clients)
         sampled = max(sum(map(self.participation.of_tier, tiers.values())), self.participation.minimum_clients)
@@ -199,6 +227,10 @@ class FederationSpec(Section):
         """How clients search for their architectures, None if they do not."""
         return self.algorithm.search(self.method)
 
+    def searches_after(self, round: int) -> bool:
+        """Whether the clients of a round search again, for an architecture to have from the next round on."""
+        return self.search is not None and self.search.every > 0 and round % self.search.every == 0
+
     @property
     def expansion(self) -> int:
         """Expanded rank divided by ``lora.rank``; 1 if clients do not search."""
@@ -226,6 +258,10 @@ class FederationSpec(Section):
     def clients_by_id(self) -> dict[str, Client]:
         """The clients by id."""  # not cached: model_copy would copy it too
         return {client.id: client for client in self.clients}
+
+    def of_client(self, client: Client) -> Self:
+        """Return the federation as a client trains in it."""
+        return self
 
     def rank_of(self, client: Client) -> int:
         """Return a client's own rank, which gives its budget."""

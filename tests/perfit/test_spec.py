@@ -85,7 +85,7 @@ def test_methods_without_a_search_do_not_expand(method):
 
 def test_what_is_exchanged_by_default():
     exchange = spec().exchange
-    assert (exchange.holders, exchange.dtype, exchange.top, exchange.masks_first) == (2, "float32", 1, False)
+    assert (exchange.holders, exchange.dtype, exchange.top, exchange.masks_first) == (2, "bfloat16", 1, False)
 
 
 def test_a_single_client_may_keep_the_default():
@@ -100,6 +100,15 @@ def test_a_round_needs_as_many_clients_as_a_position_needs_holders():
         spec(clients=three, exchange={"holders": 3}, participation={"fraction": 0.5})
     for participation in ({"fraction": 0.5, "minimum_clients": 3}, {"fraction": 0.7}):
         assert spec(clients=three, exchange={"holders": 3}, participation=participation).exchange.holders == 3
+
+
+@pytest.mark.parametrize(("steps", "search_steps", "method"), [(3, 20, "perfit"), (9, 3, "perfit"), (3, 0, "fedit")])
+def test_a_warm_up_that_never_ends_is_refused(steps, search_steps, method):
+    options = {"name": method}
+    if search_steps:
+        options |= {"search_steps": search_steps, "warmup_steps": 1, "pruning_iterations": 1}
+    with pytest.raises(ValidationError, match="3 of 3 steps leave none at full rate"):
+        spec(method=options, training={"steps": steps, "warmup_steps": 3})
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if len(method.uploads) == 1])
@@ -169,7 +178,7 @@ def test_what_may_change(changes):
         ({"training": {"seed": 1}}, "training.seed is 0 here and 1 there"),
         ({"data": {"bad_records": "skip"}}, "data.bad_records is 'refuse' here and 'skip' there"),
         ({"exchange": {"holders": 1}}, "exchange.holders is 2 here and 1 there"),
-        ({"exchange": {"dtype": "bfloat16"}}, "exchange.dtype is 'float32' here and 'bfloat16' there"),
+        ({"exchange": {"dtype": "float32"}}, "exchange.dtype is 'bfloat16' here and 'float32' there"),
         ({"exchange": {"top": 0.5}}, "exchange.top is 1.0 here and 0.5 there"),
         ({"exchange": {"masks_first": True}}, "exchange.masks_first is False here and True there"),
         ({"clients": [CLIENTS[0], {**CLIENTS[1], "rank": 3}]}, "rank of client bob is 2 here and 3 there"),

@@ -208,7 +208,8 @@ def _architectures(context: FederationContext, base: Base, outcomes: Sequence[Ou
     if context.spec.search is None:
         return {}
     known = context.summary_of(base).architectures if base.summary else {}
-    return known | {record.client: record.mask_digest for record in outcomes if isinstance(record, UpdateRecord)}
+    records = [record for record in outcomes if isinstance(record, UpdateRecord)]
+    return known | {record.client: record.next_mask_sha256 or record.mask_sha256 for record in records}
 
 
 def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) -> None:
@@ -221,7 +222,7 @@ def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) ->
         f"participation.minimum_clients is {minimum}. The head stays where it was. Without an update:"
     )
     raise PerfitError(
-        "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in lost)]),
+        "\n".join([head, *(f"  {status.text}" for status in lost)]),
         "repair these clients and run again (those that delivered do not train again), or lower minimum_clients",
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
-from mmap import PAGESIZE
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from perfit.space import LoraSpace
 from perfit.updates import Update, count_bits
 from perfit_components.steps.context import FederationContext, StoredVectors, place_of
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
+
+T = TypeVar("T")
 
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
@@ -74,56 +77,28 @@ class RoundReader:
         scratch: Where updates are kept.
     """
 
-    context: FederationContext
-    plan: Plan
-    base: StoredVectors
-    reach: Reach
-    scratch: Scratch
-
-    @classmethod
-    def of(cls, context: FederationContext, plan: Plan) -> RoundReader:
-        """Read what the updates of a round are checked against.
-
-        Raises:
-            PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
-        """
-        base = context.state(plan.base)
-        reach = Reach(context.spec, base.space, plan.round, np.packbits(context.exchanged(plan, base.space)))
-        vectors, size = len(context.spec.algorithm.uploads), base.space.size
-        budgets = [base.space.budget(participant.rank) for participant in plan.participants]
-        kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
-        return cls(context, plan, base, reach, Scratch(sum(kept) + len(kept) * (vectors + 2) * PAGESIZE))
-
-    def new_cohort(self) -> Cohort:
-        """Return the cohort that the round's updates are added to."""
-        return new_cohort(self.context.spec, self.base.space, self.base.vectors, self.scratch.release)
-
-    def read(self, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
-        """Read what a participant wrote; the cohort measures its update, and does not change.
-
-        Returns:
-            A contribution that follows the plan, or why there is none.
-
-        Raises:
-            StoreUnreachable: The store does not answer; no client is refused for that.
-            ScratchError: The disk is full.
-        """
-        return _read(self, participant, cohort)
-
-
-def _read(reader: RoundReader, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
-    context, plan = reader.context, reader.plan
-    try:
-        data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
-        if data is None:
-            reason = "its task left no record: it did not start, or its pod died"
-            return _status(plan, participant, "missing", reason)
-        outcome = parse_outcome(data)
-        _check_participant(outcome, plan, participant)
+    def verified() -> Contribution | ClientStatus:
+        outcome = _reported(context, plan, participant)
         if isinstance(outcome, ClientStatus):
             return outcome
-        return _verified(reader, participant, outcome, cohort)
-    except (StoreUnreachable, ScratchError):
+        return _verified(context, plan, participant, outcome, base, exchanged)
+
+    return _or_refused(verified, plan, participant)
+
+
+def read_outcome(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    """Read what a participant says of itself in a round, to show how far the round is: its update is not looked at.
+
+    Raises:
+        StoreUnreachable: The store does not answer.
+    """
+    return _or_refused(lambda: _reported(context, plan, participant), plan, participant)
+
+
+def _or_refused(read: Callable[[], T], plan: Plan, participant: Participant) -> T | ClientStatus:
+    try:
+        return read()
+    except StoreUnreachable:
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
         return _status(plan, participant, "refused", str(error))
@@ -131,7 +106,16 @@ def _read(reader: RoundReader, participant: Participant, cohort: Cohort) -> Cont
         return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
 
 
-def read_mask(store: FederationStore, client: str, digest: str, space: LoraSpace) -> np.ndarray | None:
+def _reported(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
+    if data is None:
+        return _status(plan, participant, "missing", "its task left no record: it did not start, or its pod died")
+    outcome = parse_outcome(data)
+    _check_participant(outcome, plan, participant)
+    return outcome
+
+
+def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:
     """Read an architecture again, for a report: bool, shape (N,); None if its client has changed or removed it.
 
     Raises:
@@ -163,34 +147,24 @@ def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, partici
 
 def _verified(reader: RoundReader, participant: Participant, record: UpdateRecord, cohort: Cohort) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
-    context, plan, space = reader.context, reader.plan, reader.base.space
-    client, digest = participant.client, record.mask_digest
-    if participant.mask_digest not in (None, digest):
-        raise Refused(f"its record says mask_digest {digest!r}, the plan {participant.mask_digest!r}")
-    expected = AdapterHeader.of_client(context.spec, client, plan.round, space.budget(participant.rank), digest)
-    file = _parse_mask(context.store.get_mask(client, digest, limit=_mask_bytes(space)), space)
-    _check_header(file, expected, "mask", skip="round")
-    active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
-    for name, positions in (("budget", active), ("shared", shared)):
-        if getattr(record, name) != (count := count_bits(positions)):
-            raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
-    if not record.shared:
-        return Contribution(record, file.packed_mask)
-    received = _received_update(reader, client, record)
-    _check_header(received, expected.at_base(plan.base.adapter.digest), "update")
-    vectors = _vectors(reader, received, shared, record)
-    update = Update(reader.scratch.keep(shared), space.size, vectors, record.samples)
-    measured = cohort.measure(update)
-    for name, largest in measured.largest.items():
-        if not math.isfinite(largest):
-            raise Refused(f"its {name} are not finite")
-        if largest > MAX_MAGNITUDE:
-            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
-    return Contribution(record, file.packed_mask, update, measured)
+    from perfit.kernels import largest_magnitude
 
-
-def _received_update(reader: RoundReader, client: str, record: UpdateRecord) -> AdapterFile:
-    """Copy an update to the scratch file, while it is hashed."""
+    spec, client, space = context.spec, participant.client, base.space
+    if participant.mask_sha256 not in (None, record.mask_sha256):
+        raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
+    expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
+    file = _verified_mask(context, expected, space)
+    _check_next_mask(context, plan, record, expected, space)
+    side = ClientRound(spec, space, file.mask, plan.round)
+    known = participant.mask_sha256 is not None
+    positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
+    for name, mask in (("budget", side.active), ("shared", positions)):
+        if getattr(record, name) != np.count_nonzero(mask):
+            raise Refused(
+                f"its record says {name} {getattr(record, name)}, the plan and its mask {np.count_nonzero(mask)}"
+            )
+    if not positions.any():
+        return Contribution(record, file.mask, None)
     key = record.update.key if record.update else ""
     place = re.escape(str(place_of(reader.plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
@@ -220,6 +194,25 @@ def _vectors(
 def _update_bytes(vectors: int, positions: int) -> int:
     """Return the maximum size of an update: 4 bytes a value, and at most one for its scale and its bit."""
     return _HEADER_BYTES + (5 * vectors + 1) * positions
+
+
+def _verified_mask(context: FederationContext, expected: AdapterHeader, space: LoraSpace) -> AdapterFile:
+    data = context.store.get_mask(expected.client, expected.mask_sha256, limit=_mask_bytes(space))
+    file = _parse_mask(data, space)
+    _check_header(file, expected, "mask", skip="round")
+    return file
+
+
+def _check_next_mask(
+    context: FederationContext, plan: Plan, record: UpdateRecord, expected: AdapterHeader, space: LoraSpace
+) -> None:
+    """Check that a client names a mask for the next round if it had to search for one, and only then."""
+    following, due = record.next_mask_sha256, context.spec.searches_after(plan.round)
+    if due != (following is not None):
+        when = "search" if due else "do not search"
+        raise Refused(f"its record says next_mask_sha256 {following!r}, but clients {when} again after this round")
+    if following:
+        _ = _verified_mask(context, replace(expected, mask_sha256=following), space).mask  # of its hash and budget
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:

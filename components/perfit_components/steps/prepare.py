@@ -20,6 +20,8 @@ from perfit.round import initial_state, split_state, trained_in_turn
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.plan import LoopItem, participants
+from perfit_components.steps.recap import recap
+from perfit_components.steps.service_account import check_account
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
 
 T = TypeVar("T")
@@ -63,14 +65,22 @@ def prepare(
             or the store cannot be reached or written.
     """
     spec = parse_federation(federation_file)
-    directory = spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
+    directory = directory_of(spec, method)
     spec = by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
+    check_account(spec)
     store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
-    number = round or store.read_head().round + 1
-    return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
+    context, number = FederationContext(store, spec), round or store.read_head().round + 1
+    for line in recap(context):
+        print(line, flush=True)
+    return Prepared(store.uri, number, participants(context, number, tiers))
+
+
+def directory_of(spec: ClusterSpec, method: str) -> str:
+    """Return the name of the federation's directory in the store when it is run by a method."""
+    return spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
 
 
 def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
@@ -98,6 +108,12 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
             continue
         fix = "compile it again from this federation file (as perfit submit and schedule create do)"
         raise PerfitError(problem, fix)
+    for tier in tiers:
+        if tier not in spec.tiers_in_use():
+            raise PerfitError(
+                f"the compiled pipeline has a loop for tier {tier!r}, which has no client in the federation file",
+                "compile it again from this federation file (as perfit submit and schedule create do)",
+            )
 
 
 def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
@@ -163,10 +179,13 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
     from perfit.lora import expand  # imports torch, which an existing federation does not need
     from perfit.memory import check_memory, memory_need
     from perfit.models import model_skeleton
+    from perfit.quantization import check_quantization
 
     model = model_skeleton(source)
     space = expand(model, spec.expanded_lora)[1]
     for name in spec.tiers_in_use():
+        training = spec.of_tier(name).training
+        quantization = check_quantization(source, training.quantization)
         if (memory := spec.tiers[name].training_memory) is None:
             continue
         key, available = memory
@@ -174,10 +193,11 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
         need = memory_need(
             model,
             space,
-            spec.training,
+            training,
             trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,
+            quantization=quantization,
         )
         check_memory(f"tiers.{name}.{key}", available, need)
     return space

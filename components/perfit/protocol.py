@@ -175,8 +175,8 @@ class UpdateRecord(Message):
         perplexity: Perplexity on the held-out records.
         own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
         tuned_weight: The weight of the tuned values in what it ended with; None if its method does not choose it.
-        mask_sha256: Hash of its architecture.
-        next_mask_sha256: Hash of the one that it has from the next round on; None if it did not search again.
+        mask_digest: Hash of its architecture.
+        next_mask_digest: Hash of the one that it has from the next round on; None if it did not search again.
         bytes_up: Bytes of its update and, in the round in which it found them, of its masks; with their headers.
         bytes_down: Bytes of its download, with its header.
         update: Its update in the store; None if nothing is exchanged.
@@ -198,8 +198,8 @@ class UpdateRecord(Message):
     perplexity: Perplexity
     own_weight: Weight | None = None
     tuned_weight: Weight | None = None
-    mask_sha256: Sha256
-    next_mask_sha256: Sha256 | None = None
+    mask_digest: Digest
+    next_mask_digest: Digest | None = None
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt
     update: Blob | None = None

@@ -17,7 +17,7 @@ from perfit.adapter import SparseAdapter
 from perfit.aggregation import Cohort
 from perfit.exchange import Exchange, Packed, Transfer, pack
 from perfit.methods import VALUES, AfterTuning, ClientStart, Mix, Roles, Tuned, Vectors
-from perfit.methods.method import Score
+from perfit.methods.method import Score, share_all
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec

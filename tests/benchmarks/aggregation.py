@@ -152,7 +152,13 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
     from perfit_components.steps.plan import plan_round
     from perfit_storage import FederationStore, Head, RoundPlace
 
-    tree = {"name": "bench", "model": "owner/model", "lora": {"rank": 16}, "method": {"name": "fedit"}}
+    tree = {
+        "name": "bench",
+        "model": "owner/model",
+        "lora": {"rank": 16},
+        "method": {"name": "fedit"},
+        "exchange": {"dtype": "float32"},
+    }
     if case == "half":
         tree |= {"method": {"name": "perfit"}, "lora": {"rank": 16, "expansion": 2}}
     ids = [f"client-{number:04d}" for number in range(int(clients))]

@@ -209,7 +209,7 @@ def _architectures(context: FederationContext, base: Base, outcomes: Sequence[Ou
         return {}
     known = context.summary_of(base).architectures if base.summary else {}
     records = [record for record in outcomes if isinstance(record, UpdateRecord)]
-    return known | {record.client: record.next_mask_sha256 or record.mask_sha256 for record in records}
+    return known | {record.client: record.next_mask_digest or record.mask_digest for record in records}
 
 
 def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from mmap import PAGESIZE
 from typing import TypeVar
 
 import numpy as np
@@ -77,13 +78,46 @@ class RoundReader:
         scratch: Where updates are kept.
     """
 
-    def verified() -> Contribution | ClientStatus:
-        outcome = _reported(context, plan, participant)
-        if isinstance(outcome, ClientStatus):
-            return outcome
-        return _verified(context, plan, participant, outcome, base, exchanged)
+    context: FederationContext
+    plan: Plan
+    base: StoredVectors
+    reach: Reach
+    scratch: Scratch
 
-    return _or_refused(verified, plan, participant)
+    @classmethod
+    def of(cls, context: FederationContext, plan: Plan) -> RoundReader:
+        """Read what the updates of a round are checked against.
+
+        Raises:
+            PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
+        """
+        base = context.state(plan.base)
+        reach = Reach(context.spec, base.space, plan.round, np.packbits(context.exchanged(plan, base.space)))
+        vectors, size = len(context.spec.algorithm.uploads), base.space.size
+        budgets = [base.space.budget(participant.rank) for participant in plan.participants]
+        kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
+        return cls(context, plan, base, reach, Scratch(sum(kept) + len(kept) * (vectors + 2) * PAGESIZE))
+
+    def new_cohort(self) -> Cohort:
+        """Return the cohort that the round's updates are added to."""
+        return new_cohort(self.context.spec, self.base.space, self.base.vectors, self.scratch.release)
+
+    def read(self, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
+        """Read what a participant wrote; the cohort measures its update, and does not change.
+
+        Returns:
+            A contribution that follows the plan, or why there is none.
+
+        Raises:
+            StoreUnreachable: The store does not answer; no client is refused for that.
+            ScratchError: The disk is full.
+        """
+
+        def verified() -> Contribution | ClientStatus:
+            outcome = _reported(self.context, self.plan, participant)
+            return outcome if isinstance(outcome, ClientStatus) else _verified(self, participant, outcome, cohort)
+
+        return _or_refused(verified, self.plan, participant)
 
 
 def read_outcome(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
@@ -98,7 +132,7 @@ def read_outcome(context: FederationContext, plan: Plan, participant: Participan
 def _or_refused(read: Callable[[], T], plan: Plan, participant: Participant) -> T | ClientStatus:
     try:
         return read()
-    except StoreUnreachable:
+    except (StoreUnreachable, ScratchError):
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
         return _status(plan, participant, "refused", str(error))
@@ -115,7 +149,7 @@ def _reported(context: FederationContext, plan: Plan, participant: Participant) 
     return outcome
 
 
-def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:
+def read_mask(store: FederationStore, client: str, digest: str, space: LoraSpace) -> np.ndarray | None:
     """Read an architecture again, for a report: bool, shape (N,); None if its client has changed or removed it.
 
     Raises:
@@ -147,24 +181,34 @@ def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, partici
 
 def _verified(reader: RoundReader, participant: Participant, record: UpdateRecord, cohort: Cohort) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
-    from perfit.kernels import largest_magnitude
-
-    spec, client, space = context.spec, participant.client, base.space
-    if participant.mask_sha256 not in (None, record.mask_sha256):
-        raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
-    expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
+    context, plan, space = reader.context, reader.plan, reader.base.space
+    client, digest = participant.client, record.mask_digest
+    if participant.mask_digest not in (None, digest):
+        raise Refused(f"its record says mask_digest {digest!r}, the plan {participant.mask_digest!r}")
+    expected = AdapterHeader.of_client(context.spec, client, plan.round, space.budget(participant.rank), digest)
     file = _verified_mask(context, expected, space)
     _check_next_mask(context, plan, record, expected, space)
-    side = ClientRound(spec, space, file.mask, plan.round)
-    known = participant.mask_sha256 is not None
-    positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
-    for name, mask in (("budget", side.active), ("shared", positions)):
-        if getattr(record, name) != np.count_nonzero(mask):
-            raise Refused(
-                f"its record says {name} {getattr(record, name)}, the plan and its mask {np.count_nonzero(mask)}"
-            )
-    if not positions.any():
-        return Contribution(record, file.mask, None)
+    active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
+    for name, positions in (("budget", active), ("shared", shared)):
+        if getattr(record, name) != (count := count_bits(positions)):
+            raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
+    if not record.shared:
+        return Contribution(record, file.packed_mask)
+    received = _received_update(reader, client, record)
+    _check_header(received, expected.at_base(plan.base.adapter.digest), "update")
+    vectors = _vectors(reader, received, shared, record)
+    update = Update(reader.scratch.keep(shared), space.size, vectors, record.samples)
+    measured = cohort.measure(update)
+    for name, largest in measured.largest.items():
+        if not math.isfinite(largest):
+            raise Refused(f"its {name} are not finite")
+        if largest > MAX_MAGNITUDE:
+            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
+    return Contribution(record, file.packed_mask, update, measured)
+
+
+def _received_update(reader: RoundReader, client: str, record: UpdateRecord) -> AdapterFile:
+    """Copy an update to the scratch file, while it is hashed."""
     key = record.update.key if record.update else ""
     place = re.escape(str(place_of(reader.plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
@@ -197,7 +241,7 @@ def _update_bytes(vectors: int, positions: int) -> int:
 
 
 def _verified_mask(context: FederationContext, expected: AdapterHeader, space: LoraSpace) -> AdapterFile:
-    data = context.store.get_mask(expected.client, expected.mask_sha256, limit=_mask_bytes(space))
+    data = context.store.get_mask(expected.client, expected.mask_digest, limit=_mask_bytes(space))
     file = _parse_mask(data, space)
     _check_header(file, expected, "mask", skip="round")
     return file
@@ -207,12 +251,12 @@ def _check_next_mask(
     context: FederationContext, plan: Plan, record: UpdateRecord, expected: AdapterHeader, space: LoraSpace
 ) -> None:
     """Check that a client names a mask for the next round if it had to search for one, and only then."""
-    following, due = record.next_mask_sha256, context.spec.searches_after(plan.round)
+    following, due = record.next_mask_digest, context.spec.searches_after(plan.round)
     if due != (following is not None):
         when = "search" if due else "do not search"
-        raise Refused(f"its record says next_mask_sha256 {following!r}, but clients {when} again after this round")
+        raise Refused(f"its record says next_mask_digest {following!r}, but clients {when} again after this round")
     if following:
-        _ = _verified_mask(context, replace(expected, mask_sha256=following), space).mask  # of its hash and budget
+        _ = _verified_mask(context, replace(expected, mask_digest=following), space).packed_mask  # of its budget
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:

@@ -123,8 +123,8 @@ def _tune(context: ClientContext) -> Outcome:
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
         own_weight=result.own_weight,
         tuned_weight=result.tuned_weight,
-        mask_sha256=architecture.sha256,
-        next_mask_sha256=following and following.sha256,
+        mask_digest=architecture.digest,
+        next_mask_digest=following and following.digest,
         bytes_up=bytes_up + architecture.bytes_up + (following.bytes_up if following else 0),
         bytes_down=bytes_down,
         update=update,
@@ -170,7 +170,7 @@ def _write_own_files(context: ClientContext, architecture: Architecture, result:
     spec, store, client = context.spec, context.store, context.client
     for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
         store.put_client_file(client.id, f"{ADAPTER_DIRECTORY}/{name}", content)
-    header = context.header(result.adapter.budget, architecture.sha256)
+    header = context.header(result.adapter.budget, architecture.digest)
     state = dump_vectors(header, result.adapter.space, result.kept)
     store.put_client_file(client.id, state_file(context.place), state)
 
@@ -179,10 +179,10 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
     """Upload the update; return its blob (None if it has none) and its number of bytes."""
     if not result.updated.any():
         return None, 0
-    header = context.header(result.adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
+    header = context.header(result.adapter.budget, architecture.digest).at_base(context.plan.base.adapter.digest)
     data = dump_transfer(header, result.updated, result.upload)
     blob = context.store.put_update(context.place, context.client.id, data)
-    return Blob(key=blob.key, sha256=blob.sha256), len(data)
+    return Blob(key=blob.key, digest=blob.digest), len(data)
 
 
 def _baseline(context: ClientContext) -> float:

@@ -72,7 +72,7 @@ def run_locally(
 def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, workspace: Path) -> None:
     from kfp import local
 
-    from perfit_pipelines.pipelines import federated_tuning
+    from perfit_pipelines.pipelines import Part, federated_tuning
 
     with warnings.catch_warnings():
         # KFP warns that a local run uses no image, no resource limit and no display name.
@@ -80,7 +80,7 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, worksp
             warnings.filterwarnings("ignore", category=category, module="kfp")
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
-        federated_tuning(spec, store, first=first)()
+        federated_tuning(spec, store, part=Part(first))()
 
 
 @contextmanager

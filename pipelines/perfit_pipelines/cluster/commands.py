@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from perfit_pipelines.cluster.connection import Kubeflow
     from perfit_pipelines.cluster.follow import Outcome, Pace
     from perfit_pipelines.cluster.tasks import Task
-    from perfit_pipelines.cluster.upload import Version
+    from perfit_pipelines.cluster.upload import ClusterPipeline, Version
     from perfit_pipelines.compile import PipelineName
+    from perfit_pipelines.pipelines import Part
 
 RunId = Annotated[str, typer.Argument(help="Id of the run, as in the address of its page.", show_default=False)]
 PollInterval = Annotated[
@@ -62,6 +63,9 @@ def submit(
     client_image: ClientImage = None,
     server_image: ServerImage = None,
     service_account: ServiceAccount = "perfit-runner",
+    first_run: Annotated[
+        int, typer.Option(min=1, help="Of a pipeline that takes several runs, begin with this one.")
+    ] = 1,
     follow: Annotated[bool, typer.Option(help="Follow the run until it is over.")] = True,
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
@@ -71,6 +75,8 @@ def submit(
     The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is already there.
     Ctrl-C ends following, not the run.
 
+    A pipeline that is too large for one run takes several, each started when the one before it has succeeded.
+
     Exit code: 0 the run succeeded (with --no-follow: was started), 1 an error of this command, 3 the run failed,
     4 it was cancelled, skipped, or not over within --timeout, 130 after Ctrl-C.
     """
@@ -78,14 +84,22 @@ def submit(
     from perfit_pipelines.cluster.submit import pipeline_tasks, start_run
 
     pace, spec = _pace(poll_interval, timeout), load_federation(file)
-    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image)
-    name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
-    _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
-    if follow:
-        _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace)
-    else:
-        out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
+    kubeflow, built = _connect(endpoint, spec, pipeline.value, store, client_image, server_image)
+    runs = len(built.parts)
+    if first_run > runs:
+        raise PerfitError(f"--first-run {first_run}: the pipeline takes {runs} runs", f"give at most {runs}")
+    for number, part in enumerate(built.parts[first_run - 1 :], first_run):
+        version = _upload(kubeflow, built, part)
+        name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+        name += f", run {number} of {runs}" if runs > 1 else ""
+        run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
+        _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
+        if not follow:
+            out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
+            break
+        _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace, more=number < runs)
+    if runs > number:
+        out.print(f"the next one, when it has ended: perfit submit FILE --first-run {number + 1}", markup=False)
 
 
 def follow(endpoint: Endpoint, run_id: RunId, poll_interval: PollInterval = 2.0, timeout: Timeout = None) -> None:
@@ -130,7 +144,8 @@ def create(
         )
     when = When(check_cron(cron)) if cron is not None else When(seconds=parse_interval(every or ""))
     spec = load_federation(file)
-    kubeflow, version = _publish(endpoint, spec, "federated_round", store, client_image, server_image)
+    kubeflow, built = _connect(endpoint, spec, "federated_round", store, client_image, server_image)
+    version = _upload(kubeflow, built, built.parts[0])
     schedule, replaced = create_schedule(
         kubeflow, version, name or version.pipeline, when, experiment or spec.name, service_account
     )
@@ -188,20 +203,26 @@ def delete(endpoint: Endpoint, name: ScheduleName) -> None:
     out.print(f"deleted {name}", markup=False)
 
 
-def _publish(
+def _connect(
     endpoint: Endpoint,
     spec: ClusterSpec,
     pipeline: PipelineName,
     store: str | None,
     client_image: str | None,
     server_image: str | None,
-) -> tuple[Kubeflow, Version]:
-    """Connect, and upload a federation's pipeline to Kubeflow, after warnings about what may not work there.
+) -> tuple[Kubeflow, ClusterPipeline]:
+    """Connect, and divide a federation's pipeline into runs, after warnings about what may not work there.
 
     Raises:
-        PerfitError: The pods cannot use the store, or Kubeflow cannot be used.
+        PerfitError: The pods cannot use the store, Kubeflow cannot be used, or the pipeline is too large.
     """
-    from perfit_pipelines.cluster.upload import LIMITED, cluster_store, unreachable_data, upload, without_limits
+    from perfit_pipelines.cluster.upload import (
+        LIMITED,
+        ClusterPipeline,
+        cluster_store,
+        unreachable_data,
+        without_limits,
+    )
     from perfit_pipelines.pipelines import Images
 
     uri, default = cluster_store(spec, store), Images()
@@ -212,10 +233,28 @@ def _publish(
         errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
         spec = without_limits(spec)
     images = Images(client_image or default.client, server_image or default.server)
-    version = upload(kubeflow, spec, pipeline, uri, images)
+    built = ClusterPipeline.of(spec, pipeline, uri, images)
+    if built.file:
+        out.print(f"the federation file is passed by its URI: {built.file}", markup=False)
+    if len(built.parts) > 1:
+        out.print(f"too large for one run: {built.division}", markup=False)
+    return kubeflow, built
+
+
+def _upload(kubeflow: Kubeflow, built: ClusterPipeline, part: Part) -> Version:
+    """Upload what one run does, and say what it takes in the cluster.
+
+    Raises:
+        PerfitError: Kubeflow refuses it.
+    """
+    from perfit_pipelines.cluster.upload import upload
+
+    version = upload(kubeflow, built, part)
+    if not version.size.is_listed:
+        errors.print(f"warning: {version.size.listing_stops}", markup=False)
     state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
     _print_link(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
-    return kubeflow, version
+    return version
 
 
 def _print_link(text: str, link: str | None) -> None:
@@ -230,7 +269,8 @@ def _pace(poll_interval: float, timeout: str | None) -> Pace:
     return Pace(first=poll_interval, longest=max(poll_interval, Pace.longest), limit=limit)
 
 
-def _follow(kubeflow: Kubeflow, run_id: str, tasks: list[Task], pace: Pace) -> None:
+def _follow(kubeflow: Kubeflow, run_id: str, tasks: list[Task], pace: Pace, more: bool = False) -> None:
+    """Follow a run to its end, then exit, unless it succeeded and there is ``more`` to run."""
     from perfit_pipelines.cluster.follow import RunProgress
     from perfit_pipelines.cluster.follow import follow as follow_run
     from perfit_pipelines.cluster.tasks import TaskReader
@@ -244,7 +284,8 @@ def _follow(kubeflow: Kubeflow, run_id: str, tasks: list[Task], pace: Pace) -> N
         errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
     _print_outcome(kubeflow, run_id, outcome)
-    raise typer.Exit(outcome.exit_code)
+    if outcome.exit_code or not more:
+        raise typer.Exit(outcome.exit_code)
 
 
 def _print_outcome(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> None:

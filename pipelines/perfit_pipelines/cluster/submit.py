@@ -7,7 +7,7 @@ from typing import Any
 from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
 from perfit.errors import PerfitError
-from perfit.federation_file import parse_federation
+from perfit_components.steps.file_by_uri import read_federation_file
 from perfit_pipelines.cluster.connection import Kubeflow
 from perfit_pipelines.cluster.follow import Outcome
 from perfit_pipelines.cluster.tasks import DRIVER, Task, list_tasks
@@ -98,11 +98,12 @@ def pipeline_tasks(ir: dict[str, Any], given: dict[str, Any] | None = None) -> l
         PerfitError: It is not a federation's.
     """
     try:
-        defaults = ir["root"]["inputDefinitions"]["parameters"]["federation_file"]
+        defaults = ir["root"]["inputDefinitions"]["parameters"]
+        values = {name: defaults[name].get("defaultValue", "") for name in ("federation_file", "store")}
     except KeyError as error:
         raise PerfitError("the run is not of a federation", "give the id of a run that perfit started") from error
-    text = (given or {}).get("federation_file") or defaults.get("defaultValue", "")
-    return list_tasks(ir, parse_federation(text, "the run's federation file"))
+    values |= {name: value for name, value in (given or {}).items() if name in values and value}
+    return list_tasks(ir, read_federation_file(values["federation_file"], values["store"]))
 
 
 def advice(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> list[str]:

@@ -35,7 +35,6 @@ from perfit_storage import FederationStore, Head, RoundPlace
 if TYPE_CHECKING:
     from perfit_pipelines.compile import Compiled
     from perfit_pipelines.pipelines import Part
-    from perfit_pipelines.workflow_size import WorkflowSize
 
 STORE = "s3://perfit"
 MANY = 1000
@@ -122,8 +121,10 @@ def pipelines() -> None:
     cases += [("federated_round", MANY, tiers, 1) for tiers in (1, 4, 8)]
     cases += [("federated_tuning", MANY, tiers, rounds) for tiers in (1, 4, 8) for rounds in (1, 3, 10, 30)]
     for pipeline, clients, tiers, rounds in cases:
-        compiled, size = _compiled(spec_of(clients, tiers, rounds), pipeline)
-        cells = f"{pipeline} | {clients} | {tiers} | {rounds} | {len(compiled.data):,} | {size.pods:,}"
+        compiled = _compiled(spec_of(clients, tiers, rounds), pipeline)
+        one, two = (compiled.size(dict.fromkeys(compiled.loops, count)).pods for count in (1, 2))
+        count = one + (two - one) * (clients // tiers - 1)
+        cells = f"{pipeline} | {clients} | {tiers} | {rounds} | {len(compiled.data):,} | {count:,}"
         print(f"| {cells} |", flush=True)
 
 
@@ -135,8 +136,8 @@ def pods() -> None:
     )
     print(" a client: pods | nodes | kB | kB compressed |\n|" + " --- |" * 11)
     for claims, tiers in itertools.product((NO_CLAIMS, SECRETS_NAME, OTHER_NAME), (1, 3)):
-        (_, one), (_, two) = (_compiled(spec_of(24, tiers, rounds, claims), "federated_tuning") for rounds in (1, 2))
-        (_, more) = _compiled(spec_of(72, tiers, 1, claims), "federated_tuning")
+        specs = [spec_of(clients, tiers, rounds, claims) for clients, rounds in ((24, 1), (24, 2), (72, 1))]
+        one, two, more = (_compiled(spec, "federated_tuning").size() for spec in specs)
         client = [getattr(more, name) - getattr(one, name) for name in ("pods", "nodes", "status", "compressed")]
         client = [each / 48 for each in client]
         fixed = [
@@ -159,7 +160,7 @@ def runs() -> None:
         for claims in (NO_CLAIMS, OTHER_NAME):
             spec = spec_of(clients, tiers, rounds, claims)
             parts = divide(spec, "federated_tuning", STORE, Images(), _BY_URI)
-            _, size = _compiled(spec, "federated_tuning", parts[0])
+            size = _compiled(spec, "federated_tuning", parts[0]).size()
             share = f"{parts[0].at_most} clients" if parts[0].at_most else f"{parts[0].last or rounds} rounds"
             print(f"| {clients} | {tiers} | {rounds} | {claims or 'none'} | {len(parts)} | {share} |", end="")
             print(f" {size.nodes:,} | {size.status / 1e6:.1f} | {size.kept / 1e3:.0f} |", flush=True)
@@ -168,12 +169,11 @@ def runs() -> None:
 _BY_URI = f"{STORE}/federations/hospitals/files/{'0' * 64}.yaml"
 
 
-def _compiled(spec: ClusterSpec, pipeline: str, part: Part | None = None) -> tuple[Compiled, WorkflowSize]:
+def _compiled(spec: ClusterSpec, pipeline: str, part: Part | None = None) -> Compiled:
     from perfit_pipelines.compile import compile_part
     from perfit_pipelines.pipelines import Images, Part
 
-    compiled = compile_part(spec, pipeline, STORE, Images(), part or Part(), _BY_URI)
-    return compiled, compiled.size()
+    return compile_part(spec, pipeline, STORE, Images(), part or Part(), _BY_URI)
 
 
 def parameters() -> None:

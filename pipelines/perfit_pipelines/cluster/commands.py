@@ -97,9 +97,14 @@ def submit(
         if not follow:
             out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
             break
-        _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace, more=number < runs)
+        try:
+            _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace, more=number < runs)
+        except typer.Exit as end:
+            if runs > 1 and end.exit_code:
+                errors.print(f"to go on: perfit submit {file} --first-run {number}", markup=False)
+            raise
     if runs > number:
-        out.print(f"the next one, when it has ended: perfit submit FILE --first-run {number + 1}", markup=False)
+        out.print(f"the next run, when it has ended: perfit submit {file} --first-run {number + 1}", markup=False)
 
 
 def follow(endpoint: Endpoint, run_id: RunId, poll_interval: PollInterval = 2.0, timeout: Timeout = None) -> None:

@@ -294,12 +294,13 @@ def test_the_next_run_waits_for_the_one_before(api, perfit, many):
     result = perfit("submit", many, *QUICK)
     assert result.exit_code == 3
     assert only(api.runs).display_name.endswith("run 1 of 2")
+    assert f"to go on: perfit submit {many} --first-run 1" in result.stderr
 
 
 def test_runs_can_be_started_one_by_one(api, perfit, many):
     out = perfit.succeed("submit", many, "--no-follow")
     assert only(api.runs).display_name.endswith("run 1 of 2")
-    assert "the next one, when it has ended: perfit submit FILE --first-run 2" in out
+    assert f"the next run, when it has ended: perfit submit {many} --first-run 2" in out
     out = perfit.succeed("submit", many, "--no-follow", "--first-run", "2")
     assert "--first-run" not in out
     assert len(api.runs) == 2

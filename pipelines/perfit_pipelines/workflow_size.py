@@ -23,6 +23,7 @@ KEPT_BYTES = int(0.9 * WORKFLOW_BYTES)
 """What a run's workflow may have, compressed: an estimate is 5 % below to 3 % above what was recorded, and a pod that
 is tried again has further nodes."""
 _MEASURED = 72
+"""Clients of the largest run whose nodes are written out."""
 _LEVEL = 5
 """Of zlib: its length comes nearest to that of Argo's gzip (2 % below it, in the recordings)."""
 _GZIP = 1.02

@@ -13,30 +13,30 @@ _SAMPLE = 64
 
 
 def divide(
-    spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images, file: str | None = None
+    spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images, file: str | None = None, first: int = 1
 ) -> list[Part]:
     """Return what each of a pipeline's runs does, one run after the other; a single one if it is not too large.
 
-    A run takes as many rounds as fit. Where not even one does, several runs serve a round's participants in turn, and
-    the last of them commits it.
+    A tuning begins with round ``first``. A run takes as many rounds as fit. Where not even one does, several runs serve
+    a round's participants in turn, and the last of them commits it.
 
     Raises:
         PerfitError: A run of one client would be too large; or as for compiling.
     """
     one, further = _rounds(spec, store, images, file)
-    all_rounds = spec.rounds if pipeline == "federated_tuning" else 1
+    all_rounds = spec.rounds - first + 1 if pipeline == "federated_tuning" else 1
     rounds = 1 + (KEPT_BYTES - one.kept) // further.kept if one.kept <= KEPT_BYTES else 0
     if rounds >= all_rounds:
-        return [Part()]
+        return [Part(first)]
     if rounds:
-        firsts = range(1, spec.rounds + 1, rounds)
-        return [Part(first, min(first + rounds - 1, spec.rounds)) for first in firsts]
+        begins = range(first, spec.rounds + 1, rounds)
+        return [Part(begin, min(begin + rounds - 1, spec.rounds)) for begin in begins]
     clients = sum(participants_by_tier(spec).values())
     runs = -(-clients // _capacity(spec, store, images, file))
     at_most = -(-clients // runs)
     if pipeline == "federated_round":
         return [Part(at_most=at_most)] * runs
-    return [Part(round, round, at_most) for round in range(1, spec.rounds + 1) for _ in range(runs)]
+    return [Part(round, round, at_most) for round in range(first, spec.rounds + 1) for _ in range(runs)]
 
 
 def _capacity(spec: ClusterSpec, store: str, images: Images, file: str | None) -> int:

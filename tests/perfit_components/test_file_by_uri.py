@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
+from blake3 import blake3
 
 from perfit.errors import PerfitError
 from perfit_components.steps import file_by_uri
@@ -21,11 +20,11 @@ def site(make_site) -> Site:
 
 def put(site: Site, data: bytes, name: str = "tiny") -> str:
     """Put any bytes where federation files are; return their URI."""
-    sha256 = hashlib.sha256(data).hexdigest()
+    digest = blake3(data).hexdigest()
     directory = site.root.with_name(name) / "files"
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{sha256}.yaml").write_bytes(data)
-    return f"{site.store_uri}/federations/{name}/files/{sha256}.yaml"
+    (directory / f"{digest}.yaml").write_bytes(data)
+    return f"{site.store_uri}/federations/{name}/files/{digest}.yaml"
 
 
 def test_a_run_that_is_given_the_uri_founds_the_same_federation(site, tmp_path):
@@ -33,8 +32,8 @@ def test_a_run_that_is_given_the_uri_founds_the_same_federation(site, tmp_path):
     uri = put_federation_file(site.spec, site.store_uri)
     assert put_federation_file(site.spec, site.store_uri) == uri
     assert prepare(uri, site.store_uri).uri == site.uri
-    sha256 = hashlib.sha256(site.spec.to_yaml().encode()).hexdigest()
-    assert files(site.root) == {**files(by_text.root), f"files/{sha256}.yaml": site.spec.to_yaml().encode()}
+    digest = blake3(site.spec.to_yaml().encode()).hexdigest()
+    assert files(site.root) == {**files(by_text.root), f"files/{digest}.yaml": site.spec.to_yaml().encode()}
 
 
 def test_the_text_of_a_file_is_no_uri(site):
@@ -66,7 +65,7 @@ def test_a_uri_of_anything_else_is_refused(site, uri):
 def test_a_file_that_was_changed_is_refused(site):
     uri = put_federation_file(site.spec, site.store_uri)
     (site.root / "files" / uri.rpartition("/")[2]).write_text("name: other")
-    with pytest.raises(PerfitError, match="has sha256"):
+    with pytest.raises(PerfitError, match="has digest"):
         read_federation_file(uri, site.store_uri)
     with pytest.raises(PerfitError, match="already holds other bytes than its name says"):
         put_federation_file(site.spec, site.store_uri)

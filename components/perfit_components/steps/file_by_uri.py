@@ -11,7 +11,7 @@ from perfit_components.steps.context import store_patience
 from perfit_storage import FederationStore
 
 _URI = re.compile(r"[a-z0-9]+://\S+")
-_OF_A_FILE = re.compile(r"(?P<store>.+)/federations/(?P<name>[^/]+)/files/(?P<sha256>[0-9a-f]{64})\.yaml")
+_OF_A_FILE = re.compile(r"(?P<store>.+)/federations/(?P<name>[^/]+)/files/(?P<digest>[0-9a-f]{64})\.yaml")
 _MAX_BYTES = 4 * MAX_CHARACTERS
 
 
@@ -47,12 +47,12 @@ def read_federation_file(text: str, store_uri: str) -> ClusterSpec:
     uri = text.strip()
     match = _OF_A_FILE.fullmatch(uri)
     store = match and FederationStore.open(store_uri, match["name"], patience_s=store_patience())
-    if not store or uri != f"{store.uri}/files/{match['sha256']}.yaml":
+    if not store or uri != f"{store.uri}/files/{match['digest']}.yaml":
         raise PerfitError(
             f"{uri} is not the URI of a federation file in the store {store_uri}",
             "start the run with perfit submit, which puts the file there, or give the text of the file",
         )
-    data = store.read_file(match["sha256"], _MAX_BYTES)
+    data = store.read_file(match["digest"], _MAX_BYTES)
     try:
         spec = parse_federation(data.decode(), uri)
     except UnicodeDecodeError as error:

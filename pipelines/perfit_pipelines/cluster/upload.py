@@ -42,6 +42,7 @@ class Version:
         ir: The pipeline's specification.
         uploaded: Whether it is new; otherwise it was already there.
         size: What a run of it takes in the cluster.
+        parameters: For its runs. They equal the defaults, but Kubeflow compares runs by what they were given.
     """
 
     pipeline: str
@@ -51,6 +52,7 @@ class Version:
     ir: dict[str, Any]
     uploaded: bool
     size: WorkflowSize
+    parameters: dict[str, str]
 
     @property
     def page(self) -> str:
@@ -79,15 +81,15 @@ class ClusterPipeline:
     parts: list[Part]
 
     @classmethod
-    def of(cls, spec: ClusterSpec, kind: PipelineName, store: str, images: Images) -> ClusterPipeline:
-        """Put the federation file into the store if it is long, and divide the pipeline into runs.
+    def of(cls, spec: ClusterSpec, kind: PipelineName, store: str, images: Images, first: int = 1) -> ClusterPipeline:
+        """Put the federation file into the store if it is long, and divide the pipeline, from a round on, into runs.
 
         Raises:
             PerfitError: The store cannot be written, or the pipeline cannot be compiled, or is too large however it is
                 divided.
         """
         file = _in_store(spec, store) if len(spec.to_json().encode()) > _PARAMETER_BYTES else None
-        return cls(spec, kind, store, images, file, divide(spec, kind, store, images, file))
+        return cls(spec, kind, store, images, file, divide(spec, kind, store, images, file, first))
 
     @property
     def name(self) -> str:
@@ -100,7 +102,7 @@ class ClusterPipeline:
         runs, part = len(self.parts), self.parts[0]
         if not part.at_most:
             return f"{runs} runs, one after the other, of up to {part.last} rounds each"
-        rounds = self.spec.rounds if self.kind == "federated_tuning" else 1
+        rounds = self.spec.rounds - part.first + 1 if self.kind == "federated_tuning" else 1
         return f"{runs} runs, one after the other: {runs // rounds} a round, of up to {part.at_most} clients each"
 
     def compile(self, part: Part) -> Compiled:
@@ -128,8 +130,8 @@ def upload(kubeflow: Kubeflow, pipeline: ClusterPipeline, part: Part) -> Version
         file.write_bytes(compiled.data)
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
     _check_understood(kubeflow, version)
-    ir = read_ir(compiled.data)
-    return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, size)
+    ir, parameters = read_ir(compiled.data), {"method": pipeline.spec.method.name, "store": pipeline.store}
+    return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, size, parameters)
 
 
 def _in_store(spec: ClusterSpec, store: str) -> str:

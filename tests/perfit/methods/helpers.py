@@ -30,7 +30,8 @@ SMALL = [0, 1, 4]
 def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None = None, **more: Any) -> FederationSpec:
     """A federation of rank 2 with the clients ``big`` (rank 2) and ``small`` (rank 1), or those of ``ranks``.
 
-    Positions of one holder are exchanged too, so that the rules of a method show at all six, and in float32: sums by hand.
+    Positions of one holder are exchanged too, so that the rules of a method show at all six, and in float32, so that
+    sums by hand are exact.
     """
     ranks = ranks or {"big": 2, "small": 1}
     clients = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in ranks.items()]
@@ -181,7 +182,7 @@ def random_updates(rng: np.random.Generator, ranks: list[int]) -> dict[str, Upda
     for number, rank in enumerate(ranks):
         held = WIDE.plain_mask(rank)
         vector = rng.normal(0, 1, np.count_nonzero(held)).astype(np.float32)
-        updates[f"client-{number}"] = Update(held, {"values": vector}, int(rng.integers(1, 100)))
+        updates[f"client-{number}"] = Update.at(held, {"values": vector}, int(rng.integers(1, 100)))
     return updates
 
 

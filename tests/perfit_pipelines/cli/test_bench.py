@@ -135,7 +135,7 @@ def test_a_mistake_in_the_file_is_reported_before_anything_is_run(tiny_llama, tm
     write_bench(tmp_path, tiny_llama, methods={"local": {}, "fedit": {"method": {"name": "fedavg"}}})
     result = perfit("bench", "bench.yaml", cwd=tmp_path)
     assert result.code == 1
-    assert "method.name: there is no method 'fedavg'; use one of perfit, fedit" in result.err
+    assert "method.name: there is no method 'fedavg'; use one of perfit, perfit-adaptive, fedit" in result.err
     assert "fix: correct this key" in result.err
     assert not (tmp_path / CELLS).exists()
 

@@ -221,15 +221,19 @@ def _temporary_directory(cache: Path) -> str:
         ) from error
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, commit: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a prepared model; if it has no padding token, it pads with its end token.
+
+    Args:
+        source: The model's directory, or with a commit the hub's repository.
+        commit: Of the hub's repository.
 
     Raises:
         PerfitError: The source holds no tokenizer, or it has neither token.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, source)
+    tokenizer = _from_pretrained(AutoTokenizer, source, **{"revision": commit} if commit else {})
     if tokenizer.eos_token_id is None:
         raise PerfitError(f"model: the tokenizer of {source} has no end token", "use a model with an eos token")
     if tokenizer.pad_token_id is None:

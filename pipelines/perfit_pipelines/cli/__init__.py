@@ -8,7 +8,7 @@ import typer
 
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import bench, data, read, rollback, run
+from perfit_pipelines.cli import adapters, bench, data, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Personalised federated instruction tuning on Kubeflow Pipelines.",
 )
-for commands in (run, read, rollback, data, bench, cluster, deploy, doctor):
+for commands in (run, read, adapters, rollback, data, bench, cluster, deploy, doctor):
     commands.register(app)
 
 

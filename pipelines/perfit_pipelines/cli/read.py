@@ -1,4 +1,4 @@
-"""The commands ``status``, ``report`` and ``export``, which read a federation's results."""
+"""The commands ``status`` and ``report``, which read a federation's results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NameOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (status, report, export):
+    for command in (status, report):
         app.command()(command)
 
 
@@ -45,23 +45,3 @@ def report(
     with use_store(store) as used:
         write_report(used.federation(federation), output)
     out.print(f"wrote {output}", markup=False)
-
-
-def export(
-    client: Annotated[str, typer.Argument(help="Id of the client.")],
-    directory: Annotated[Path, typer.Argument(help="PEFT directory to write.")],
-    federation: NameOption = None,
-    store: StoreOption = None,
-) -> None:
-    """Write a client's personal adapter as a directory that PEFT loads."""
-    from perfit_pipelines.cli.results import committed, export_adapter
-
-    with use_store(store) as used:
-        context = used.federation(federation)
-        export_adapter(context, client, directory)
-        head = context.store.read_head()
-    out.print(
-        f"wrote {directory}; load it with PeftModel.from_pretrained(base_model, {str(directory)!r})", markup=False
-    )
-    if head.branches:
-        out.print(f"{committed(head)}; the adapter may be of a round that no longer counts", markup=False)

@@ -1,23 +1,18 @@
-"""A federation's results: tables, adapters, report."""
+"""A federation's results: tables and report."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from perfit.errors import PerfitError
-from perfit.export import CONFIG_FILE, WEIGHTS_FILE
 from perfit.protocol import RoundSummary, UpdateRecord
-from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.report import draw_report
 from perfit_report import last_records
-from perfit_storage import Head, ObjectNotFound
+from perfit_storage import Head
 from perfit_storage.files import write_atomically
 
 
@@ -25,36 +20,6 @@ def committed(head: Head) -> str:
     """Return where a federation is, and to which rounds it was rolled back on the way."""
     back = (f"; rolled back to round {b.first_round - 1} (branch {b.number})" for b in head.branches)
     return f"round {head.round} committed, global adapter sha256 {head.adapter.sha256[:12]}{''.join(back)}"
-
-
-def export_adapter(context: FederationContext, client: str, directory: Path) -> None:
-    """Write a client's personal adapter as a directory that PEFT loads; an earlier export there is replaced.
-
-    Raises:
-        PerfitError: The client has no adapter, the directory holds something else, or the store cannot be reached or
-            does not let this key read the client's files.
-    """
-    spec, store = context.spec, context.store
-    try:
-        names = (CONFIG_FILE, WEIGHTS_FILE)
-        files = {name: store.get_client_file(client, f"{ADAPTER_DIRECTORY}/{name}") for name in names}
-    except ObjectNotFound as error:
-        raise PerfitError(
-            f"client {client!r} of federation {spec.name!r} has no adapter yet",
-            f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
-        ) from error
-    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if directory.exists() and not (directory.is_dir() and (not present or CONFIG_FILE in present)):
-        raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
-        draft = Path(scratch, "adapter")
-        draft.mkdir()
-        for name, data in files.items():
-            (draft / name).write_bytes(data)
-        if directory.exists():
-            shutil.rmtree(directory)
-        draft.rename(directory)
 
 
 def write_report(context: FederationContext, target: Path) -> None:

@@ -113,7 +113,7 @@ def compile_(
 def run(file: File, store: StoreOption = None) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
-    from perfit_pipelines.cli.results import client_table, export_adapter
+    from perfit_pipelines.cli.results import client_table
 
     spec = load_federation(file)
     directory = STATE / spec.name
@@ -126,12 +126,21 @@ def run(file: File, store: StoreOption = None) -> None:
         else:
             _run_pipeline(spec, used, directory, first=min(last + 1, spec.rounds))
             results = _results(spec, used)
-        for record in results.summaries[-1].trained:
-            export_adapter(results.context, record.client, directory / "adapters" / record.client)
+        _export(results, directory / "adapters")
         write_atomically(directory / "report.html", results.page)
     out.print(client_table(results.summaries))
-    out.print(f"adapters: {directory}/adapters/<client>  (PeftModel.from_pretrained loads them)", markup=False)
+    out.print(f"adapters: {directory}/adapters/<client>  (each with a README that says how to load it)", markup=False)
     out.print(f"report:   {directory}/report.html", markup=False)
+
+
+def _export(results: Results, directory: Path) -> None:
+    """Write the adapters of the clients of the last round, where they are not written already."""
+    from perfit_pipelines.export import Exporter
+
+    exporter = Exporter(results.context)
+    for record in results.summaries[-1].trained:
+        if not exporter.is_written(record.client, directory / record.client):
+            exporter.write_adapter(record.client, directory / record.client)
 
 
 def _results(spec: ClusterSpec, used: Store) -> Results | None:

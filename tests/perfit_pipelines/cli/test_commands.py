@@ -193,27 +193,11 @@ def test_run_leaves_adapters_and_report(finished):
     here = files(finished.home.directory / ".perfit/tiny")
     stored = files(finished.home.site.root)
     for client in ("ann", "bob"):
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            assert here[f"adapters/{client}/{name}"] == stored[f"clients/{client}/adapter/{name}"]
+        weights = "adapter_model.safetensors"
+        assert here[f"adapters/{client}/{weights}"] == stored[f"clients/{client}/adapter/{weights}"]
+        assert here[f"adapters/{client}/README.md"].startswith(b"---")
     assert here["report.html"] == stored["rounds/2/report.html"]
     assert "run.log" in here
-
-
-def test_an_exported_adapter_is_loaded_by_peft(finished, tiny_llama):
-    from peft import PeftModel
-    from safetensors.numpy import load
-    from transformers import AutoModelForCausalLM
-
-    directory = finished.home.directory / ".perfit/tiny/adapters/bob"
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory)
-    weights = load((directory / "adapter_model.safetensors").read_bytes())
-    loaded = {
-        name.replace(".default.weight", ".weight"): parameter
-        for name, parameter in model.named_parameters()
-        if "lora_" in name
-    }
-    assert loaded.keys() == weights.keys()
-    assert all((loaded[name].detach().numpy() == weights[name]).all() for name in weights)
 
 
 def test_status(finished):
@@ -266,54 +250,6 @@ def test_a_report_of_no_round(home):
         "error: federation 'tiny' has no committed round yet\n  fix: run a round first\n",
     )
     assert not (home.directory / "report.html").exists()
-
-
-# export
-
-
-def test_export_and_export_again(finished, tmp_path):
-    stored = files(finished.home.site.root / "clients/bob/adapter")
-    target = tmp_path / "adapters" / "bob"
-    result = finished.home.stored("export", "bob", target)
-    assert (result.code, files(target)) == (0, stored), result.err
-    assert f"PeftModel.from_pretrained(base_model, {str(target)!r})" in result.out
-    (target / "adapter_model.safetensors").write_bytes(b"old")
-    (target / "left.over").write_bytes(b"old")
-    assert finished.home.stored("export", "bob", target).code == 0
-    assert files(target) == stored
-    assert [path.name for path in target.parent.iterdir()] == ["bob"]
-
-
-def test_export_into_an_empty_directory(finished, tmp_path):
-    assert finished.home.stored("export", "ann", tmp_path).code == 0
-    assert set(files(tmp_path)) == {"adapter_config.json", "adapter_model.safetensors"}
-
-
-@pytest.mark.parametrize("kind", ["directory", "file"])
-def test_export_replaces_nothing_else(finished, tmp_path, kind):
-    target = tmp_path / "mine"
-    if kind == "directory":
-        target.mkdir()
-        (target / "thesis.txt").write_text("years of work")
-    else:
-        target.write_text("years of work")
-    there = files(tmp_path)
-    result = finished.home.stored("export", "ann", target)
-    assert (result.code, result.err) == (
-        1,
-        f"error: {target} exists and holds no adapter\n  fix: give a new directory\n",
-    )
-    assert files(tmp_path) == there
-
-
-def test_export_of_a_client_without_an_adapter(finished, tmp_path):
-    result = finished.home.stored("export", "zoe", tmp_path / "zoe")
-    assert (result.code, result.err) == (
-        1,
-        "error: client 'zoe' of federation 'tiny' has no adapter yet\n"
-        "  fix: run a round with it; the clients are: ann, bob\n",
-    )
-    assert not (tmp_path / "zoe").exists()
 
 
 # data partition

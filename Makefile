@@ -7,7 +7,11 @@ EFFORT ?= 20
 SEED := $(shell date +%s)
 PROJECT := pyproject.toml constraints.txt
 
-.PHONY: run test lint bench faults images clean
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench faults images clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(VENV)/.local  ## install, then run the quickstart federation on this machine
 	$(BIN)/perfit run pipelines/examples/quickstart.yaml

@@ -20,6 +20,13 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value than the file's, such as training.steps=5; may be repeated."
+    ),
+]
+
 
 def checked_store(uri: str | None) -> str | None:
     """Return the value of an option that is a store's URI, which must hold no credentials."""

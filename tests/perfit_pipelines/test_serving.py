@@ -1,7 +1,7 @@
 """What ``perfit serving`` writes: a script that exports and starts vLLM, and objects for KServe.
 
 vLLM itself is not run here. KServe's own models check the objects where ``KSERVE_PYTHON`` names an interpreter that has
-the package ``kserve`` (0.21): ``python -m venv DIR; DIR/bin/pip install kserve``.
+the package: ``python -m venv DIR; DIR/bin/pip install kserve==0.21.0``.
 """
 
 from __future__ import annotations
@@ -106,21 +106,15 @@ def test_kserves_objects(adapters):
 
 KSERVE = """
 import json, sys, yaml
-from kserve import models
-from kserve.api_client import ApiClient
-from kubernetes.client import models as core
-import kubernetes.client
+import kserve.models, kubernetes.client.models
+from kubernetes.client import ApiClient
 
-class Response:
-    def __init__(self, value):
-        self.data = json.dumps(value)
-
+for name in filter(str.isalnum, dir(kserve.models)):  # where Kubernetes' client looks for the types of fields
+    setattr(kubernetes.client.models, name, getattr(kserve.models, name))
+client = ApiClient()
 kinds = {"InferenceService": "V1beta1InferenceService", "ServiceAccount": "V1ServiceAccount"}
-client = kubernetes.client.ApiClient()
-for name in dir(models):
-    setattr(core, name, getattr(models, name)); setattr(kubernetes.client.models, name, getattr(models, name))
 for value in yaml.safe_load_all(sys.stdin):
-    parsed = client.deserialize(Response(value), kinds[value["kind"]])
+    parsed = client.deserialize(json.dumps(value), kinds[value["kind"]], "application/json")
     assert client.sanitize_for_serialization(parsed) == value, client.sanitize_for_serialization(parsed)
     print(type(parsed).__module__)
 """

@@ -72,6 +72,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         )
     participant = context.participant
     stop_after(context.spec.participation.client_deadline_seconds)
+    context.say("loading")
     import torch  # imported only now: a round that is done does not need it
 
     from perfit.client import run_client
@@ -82,6 +83,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     architecture = ensure_architecture(context)
     side = ClientRound(context.spec, model.space, architecture.mask, round)
     received, bytes_down = read_download(context, architecture)
+    context.say("evaluating")  # trains from its first step to its last, then evaluates again
     result = run_client(
         model,
         context.spec,
@@ -117,6 +119,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     )
     stored = context.store.put_record(context.place, context.client.id, record.to_json(), is_final)
     context.checkpoint.drop()
+    context.say("done")
     return parse_outcome(stored)
 
 

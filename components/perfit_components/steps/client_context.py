@@ -19,7 +19,7 @@ from perfit.errors import PerfitError
 from perfit.methods import Roles, Vectors
 from perfit.protocol import Participant, Plan
 from perfit.round import ClientRound, Received
-from perfit_components.log_lines import format_step
+from perfit_components.log_lines import format_phase, format_step
 from perfit_components.steps.context import FederationContext, model_cache
 from perfit_storage import Blob, FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
@@ -126,6 +126,10 @@ class ClientContext:
         """Where the client keeps the last checkpoint of the training that it is in."""
         return StoredCheckpoint(self.store, self.client.id)
 
+    def say(self, phase: str) -> None:
+        """Report what the client does from now on; see :class:`perfit_components.log_lines.Phase`."""
+        print(format_phase(self.round, self.client.id, phase), flush=True)
+
     def on_step(self, round: int) -> Callable[[int, int, float], None]:
         """Return a function that reports the progress of a training, one line per step."""
 
@@ -177,6 +181,8 @@ def ensure_architecture(context: ClientContext) -> Architecture:
         )
     if hashes:
         return _read_architecture(context, planned or hashes[0])
+    if context.spec.search:
+        context.say("searching")
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
     sha256 = mask_hash(model.space, mask)
     file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)

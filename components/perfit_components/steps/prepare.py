@@ -63,14 +63,18 @@ def prepare(
             or the store cannot be reached or written.
     """
     spec = parse_federation(federation_file)
-    directory = spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
-    spec = by_method(spec, method)
+    directory, spec = directory_of(spec, method), by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
     store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
     number = round or store.read_head().round + 1
     return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
+
+
+def directory_of(spec: ClusterSpec, method: str) -> str:
+    """Return under which name the store keeps a federation that runs by a method."""
+    return spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
 
 
 def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, data, read, rollback, run
+from perfit_pipelines.cli import adapters, bench, data, logs, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Personalised federated instruction tuning on Kubeflow Pipelines.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (run, read, adapters, rollback, data, bench, cluster, deploy, doctor):
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"perfit {perfit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Personalised federated instruction tuning on Kubeflow Pipelines."""
+
+
+for commands in (run, logs, read, adapters, rollback, data, bench, cluster, deploy, doctor):
     commands.register(app)
 
 

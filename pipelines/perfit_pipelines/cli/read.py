@@ -14,6 +14,8 @@ NameOption = Annotated[
     str | None, typer.Option("--federation", "-f", help="Name of the federation, if the store has several.")
 ]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -21,13 +23,16 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def status(federation: NameOption = None, store: StoreOption = None) -> None:
+def status(federation: NameOption = None, store: StoreOption = None, json: JsonOption = False) -> None:
     """Show which rounds of a federation are committed, and each client's results."""
-    from perfit_pipelines.cli.results import client_table, committed, round_table
+    from perfit_pipelines.cli.results import client_table, committed, round_table, status_json
 
     with use_store(store) as used:
         context = used.federation(federation)
         head, summaries = context.store.read_head(), context.summaries()
+    if json:
+        print(status_json(context, head, summaries))
+        return
     out.print(f"{context.store.uri}: {committed(head)}", markup=False)
     if summaries:
         out.print(round_table(summaries))

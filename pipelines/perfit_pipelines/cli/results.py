@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,22 @@ def committed(head: Head) -> str:
     """Return where a federation is, and to which rounds it was rolled back on the way."""
     back = (f"; rolled back to round {b.first_round - 1} (branch {b.number})" for b in head.branches)
     return f"round {head.round} committed, global adapter sha256 {head.adapter.sha256[:12]}{''.join(back)}"
+
+
+def status_json(context: FederationContext, head: Head, summaries: Sequence[RoundSummary]) -> str:
+    """Return where a federation is, and the summary of each committed round, as JSON."""
+    spec = context.spec
+    fields = {
+        "federation": context.store.name,
+        "uri": context.store.uri,
+        "method": spec.method.name,
+        "rounds": spec.rounds,
+        "committed": head.round,
+        "global_adapter_sha256": head.adapter.sha256,
+        "rolled_back_to": [branch.first_round - 1 for branch in head.branches],
+        "summaries": [summary.model_dump(mode="json") for summary in summaries],
+    }
+    return json.dumps(fields, indent=1)
 
 
 def write_report(context: FederationContext, target: Path) -> None:

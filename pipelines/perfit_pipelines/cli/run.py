@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from perfit.errors import PerfitError
+from perfit_pipelines.cli.stopping import stopping_is_said
 from perfit_pipelines.cli.stores import Store, StoreOption, use_store
 from perfit_pipelines.options import (
-    INTERRUPTED,
     STATE,
     ClientImage,
     File,
     Pipeline,
     PipelineOption,
     ServerImage,
-    errors,
+    Settings,
     out,
 )
 from perfit_storage import ObjectNotFound
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterClient, ClusterSpec
     from perfit.protocol import RoundSummary
     from perfit_components.steps.context import FederationContext
+    from perfit_pipelines.cli.display import Work
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Results:
     page: bytes
 
 
+_GO_ON = "run the same command again to go on where it stopped"
 _TEMPLATE = Path(__file__).parents[1] / "federation.yaml"
 
 
@@ -110,27 +113,62 @@ def compile_(
     out.print(f"wrote {output}: upload it in the Kubeflow UI, or with kfp.Client", markup=False)
 
 
-def run(file: File, store: StoreOption = None) -> None:
+def run(
+    file: File,
+    settings: Settings = None,
+    method: Annotated[
+        str | None, typer.Option(help="Run by another method, with its default options, beside the file's.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what would run, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    store: StoreOption = None,
+) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
+    from perfit_components.steps.prepare import AS_IN_FILE, by_method, directory_of
     from perfit_pipelines.cli.results import client_table
 
-    spec = load_federation(file)
-    directory = STATE / spec.name
-    with use_store(store or spec.store) as used:
-        out.print(f"federation {spec.name}: {spec.method.name}, store {used.uri}", markup=False)
-        results = _results(spec, used)
-        last = results.summaries[-1].round if results else 0
-        if results and results.context.spec == spec and last >= spec.rounds:
-            out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
+    of_file, method = load_federation(file, settings or ()), method or AS_IN_FILE
+    spec, name = by_method(of_file, method), directory_of(of_file, method)
+    directory, say = STATE / name, Console(quiet=True) if quiet else out
+    with stopping_is_said(_GO_ON), use_store(store or spec.store) as used:
+        say.print(f"federation {name}: {spec.method.name}, store {used.uri}", markup=False)
+        results = _results(name, used)
+        if results and results.context.spec == spec and results.summaries[-1].round >= spec.rounds:
+            say.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
+        elif dry_run:
+            check_data(spec)
+            say.print(str(_work(spec, results)), markup=False)
         else:
-            _run_pipeline(spec, used, directory, first=min(last + 1, spec.rounds))
-            results = _results(spec, used)
+            check_data(spec)
+            _run_pipeline(of_file, method, used, directory, _work(spec, results), say)
+            results = _results(name, used)
+        if dry_run:
+            return
         _export(results, directory / "adapters")
         write_atomically(directory / "report.html", results.page)
-    out.print(client_table(results.summaries))
-    out.print(f"adapters: {directory}/adapters/<client>  (each with a README that says how to load it)", markup=False)
-    out.print(f"report:   {directory}/report.html", markup=False)
+    say.print(client_table(results.summaries))
+    say.print(f"adapters: {directory}/adapters/<client>  (each with a README that says how to load it)", markup=False)
+    say.print(f"report:   {directory}/report.html", markup=False)
+
+
+def _work(spec: ClusterSpec, results: Results | None) -> Work:
+    from perfit_pipelines.cli.display import Work
+    from perfit_report import last_records
+
+    if results is None:
+        return Work.of(spec, 1, 0)
+    return Work.of(spec, min(results.summaries[-1].round + 1, spec.rounds), len(last_records(results.summaries)))
+
+
+def _run_pipeline(
+    of_file: ClusterSpec, method: str, used: Store, directory: Path, work: Work, console: Console
+) -> None:
+    from perfit_pipelines.cli.display import RunDisplay
+    from perfit_pipelines.local_run import run_locally
+
+    with RunDisplay(work, console) as display:
+        run_locally(of_file, used.uri, used.environment, directory, display.on_line, work.first, method)
 
 
 def _export(results: Results, directory: Path) -> None:
@@ -143,29 +181,16 @@ def _export(results: Results, directory: Path) -> None:
             exporter.write_adapter(record.client, directory / record.client)
 
 
-def _results(spec: ClusterSpec, used: Store) -> Results | None:
+def _results(name: str, used: Store) -> Results | None:
     """Return what the store has of a federation; None if no round is committed, or something of them is lost."""
     from perfit_components.steps.context import place_of
 
     try:
-        context = used.federation(spec.name)
+        context = used.federation(name)
         summaries = context.summaries()
         return Results(context, summaries, context.store.read_report(place_of(summaries[-1]))) if summaries else None
     except ObjectNotFound:  # a run from the first round makes it again
         return None
-
-
-def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -> None:
-    from perfit_pipelines.cli.display import RunDisplay
-    from perfit_pipelines.local_run import run_locally
-
-    check_data(spec)
-    try:
-        with RunDisplay(spec, out) as display:
-            run_locally(spec, used.uri, used.environment, directory, display.on_line, first)
-    except KeyboardInterrupt:  # which typer would turn into the same code without a word
-        errors.print("stopped; run the same command again to go on where it stopped", markup=False)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def check_data(spec: ClusterSpec) -> list[str]:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory) -> set[str]:
     """The names of the files in the wheel, built from a copy of the sources without what other builds left."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    ignored = ("*.egg-info", "__pycache__", "build", ".*", "tests", "shared")
+    ignored = ("*.egg-info", "__pycache__", "./build", "./.*", "./tests", "./shared")
     copy = ["tar", *(f"--exclude={name}" for name in ignored), "-cf", "-", "."]
     with subprocess.Popen(copy, cwd=ROOT, stdout=subprocess.PIPE) as packed:
         subprocess.run(["tar", "-xf", "-"], cwd=source, stdin=packed.stdout, check=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -142,25 +145,70 @@ def test_a_run_whose_clients_all_fail_says_why(make, temporary):
     assert list(temporary.iterdir()) == []
 
 
+COMMAND = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()"]
+STOPPING = "stopping; run the same command again to go on where it stopped"
+
+
 @pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])
 def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, temporary, everybody):
     home = make(training={"steps": 10_000}, **THREE, tiers={"default": {"parallelism": 2}})
-    code = "from perfit_pipelines.cli import main; main()"
-    command = [sys.executable, "-c", code, "run", home.file, "--store", home.site.store_uri]
+    command = [*COMMAND, "run", home.file, "--store", home.site.store_uri]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen(command, cwd=home.directory, env=environment, **options) as run:
         try:
-            assert any(line.startswith("round 1/2") for line in run.stdout)
-            (os.killpg if everybody else os.kill)(run.pid, signal.SIGINT)
+            assert any("searched, 3 steps" in line for line in run.stdout)
+            stop, sent = os.killpg if everybody else os.kill, time.monotonic()
+            stop(run.pid, signal.SIGINT)
+            assert run.stderr.readline() == f"{STOPPING}\n"
+            told = time.monotonic() - sent
+            stop(run.pid, signal.SIGINT)  # of an impatient person: it stops all the same
             _, err = run.communicate(timeout=60)
+            ended = time.monotonic() - sent
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130
-    assert err.splitlines()[-1] == "stopped; run the same command again to go on where it stopped"
+    assert (run.returncode, err) == (130, "")
+    print(f"told after {told:.2f} s, ended after {ended:.2f} s")
+    assert told < 1
+    assert ended < 4  # on a machine with other work; it took six seconds when tasks were left to notice the signal
     assert tasks(home) == ["prepare", "client-default", "client-default"]
     assert list(temporary.iterdir()) == []
+
+
+def test_a_terminal_shows_bars_and_answers_ctrl_c(make):
+    """With this machine's own S3 server, which has to end too."""
+    home = make(training={"steps": 10_000})
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(home.directory)
+        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+        os.execv(COMMAND[0], [*COMMAND, "run", str(home.file)])
+    shown = ""
+    try:
+        while "training" not in shown:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        os.write(terminal, b"\x03")
+        sent = time.monotonic()
+        with suppress(OSError):  # Linux: the other end is closed
+            while text := os.read(terminal, 4096).decode(errors="replace"):
+                shown += text
+                if STOPPING in shown:
+                    told = time.monotonic() - sent
+                    shown = shown.replace(STOPPING, "(said)")
+        ended = time.monotonic() - sent
+        _, status = os.waitpid(process, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        os.close(terminal)
+    print(f"told after {told:.2f} s, ended after {ended:.2f} s")
+    assert os.waitstatus_to_exitcode(status) == 130
+    plain_text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    for stage in ("preparing the federation", "ann  loading", "ann  searching", "ann  training", "round 1/2"):
+        assert stage in plain_text
+    assert told < 1
+    assert ended < 6
 
 
 def test_a_round_is_committed_without_the_client_that_fails(make):

@@ -1,0 +1,121 @@
+"""What people expect of any command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import perfit as package
+
+from ...perfit_components.running import files
+from ..commands import perfit
+from ..test_local_run import COMMAND
+
+COMMANDS = ["run", "status", "export", "chat", "serving", "data partition", "schedule create", "deploy", "doctor"]
+
+
+def test_the_version(tmp_path):
+    assert perfit("--version", cwd=tmp_path).out == f"perfit {package.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_by_its_short_name(command, tmp_path):
+    short = perfit(*command.split(), "-h", cwd=tmp_path)
+    assert (short.code, short.out) == (0, perfit(*command.split(), "--help", cwd=tmp_path).out)
+    assert short.out.lstrip().startswith("Usage: ")
+
+
+def test_the_shells_completion():
+    """As bash asks for it after installation."""
+    environment = {"_PERFIT_COMPLETE": "complete_bash", "COMP_WORDS": "perfit ex", "COMP_CWORD": "1", "HOME": "/tmp"}
+    code = "import sys; sys.argv = ['perfit']; from perfit_pipelines.cli import app; app(prog_name='perfit')"
+    paths = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment | paths, capture_output=True, text=True)
+    assert done.stdout.split() == ["export"], done.stderr
+
+
+def test_status_for_programs(finished):
+    told = json.loads(finished.home.stored("status", "--json").out)
+    head = finished.home.site.store.read_head()
+    assert (told["federation"], told["method"], told["committed"], told["rounds"]) == ("tiny", "perfit", 2, 2)
+    assert told["global_adapter_sha256"] == head.adapter.sha256
+    assert told["rolled_back_to"] == []
+    assert told["summaries"] == [finished.home.site.summary(n).model_dump(mode="json") for n in (1, 2)]
+
+
+def test_the_log_of_a_run(finished, tmp_path):
+    log = (finished.home.directory / ".perfit/tiny/run.log").read_text()
+    assert finished.home.perfit("logs").out == finished.home.perfit("logs", "tiny").out == log
+    assert finished.home.perfit("logs", "-n", 2).out.splitlines() == log.splitlines()[-2:]
+    result = finished.home.perfit("logs", "other")
+    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: name one: perfit logs tiny")
+    result = perfit("logs", cwd=tmp_path)
+    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run a federation first: perfit run FILE")
+
+
+def test_a_log_that_grows(tmp_path):
+    log = tmp_path / ".perfit/tiny/run.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\n")
+    with subprocess.Popen([*COMMAND, "logs", "--follow"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "one\n"
+            with open(log, "a") as file:
+                file.write("two\n")
+            assert process.stdout.readline() == "two\n"
+        finally:
+            process.kill()
+
+
+# run
+
+
+def test_a_dry_run_starts_nothing(make):
+    home = make(rounds=3)
+    there = files(home.directory)
+    result = home.stored("run", home.file, "--dry-run", "--set", "training.steps=7", "--method", "fedit")
+    assert (result.code, result.out.splitlines()) == (
+        0,
+        [
+            f"federation tiny.fedit: fedit, store {home.site.store_uri}",
+            "would run rounds 1 to 3: 2 clients a round, 7 steps each",
+        ],
+    ), result.err
+    assert files(home.directory) == there
+
+
+def test_a_dry_run_reads_the_records(home):
+    (home.directory / "data/ann.jsonl").write_text("not JSON\n")
+    result = home.stored("run", home.file, "--dry-run")
+    assert (result.code, result.err.startswith("error: client ann: ")) == (1, True)
+
+
+def test_a_dry_run_of_a_finished_federation(finished):
+    result = finished.home.stored("run", finished.home.file, "--dry-run")
+    assert result.out.splitlines()[1:] == ["all 2 rounds are committed: there is nothing to do"]
+
+
+def test_another_method_and_another_value_without_a_word(home):
+    result = home.stored("run", home.file, "--method", "fedit", "--set", "rounds=1", "--quiet")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert home.stored("status", "-f", "tiny.fedit").out.splitlines()[0].partition(": ")[2].startswith("round 1 ")
+    assert (home.directory / ".perfit/tiny.fedit/adapters/bob/README.md").is_file()
+    assert not home.site.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            ["--set", "training.steps=many"],
+            "--set training.steps=many: training.steps: Input should be a valid integer",
+        ),
+        (["--method", "fedavg"], "the federation file with method fedavg"),
+    ],
+)
+def test_what_is_wrong_with_a_runs_options(home, options, problem):
+    result = home.stored("run", home.file, *options)
+    assert (result.code, result.err.startswith(f"error: {problem}")) == (1, True), result.err

@@ -66,7 +66,7 @@ def test_what_is_wrong_is_named_as_it_was_given(setting, problem):
 def test_other_problems_keep_their_lines():
     with pytest.raises(PerfitError) as caught:
         parse_federation(FILE.replace("rounds: 3", "rounds: none"), "f.yaml", settings=["training.steps=0"])
-    assert [line.partition(": ")[0] for line in caught.value.problem.splitlines()] == [
+    assert {line.partition(": ")[0] for line in caught.value.problem.splitlines()} == {
         "f.yaml:3",
         "--set training.steps=0",
-    ]
+    }

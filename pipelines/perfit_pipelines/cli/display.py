@@ -54,7 +54,8 @@ class Work:
         return cls(first, spec.rounds, clients, spec.training.steps, searching, search_steps)
 
     def __str__(self) -> str:
-        search = f", and {self.searching} searches of {self.search_steps} steps" if self.search_steps else ""
+        searches = self.searching and self.search_steps
+        search = f", and {self.searching} searches of {self.search_steps} steps" if searches else ""
         rounds = f"round {self.first}" if self.first == self.rounds else f"rounds {self.first} to {self.rounds}"
         return f"would run {rounds}: {self.clients} clients a round, {self.steps} steps each{search}"
 

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from perfit_pipelines.cli.display import RunDisplay, Work, time_left
 
+from ...perfit_components.running import TWO_TIERS, make_spec
+
 WORK = Work(first=1, rounds=2, clients=2, steps=10, searching=2, search_steps=30)
 TASK = "21:40:02.101 - INFO - Executing task \x1b[96m'{}'\x1b[0m"
 
@@ -36,19 +38,19 @@ def bars(display: RunDisplay) -> list[tuple[str, float, float | None, str]]:
     return [(task.description, task.completed, task.total, task.fields["detail"]) for task in display.progress.tasks]
 
 
-def test_the_work_of_a_run(make):
-    spec = make(rounds=3).site.spec  # two clients in two tiers, a search of 3 steps, a tuning of 2
-    assert Work.of(spec, first=1, known=0) == Work(1, 3, 2, 2, 2, 3)
-    assert Work.of(spec, first=1, known=0).total == 3 * 2 * 2 + 2 * 3
-    assert Work.of(spec, first=3, known=2).total == 2 * 2
-    half = make(rounds=1, participation={"fraction": 0.5}, clients={f"c{i}": {"tier": "weak"} for i in range(8)})
-    assert Work.of(half.site.spec, first=1, known=0) == Work(1, 1, 4, 2, 4, 3)
-    plain = make(method={"name": "fedit"}, lora={"rank": 2}).site.spec
+def test_the_work_of_a_run(tmp_path):
+    def spec(**sections):
+        return make_spec("owner/model", tmp_path, **{**TWO_TIERS, **sections})
+
+    two = spec(rounds=3)  # two clients in two tiers, a search of 3 steps, a tuning of 2
+    assert Work.of(two, first=1, known=0) == Work(1, 3, 2, 2, 2, 3)
+    assert Work.of(two, first=1, known=0).total == 3 * 2 * 2 + 2 * 3
+    assert Work.of(two, first=3, known=2).total == 2 * 2
+    half = spec(rounds=1, participation={"fraction": 0.5}, clients={f"c{i}": {"tier": "weak"} for i in range(8)})
+    assert Work.of(half, first=1, known=0) == Work(1, 1, 4, 2, 4, 3)
+    plain = spec(rounds=2, method={"name": "fedit"}, lora={"rank": 2})
     assert Work.of(plain, first=1, known=0).total == 2 * 2 * 2
-    assert (
-        str(Work.of(spec, 2, 2))
-        == "would run rounds 2 to 3: 2 clients a round, 2 steps each, and 0 searches of 3 steps"
-    )
+    assert str(Work.of(two, 2, 2)) == "would run rounds 2 to 3: 2 clients a round, 2 steps each"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_a_line_for_each_stage_without_a_terminal():
     assert out.getvalue().splitlines() == [
         "preparing the federation (the first time, the model is converted)",
         "round 1/2  ann  searched, 30 steps, loss 2.500, about 2 min left",
-        "round 1/2  ann  trained, 10 steps, loss 1.000, about 1 min left",
+        "round 1/2  ann  trained, 10 steps, loss 1.000, about 2 min left",
         "round 1/2  averaging the updates and drawing the report",
         "client eve has no result: [/data/eve.jsonl]: no such file",
     ]

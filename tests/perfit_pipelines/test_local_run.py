@@ -149,6 +149,14 @@ COMMAND = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()"
 STOPPING = "stopping; run the same command again to go on where it stopped"
 
 
+def assert_quick(told_s: float, ended_s: float) -> None:
+    """It took six seconds in silence when tasks were left to notice the signal. Other work slows a machine down."""
+    slower = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    print(f"told after {told_s:.2f} s, ended after {ended_s:.2f} s, on a machine {slower:.1f} times as slow")
+    assert told_s < slower
+    assert ended_s < 3 * slower
+
+
 @pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])
 def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, temporary, everybody):
     home = make(training={"steps": 10_000}, **THREE, tiers={"default": {"parallelism": 2}})
@@ -169,9 +177,7 @@ def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, tempo
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
     assert (run.returncode, err) == (130, "")
-    print(f"told after {told:.2f} s, ended after {ended:.2f} s")
-    assert told < 1
-    assert ended < 4  # on a machine with other work; it took six seconds when tasks were left to notice the signal
+    assert_quick(told, ended)
     assert tasks(home) == ["prepare", "client-default", "client-default"]
     assert list(temporary.iterdir()) == []
 
@@ -202,13 +208,11 @@ def test_a_terminal_shows_bars_and_answers_ctrl_c(make):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
         os.close(terminal)
-    print(f"told after {told:.2f} s, ended after {ended:.2f} s")
     assert os.waitstatus_to_exitcode(status) == 130
     plain_text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     for stage in ("preparing the federation", "ann  loading", "ann  searching", "ann  training", "round 1/2"):
         assert stage in plain_text
-    assert told < 1
-    assert ended < 6
+    assert_quick(told, ended)
 
 
 def test_a_round_is_committed_without_the_client_that_fails(make):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import builtins
 import json
 import os
-import pty
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -32,6 +29,7 @@ from perfit_storage import open_store
 
 from ..perfit_components.running import THREE, Site, files, in_memory
 from .commands import Home, make_home
+from .terminal import COMMAND, perfit_in_terminal
 
 
 def test_the_pipeline_leaves_what_the_federation_in_memory_gives(finished):
@@ -145,7 +143,6 @@ def test_a_run_whose_clients_all_fail_says_why(make, temporary):
     assert list(temporary.iterdir()) == []
 
 
-COMMAND = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()"]
 STOPPING = "stopping; run the same command again to go on where it stopped"
 
 
@@ -185,34 +182,16 @@ def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, tempo
 def test_a_terminal_shows_bars_and_answers_ctrl_c(make):
     """With this machine's own S3 server, which has to end too."""
     home = make(training={"steps": 10_000})
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(home.directory)
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-        os.execv(COMMAND[0], [*COMMAND, "run", str(home.file)])
-    shown = ""
-    try:
-        while "training" not in shown:
-            shown += os.read(terminal, 4096).decode(errors="replace")
-        os.write(terminal, b"\x03")
-        sent = time.monotonic()
-        with suppress(OSError):  # Linux: the other end is closed
-            while text := os.read(terminal, 4096).decode(errors="replace"):
-                shown += text
-                if STOPPING in shown:
-                    told = time.monotonic() - sent
-                    shown = shown.replace(STOPPING, "(said)")
-        ended = time.monotonic() - sent
-        _, status = os.waitpid(process, 0)
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-        os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 130
-    plain_text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    for stage in ("preparing the federation", "ann  loading", "ann  searching", "ann  training", "round 1/2"):
-        assert stage in plain_text
-    assert_quick(told, ended)
+    with perfit_in_terminal("run", home.file, cwd=home.directory) as terminal:
+        for stage in ("preparing the federation", "ann  loading", "ann  searching", "ann  training"):
+            terminal.wait_for(stage)
+        pressed = time.monotonic()
+        terminal.send("\x03")
+        terminal.wait_for(STOPPING)
+        told = time.monotonic() - pressed
+        assert terminal.end() == 130
+        assert_quick(told, time.monotonic() - pressed)
+    assert "round 1/2" in terminal.shown
 
 
 def test_a_round_is_committed_without_the_client_that_fails(make):

@@ -24,6 +24,7 @@ from perfit.examples import IGNORE_INDEX, tokenize
 from ...perfit.tiny import save_gguf, tiny_tokenizer
 from ...perfit_components.running import files
 from ..commands import make_home
+from ..terminal import perfit_in_terminal
 
 PEFT_FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
@@ -250,6 +251,24 @@ def test_chat_without_the_adapter(finished, tiny_llama):
     output = model.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
     result = chat(finished.home, "ann", "Hi", "--max-tokens", 5, "--without-adapter")
     assert result.out == tokenizer.decode(output, skip_special_tokens=True) + "\n"
+
+
+def test_chat_in_a_terminal(finished):
+    """Three questions: the second knows the first, the third, after /new, gets the first's answer again."""
+    options = ("--max-tokens", "8", "--store", finished.home.site.store_uri)
+    with perfit_in_terminal("chat", "bob", *options, cwd=finished.home.directory) as terminal:
+        end, answers = terminal.wait_for("you talk to bob's model"), []
+        for question in ("Name the capital.", "Name the capital.", "/new", "", "Name the capital."):
+            start = terminal.wait_for("> ", end)
+            terminal.send(f"{question}\n")
+            end = terminal.wait_for("\r\n", start)
+            if question not in ("", "/new"):
+                answers.append(terminal.shown[end : terminal.wait_for("\n> ", end)].strip())
+        terminal.wait_for("> ", end)
+        terminal.send("\x04")
+        assert terminal.end() == 0
+    assert answers[0] == answers[2]
+    assert "Traceback" not in terminal.shown
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import perfit as package
 
 from ...perfit_components.running import files
 from ..commands import perfit
-from ..test_local_run import COMMAND
+from ..terminal import COMMAND
 
 COMMANDS = ["run", "status", "export", "chat", "serving", "data partition", "schedule create", "deploy", "doctor"]
 

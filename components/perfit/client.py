@@ -95,7 +95,8 @@ def load_prepared(spec: FederationSpec, source: str) -> ExpandedModel:
     Raises:
         PerfitError: It is no model, or a target module does not exist.
     """
-    model, space = expand(load_model(source, spec.training.precision), spec.expanded_lora)
+    base = load_model(source, spec.training.precision, spec.training.quantization)
+    model, space = expand(base, spec.expanded_lora)
     return ExpandedModel(model, load_tokenizer(source), space)
 
 
@@ -148,10 +149,52 @@ def find_architecture(
     Raises:
         TrainingDiverged: The loss is not finite.
     """
-    rank = spec.rank_of(client)
     if spec.search is None:
-        return model.space.plain_mask(rank)
-    initial = model.space.initial_values(spec.training.seed)
+        return model.space.plain_mask(spec.rank_of(client))
+    return _search(model, spec, client, 0, data, model.space.initial_values(spec.training.seed), on_step, checkpoint)
+
+
+def search_again(
+    model: ExpandedModel,
+    spec: FederationSpec,
+    client: Client,
+    round: int,
+    data: ClientData,
+    held: np.ndarray,
+    received: Received,
+    kept: Vectors,
+    on_step: OnStep | None = None,
+    checkpoint: CheckpointFile | None = None,
+) -> np.ndarray:
+    """Return the architecture that a client has after a round, bool, shape (N,); the arguments are those of its round.
+
+    It does not follow from the round's tuning. What the server sent is at the client's own positions alone, so that a
+    search from the global values starts from the initial ones off its architecture: A as drawn, B zero.
+
+    Raises:
+        PerfitError: Of some module only A or only B would be left.
+        TrainingDiverged: The loss is not finite.
+    """
+    start = model.space.initial_values(spec.training.seed)
+    if spec.search.start == "global":
+        side = ClientRound(spec, model.space, held, round)
+        start[side.roles.trained] = side.begin(received, kept).values
+    return _search(model, spec, client, round, data, start, on_step, checkpoint)
+
+
+def _search(
+    model: ExpandedModel,
+    spec: FederationSpec,
+    client: Client,
+    round: int,
+    data: ClientData,
+    start: np.ndarray,
+    on_step: OnStep | None,
+    checkpoint: CheckpointFile | None,
+) -> np.ndarray:
+    """Search from given values, float32, shape (N,); round 0 is the search before a client's first round."""
+    whose = "" if spec.search.metric == "common" else client.id
+    again = (round,) if round else ()
     return search_architecture(
         model.peft,
         model.space,
@@ -159,11 +202,11 @@ def find_architecture(
         model.tokenizer,
         spec.search,
         spec.training,
-        initial=initial,
-        rank=rank,
-        seed=derive_seed(spec.training.seed, "search", client.id),
+        initial=start,
+        rank=spec.rank_of(client),
+        seed=derive_seed(spec.training.seed, "search", whose, *again),
         on_step=on_step,
-        checkpoints=_checkpoints(checkpoint, model, spec, client, 0, data, spec.search.steps, {"values": initial}),
+        checkpoints=_checkpoints(checkpoint, model, spec, client, round, data, spec.search.steps, {"search": start}),
     )
 
 
@@ -249,7 +292,7 @@ def _checkpoints(
     steps: int,
     inputs: Vectors,
 ) -> Checkpoints:
-    """Return the checkpoints of a training, which are none if it is too short. Round 0 is the search."""
+    """Return the checkpoints of a training, which are none if it is too short. Round 0 is the first search."""
     every = spec.training.checkpoint_steps
     if file is None or every is None or steps <= every:
         return Checkpoints()

@@ -88,7 +88,11 @@ class Card:
     def _base(self) -> str:
         weights = [file for file in self.manifest.files if file.name.endswith((".safetensors", ".bin"))]
         hashes = "".join(f"- `{file.name}`: `{file.sha256}`\n" for file in weights)
-        return f"## Base model\n\n{self.base.origin} SHA-256 of the weights that it was tuned on:\n\n{hashes}"
+        held = self.spec.training.quantization
+        quantised = f" The clients held its linear modules as {held}." if held else ""
+        return (
+            f"## Base model\n\n{self.base.origin}{quantised} SHA-256 of the weights that it was tuned on:\n\n{hashes}"
+        )
 
     def _results(self) -> str:
         if self.record is None:

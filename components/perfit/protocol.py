@@ -171,7 +171,8 @@ class UpdateRecord(Message):
         losses: Loss of every step, nats per response token.
         perplexity: Perplexity on the held-out records.
         mask_sha256: Hash of its architecture.
-        bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
+        next_mask_sha256: Hash of the one that it has from the next round on; None if it did not search again.
+        bytes_up: Bytes of its update and, in the round in which it found them, of its masks; with their headers.
         bytes_down: Bytes of its download, with its header.
         update: Its update in the store; None if nothing is exchanged.
     """
@@ -191,6 +192,7 @@ class UpdateRecord(Message):
     losses: Annotated[tuple[FiniteFloat, ...], Strict(False), FailFast()] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
     mask_sha256: Sha256
+    next_mask_sha256: Sha256 | None = None
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt
     update: Blob | None = None

@@ -93,6 +93,26 @@ class ClientRound:
         downloads, _ = split_state(self.spec, initial_state(self.spec, self.space))
         return Received(positions, {name: vector[positions] for name, vector in downloads.items()})
 
+    def carried(self, kept: Vectors, held: np.ndarray) -> Vectors:
+        """Return what the client kept while its architecture was ``held``, at the positions that it trains now.
+
+        Positions that are new to it start as in its first round: with the initial values, and zero under other names.
+        What it kept at positions that it does not hold any more is lost.
+
+        Args:
+            kept: By name, each float32, of the length of the positions that it trained.
+            held: bool, shape (N,).
+        """
+        if held is self.held or np.array_equal(held, self.held):
+            return kept
+        before, now = self.spec.roles(self.space, held).trained, self.roles.trained
+        carried = {}
+        for name, vector in kept.items():
+            dense = self.initial.copy() if name == VALUES else np.zeros_like(self.initial)
+            dense[before] = vector
+            carried[name] = dense[now]
+        return carried
+
     def begin(self, received: Received, kept: Vectors, score: Score | None = None) -> ClientStart:
         """Return what the client begins with.
 
@@ -101,7 +121,8 @@ class ClientRound:
 
         Args:
             received: What the server sent.
-            kept: What :meth:`finish` returned to keep in the client's last round, at the trained positions.
+            kept: What :meth:`finish` returned to keep in the client's last round, at the trained positions; see
+                :meth:`carried`.
             score: For methods with a ``start`` hook.
         """
         method, roles = self.spec.algorithm, self.roles

@@ -17,6 +17,7 @@ from perfit.export import CONFIG_FILE, WEIGHTS_FILE, peft_config, portable_lora
 from perfit.model_card import CARD_FILE, Card
 from perfit.model_files import ModelManifest
 from perfit.models import checked_model, load_model
+from perfit.quantization import check_quantization
 from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.context import FederationContext, model_cache
 from perfit_report import last_records
@@ -90,19 +91,24 @@ class Exporter:
         return (directory / CARD_FILE).is_file() and path.is_file() and path.read_bytes() == self.weights(client)
 
     def write_merged(self, client: str, directory: Path) -> None:
-        """Write the base model with a client's adapter merged into it, in the precision of the training.
+        """Write the base model with a client's adapter merged into it, in the precision of the training, not quantised.
 
         Raises:
-            PerfitError: As :meth:`write_adapter`; the base model's files are not those of the federation.
+            PerfitError: As :meth:`write_adapter`; the base model's files are not those of the federation, or hold
+                quantised weights, to which a merged one would be rounded.
         """
-        with _replacing(directory, only_empty=True) as draft, self.load(client) as model:
+        with _replacing(directory, only_empty=True) as draft, self.load(client, quantized=False) as model:
             model.merge_and_unload().save_pretrained(draft)
             self.tokenizer.save_pretrained(draft)
             (draft / CARD_FILE).write_text(self._card(client, merged=True).text(), encoding="utf-8")
 
     @contextmanager
-    def load(self, client: str | None) -> Iterator[PeftModel]:
+    def load(self, client: str | None, quantized: bool = True) -> Iterator[PeftModel]:
         """Load the base model, of the federation's own files, with a client's adapter; without one, the base alone.
+
+        Args:
+            client: The client's id.
+            quantized: Whether the weights are held as in the training, if that quantises them.
 
         Raises:
             PerfitError: As :meth:`write_merged`.
@@ -112,7 +118,13 @@ class Exporter:
         weights = None if client is None else self.weights(client)
         with tempfile.TemporaryDirectory() as scratch:
             source = checked_model(self._manifest, model_cache(), Path(scratch, "model"))
-            model = load_model(source, self.context.spec.training.precision)
+            training = self.context.spec.training
+            if not quantized and check_quantization(source, None):
+                raise PerfitError(
+                    f"nothing is merged into quantised weights, which {self._manifest.model} has",
+                    "export without --merged, or use a federation on the model that they were made from",
+                )
+            model = load_model(source, training.precision, training.quantization if quantized else None)
             if weights is not None:
                 adapter = Path(scratch, "adapter")
                 adapter.mkdir()

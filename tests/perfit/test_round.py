@@ -51,6 +51,18 @@ def received(side: ClientRound, **vectors: np.ndarray) -> Received:
     return Received(side.roles.shared, vectors)
 
 
+def test_what_is_kept_is_carried_to_another_architecture():
+    spec = make_spec({"name": "perfit"})
+    before, side = mask(0, 2, 4, 5), ClientRound(spec, SPACE, mask(0, 1, 3, 5), round=2)
+    kept = {"values": floats(7, 8, 9, 6), "control": floats(1, 2, 3, 4)}
+    carried = side.carried(kept, before)
+    # It held 0 and 5 before; what it had at 2 and 4 is lost, and 1 and 3 are new.
+    assert_array_equal(carried["values"], [7, DRAWN[1], DRAWN[3], 6])
+    assert_array_equal(carried["control"], [1, 0, 0, 4])
+    assert side.carried(kept, side.held) is kept
+    assert side.carried({}, before) == {}
+
+
 def test_a_client_that_shares_everything_starts_from_the_servers_values():
     side = side_of(make_spec({"name": "fedit"}), "small")
     start = side.begin(received(side, values=floats(1, 2, 3)), {})

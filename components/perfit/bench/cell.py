@@ -48,14 +48,14 @@ def run_cell(job: Job, cache: Path, on_round: OnRound = lambda number, result: N
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    simulation, validation = _load(job, cache)
+    simulation, validation = load(job, cache)
     try:
         return _run(job, simulation, validation, on_round)
     except (TrainingDiverged, PerfitError) as error:
         return CellResult(job=job, environment=_environment(), failure=str(error).partition("\n")[0])
 
 
-def _load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
+def load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
     """Return the simulation, and each client's data with the validation records in place of the held-out ones."""
     simulation, data, validation = Simulation.load(job.spec, cache), {}, {}
     for client, records in simulation.data.items():
@@ -120,11 +120,13 @@ def round_result(
 def _bytes(simulation: Simulation, before: State, after: State, client: Client, base: str) -> tuple[int, int]:
     """Return the bytes up and down of a client's round: of the very files that the pipeline's steps would write."""
     spec, space, number = simulation.spec, simulation.model.space, after.round
-    result, held = after.results[client.id], after.architectures[client.id]
+    result = after.results[client.id]
+    held, following = result.adapter.mask, after.architectures[client.id]
     budget, sha256 = int(np.count_nonzero(held)), mask_hash(space, held)
     header = AdapterHeader.of_client(spec, client.id, number, budget, sha256)
     is_first = client.id not in before.results
-    up = len(dump_mask(header, space, held)) if is_first else 0
+    size = len(dump_mask(header, space, held))
+    up = size * (is_first + (not np.array_equal(following, held)))
     if result.updated.any():
         up += len(dump_transfer(header.at_base(base), result.updated, result.upload))
     if not result.exchanged.any() or (is_first and spec.search):  # then the server does not know its architecture yet

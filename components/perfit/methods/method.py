@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from perfit.aggregation import Cohort
-from perfit.importance import MetricName
+from perfit.importance import DrawnMask, MetricName
 from perfit.pruning import Scope
 from perfit.sections import Section
 from perfit.space import LoraSpace
@@ -108,6 +108,9 @@ class MethodOptions(Section):
     name: str
 
 
+SearchStart = Literal["initial", "global"]
+
+
 @dataclass(frozen=True)
 class Search:
     """How a client searches for its architecture in the expanded space.
@@ -118,6 +121,9 @@ class Search:
         steps: Number of optimiser steps.
         warmup_steps: Number of steps before the first pruning, of ``steps``.
         pruning_iterations: Number of prunings.
+        every: After every round that this divides, clients search again; 0 for once, before a client's first round.
+        start: What a search again starts from: the initial values, or those that the client began the round with, the
+            server's where it exchanges them.
     """
 
     metric: MetricName
@@ -125,6 +131,13 @@ class Search:
     steps: int
     warmup_steps: int
     pruning_iterations: int
+    every: int = 0
+    start: SearchStart = "initial"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the architecture is drawn at random, without data and training."""
+        return self.metric in get_args(DrawnMask)
 
 
 def share_all(options: Any, space: LoraSpace, held: np.ndarray) -> Roles:

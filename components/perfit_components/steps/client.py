@@ -17,6 +17,7 @@ from perfit_components.steps.client_context import (
     Architecture,
     ClientContext,
     ensure_architecture,
+    ensure_next_architecture,
     read_download,
     read_kept,
     state_file,
@@ -83,6 +84,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     architecture = ensure_architecture(context)
     side = ClientRound(context.spec, model.space, architecture.mask, round)
     received, bytes_down = read_download(context, architecture)
+    kept = read_kept(context, architecture)
+    following = ensure_next_architecture(context, architecture.mask, received, kept)
     context.say("evaluating")  # trains from its first step to its last, then evaluates again
     result = run_client(
         model,
@@ -92,7 +95,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         data,
         architecture.mask,
         received,
-        read_kept(context, side.roles),
+        kept,
         context.on_step(round),
         context.checkpoint,
     )
@@ -113,7 +116,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         losses=tuple(result.losses),
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
         mask_sha256=architecture.sha256,
-        bytes_up=bytes_up + architecture.bytes_up,
+        next_mask_sha256=following and following.sha256,
+        bytes_up=bytes_up + architecture.bytes_up + (following.bytes_up if following else 0),
         bytes_down=bytes_down,
         update=update,
     )

@@ -167,7 +167,9 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
     from perfit.lora import expand  # imports torch, which an existing federation does not need
     from perfit.memory import check_memory, memory_need
     from perfit.models import model_skeleton
+    from perfit.quantization import check_quantization
 
+    quantization = check_quantization(source, spec.training.quantization)
     model = model_skeleton(source)
     space = expand(model, spec.expanded_lora)[1]
     for name in spec.tiers_in_use():
@@ -182,6 +184,7 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
             trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,
+            quantization=quantization,
         )
         check_memory(f"tiers.{name}.{key}", available, need)
     return space

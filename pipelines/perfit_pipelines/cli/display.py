@@ -33,7 +33,7 @@ class Work:
         rounds: The federation's last.
         clients: Clients that take part in a round.
         steps: Steps of a client's tuning.
-        searching: Clients that have no architecture yet.
+        searching: Searches: of clients that have no architecture yet, and of those that search again.
         search_steps: Steps of a search; 0 for none.
     """
 
@@ -50,7 +50,8 @@ class Work:
         tiers = [sum(client.tier == tier for client in spec.clients) for tier in spec.tiers_in_use()]
         clients = sum(map(spec.participation.of_tier, tiers))
         searching = min(len(spec.clients) - known, clients * (spec.rounds - first + 1))
-        search_steps = spec.search.steps if spec.search else 0
+        searching += clients * sum(map(spec.searches_after, range(first, spec.rounds + 1)))
+        search_steps = spec.search.steps if spec.search and not spec.search.is_drawn else 0
         return cls(first, spec.rounds, clients, spec.training.steps, searching, search_steps)
 
     def __str__(self) -> str:

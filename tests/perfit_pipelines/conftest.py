@@ -39,6 +39,14 @@ def make(tiny_llama, tmp_path) -> Callable[..., Home]:
     return lambda **sections: make_home(tmp_path, tiny_llama, **sections)
 
 
+@pytest.fixture(scope="session")
+def trained(tiny_llama, tmp_path_factory) -> Home:
+    """A home whose federation has run to its end in this process, without the pipeline. Leave it as it is."""
+    home = make_home(tmp_path_factory.mktemp("trained"), tiny_llama)
+    home.site.run()
+    return home
+
+
 @dataclass(frozen=True)
 class Finished:
     """A home whose federation has run to its end, what that command printed, and how long it took."""

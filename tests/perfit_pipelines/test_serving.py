@@ -34,8 +34,8 @@ json.dump(sys.argv[1:], open("vllm.json", "w"))
 
 
 @pytest.fixture(scope="module")
-def adapters(finished) -> Adapters:
-    return Adapters.find(finished.home.site.context)
+def adapters(trained) -> Adapters:
+    return Adapters.find(trained.site.context)
 
 
 def in_s3(adapters: Adapters) -> Adapters:
@@ -47,9 +47,9 @@ def in_s3(adapters: Adapters) -> Adapters:
     return replace(adapters, context=replace(adapters.context, store=Renamed()))
 
 
-def test_vllms_script_exports_what_it_serves(finished, tiny_llama, tmp_path):
+def test_vllms_script_exports_what_it_serves(trained, tiny_llama, tmp_path):
     """A program in place of vLLM notes what it is given; the rules checked are those of vLLM's own parser."""
-    written = finished.home.stored("serving", "vllm", "-o", tmp_path / "serve.sh")
+    written = trained.stored("serving", "vllm", "-o", tmp_path / "serve.sh")
     assert written.code == 0, written.err
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -137,10 +137,10 @@ def test_kserves_own_models_take_the_objects(adapters):
     assert "kserve.models.v1beta1_inference_service" in done.stdout.split()
 
 
-def test_a_store_that_pods_cannot_read(finished):
-    result = finished.home.stored("serving", "kserve", "--base", "hf://owner/model")
+def test_a_store_that_pods_cannot_read(trained):
+    result = trained.stored("serving", "kserve", "--base", "hf://owner/model")
     assert (result.code, result.err.splitlines()[-1]) == (1, "  fix: use a federation in a store of S3")
-    result = finished.home.stored("serving", "kserve")
+    result = trained.stored("serving", "kserve")
     assert result.err.startswith("error: pods cannot find the base model /")
     assert kserve_base(ModelManifest(model="owner/model@v1", commit="0123", files=())) == "hf://owner/model:0123"
 

@@ -51,16 +51,16 @@ def run_card(directory: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def bob(finished, tmp_path_factory) -> Path:
+def bob(trained, tmp_path_factory) -> Path:
     """Bob's exported adapter."""
     target = tmp_path_factory.mktemp("exports") / "bob"
-    result = finished.home.stored("export", "bob", target)
+    result = trained.stored("export", "bob", target)
     assert result.code == 0, result.err
     assert result.out.startswith(f"wrote {target}; load it with PeftModel.from_pretrained(base_model, {str(target)!r})")
     return target
 
 
-def test_an_exported_adapter_is_loaded_by_peft(bob, tiny_llama, finished):
+def test_an_exported_adapter_is_loaded_by_peft(bob, tiny_llama, trained):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), bob)
     weights = load((bob / "adapter_model.safetensors").read_bytes())
     loaded = {
@@ -70,7 +70,7 @@ def test_an_exported_adapter_is_loaded_by_peft(bob, tiny_llama, finished):
     }
     assert loaded.keys() == weights.keys()
     assert all((loaded[name].detach().numpy() == weights[name]).all() for name in weights)
-    stored = files(finished.home.site.root / "clients/bob/adapter")
+    stored = files(trained.site.root / "clients/bob/adapter")
     assert (bob / "adapter_model.safetensors").read_bytes() == stored["adapter_model.safetensors"]
     assert json.loads((bob / "adapter_config.json").read_text()) == json.loads(stored["adapter_config.json"])
 
@@ -85,16 +85,16 @@ def test_an_exported_adapter_finds_its_base_and_brings_its_tokenizer(bob, tiny_l
     assert tokenizer("The sea.")["input_ids"] == own("The sea.")["input_ids"]
 
 
-def test_the_card(bob, finished, tiny_llama):
+def test_the_card(bob, trained, tiny_llama):
     text = (bob / "README.md").read_text()
     _, metadata, body = text.split("---\n", 2)
     fields = yaml.safe_load(metadata)
     assert fields["library_name"] == "peft"
     assert "base_model" not in fields  # the hub takes none but its own
-    (record,) = [r for r in finished.home.site.summary(2).trained if r.client == "bob"]
+    (record,) = [r for r in trained.site.summary(2).trained if r.client == "bob"]
     assert f"{record.perplexity.after:.2f} under the adapter after it" in body
     assert f"The base is in the directory {tiny_llama} " in body
-    manifest = finished.home.site.context.model()
+    manifest = trained.site.context.model()
     assert all(file.sha256 in body for file in manifest.files if file.name.endswith(".safetensors"))
 
 
@@ -102,9 +102,9 @@ def test_the_snippet_of_the_card_runs_as_it_stands(bob):
     assert run_card(bob).endswith("\n")
 
 
-def test_a_merged_model_gives_the_logits_of_pefts_merged(finished, bob, tiny_llama, tmp_path):
+def test_a_merged_model_gives_the_logits_of_pefts_merged(trained, bob, tiny_llama, tmp_path):
     target = tmp_path / "model"
-    result = finished.home.stored("export", "bob", target, "--merged")
+    result = trained.stored("export", "bob", target, "--merged")
     assert result.code == 0, result.err
     tokenizer = AutoTokenizer.from_pretrained(target)
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
@@ -116,7 +116,7 @@ def test_a_merged_model_gives_the_logits_of_pefts_merged(finished, bob, tiny_lla
     assert not PEFT_FILES & {path.name for path in target.iterdir()}
     assert yaml.safe_load((target / "README.md").read_text().split("---\n")[1])["library_name"] == "transformers"
     run_card(target)
-    again = finished.home.stored("export", "bob", target, "--merged")
+    again = trained.stored("export", "bob", target, "--merged")
     assert (again.code, again.err) == (1, f"error: {target} is not empty\n  fix: give a new directory\n")
 
 
@@ -156,22 +156,22 @@ def test_a_base_by_another_name(of_gguf, tmp_path):
     assert 'from_pretrained("owner/model", dtype=' in card.replace("'", '"')
 
 
-def test_as_stored(finished, tmp_path):
-    assert finished.home.stored("export", "ann", tmp_path, "--adapter-only").code == 0
-    assert files(tmp_path) == files(finished.home.site.root / "clients/ann/adapter")
+def test_as_stored(trained, tmp_path):
+    assert trained.stored("export", "ann", tmp_path, "--adapter-only").code == 0
+    assert files(tmp_path) == files(trained.site.root / "clients/ann/adapter")
 
 
-def test_export_again(finished, bob):
+def test_export_again(trained, bob):
     before = files(bob)
     (bob / "adapter_model.safetensors").write_bytes(b"old")
     (bob / "left.over").write_bytes(b"old")
-    assert finished.home.stored("export", "bob", bob).code == 0
+    assert trained.stored("export", "bob", bob).code == 0
     assert files(bob) == before
     assert [path.name for path in bob.parent.iterdir()] == ["bob"]
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
-def test_export_replaces_nothing_else(finished, tmp_path, kind):
+def test_export_replaces_nothing_else(trained, tmp_path, kind):
     target = tmp_path / "mine"
     if kind == "directory":
         target.mkdir()
@@ -179,7 +179,7 @@ def test_export_replaces_nothing_else(finished, tmp_path, kind):
     else:
         target.write_text("years of work")
     there = files(tmp_path)
-    result = finished.home.stored("export", "ann", target)
+    result = trained.stored("export", "ann", target)
     assert (result.code, result.err) == (
         1,
         f"error: {target} exists and holds no adapter\n  fix: give a new directory\n",
@@ -187,8 +187,8 @@ def test_export_replaces_nothing_else(finished, tmp_path, kind):
     assert files(tmp_path) == there
 
 
-def test_export_of_a_client_without_an_adapter(finished, tmp_path):
-    result = finished.home.stored("export", "zoe", tmp_path / "zoe")
+def test_export_of_a_client_without_an_adapter(trained, tmp_path):
+    result = trained.stored("export", "zoe", tmp_path / "zoe")
     assert (result.code, result.err) == (
         1,
         "error: client 'zoe' of federation 'tiny' has no adapter yet\n"
@@ -197,11 +197,11 @@ def test_export_of_a_client_without_an_adapter(finished, tmp_path):
     assert not (tmp_path / "zoe").exists()
 
 
-def test_weights_that_a_client_broke(finished, tmp_path):
+def test_weights_that_a_client_broke(trained, tmp_path):
     copy = tmp_path / "store"
-    shutil.copytree(finished.home.directory / "store", copy)
+    shutil.copytree(trained.directory / "store", copy)
     (copy / "federations/tiny/clients/bob/adapter/adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nothing!")
-    result = finished.home.perfit("export", "bob", tmp_path / "bob", "--store", copy.as_uri())
+    result = trained.perfit("export", "bob", tmp_path / "bob", "--store", copy.as_uri())
     assert (result.code, result.err.splitlines()[0]) == (
         1,
         "error: the personal adapter's adapter_model.safetensors is damaged",
@@ -231,10 +231,10 @@ def chat(home, *arguments, piped: str | None = None):
         return home.stored("chat", *arguments)
 
 
-def test_chat_with_a_pipe_prints_the_answer_alone(finished, bob):
-    result = chat(finished.home, "bob", "--max-tokens", 5, piped="What is two plus three?\n")
+def test_chat_with_a_pipe_prints_the_answer_alone(trained, bob):
+    result = chat(trained, "bob", "--max-tokens", 5, piped="What is two plus three?\n")
     assert (result.code, result.err) == (0, ""), result.err
-    assert result.out == chat(finished.home, "bob", "What is two plus three?", "--max-tokens", 5).out
+    assert result.out == chat(trained, "bob", "What is two plus three?", "--max-tokens", 5).out
     model, tokenizer = AutoPeftModelForCausalLM.from_pretrained(bob), AutoTokenizer.from_pretrained(bob)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is two plus three?"}], add_generation_prompt=True, return_tensors="pt"
@@ -243,20 +243,20 @@ def test_chat_with_a_pipe_prints_the_answer_alone(finished, bob):
     assert result.out == tokenizer.decode(output, skip_special_tokens=True) + "\n"
 
 
-def test_chat_without_the_adapter(finished, tiny_llama):
+def test_chat_without_the_adapter(trained, tiny_llama):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_llama), AutoTokenizer.from_pretrained(tiny_llama)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
     )
     output = model.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    result = chat(finished.home, "ann", "Hi", "--max-tokens", 5, "--without-adapter")
+    result = chat(trained, "ann", "Hi", "--max-tokens", 5, "--without-adapter")
     assert result.out == tokenizer.decode(output, skip_special_tokens=True) + "\n"
 
 
-def test_chat_in_a_terminal(finished):
+def test_chat_in_a_terminal(trained):
     """Three questions: the second knows the first, the third, after /new, gets the first's answer again."""
-    options = ("--max-tokens", "8", "--store", finished.home.site.store_uri)
-    with perfit_in_terminal("chat", "bob", *options, cwd=finished.home.directory) as terminal:
+    options = ("--max-tokens", "8", "--store", trained.site.store_uri)
+    with perfit_in_terminal("chat", "bob", *options, cwd=trained.directory) as terminal:
         end, answers = terminal.wait_for("you talk to bob's model"), []
         for question in ("Name the capital.", "Name the capital.", "/new", "", "Name the capital."):
             start = terminal.wait_for("> ", end)
@@ -279,7 +279,7 @@ def test_chat_in_a_terminal(finished):
         (["bob", "sea " * 200], None, "the conversation has "),
     ],
 )
-def test_chat_that_cannot_be(finished, arguments, piped, problem):
-    result = chat(finished.home, *arguments, piped=piped)
+def test_chat_that_cannot_be(trained, arguments, piped, problem):
+    result = chat(trained, *arguments, piped=piped)
     assert result.code == 1
     assert result.err.startswith(f"error: {problem}")

@@ -37,23 +37,25 @@ def test_the_shells_completion():
     assert done.stdout.split() == ["export"], done.stderr
 
 
-def test_status_for_programs(finished):
-    told = json.loads(finished.home.stored("status", "--json").out)
-    head = finished.home.site.store.read_head()
+def test_status_for_programs(trained):
+    told = json.loads(trained.stored("status", "--json").out)
+    head = trained.site.store.read_head()
     assert (told["federation"], told["method"], told["committed"], told["rounds"]) == ("tiny", "perfit", 2, 2)
     assert told["global_adapter_sha256"] == head.adapter.sha256
     assert told["rolled_back_to"] == []
-    assert told["summaries"] == [finished.home.site.summary(n).model_dump(mode="json") for n in (1, 2)]
+    assert told["summaries"] == [trained.site.summary(n).model_dump(mode="json") for n in (1, 2)]
 
 
-def test_the_log_of_a_run(finished, tmp_path):
-    log = (finished.home.directory / ".perfit/tiny/run.log").read_text()
-    assert finished.home.perfit("logs").out == finished.home.perfit("logs", "tiny").out == log
-    assert finished.home.perfit("logs", "-n", 2).out.splitlines() == log.splitlines()[-2:]
-    result = finished.home.perfit("logs", "other")
-    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: name one: perfit logs tiny")
+def test_the_log_of_a_run(tmp_path):
     result = perfit("logs", cwd=tmp_path)
     assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run a federation first: perfit run FILE")
+    log = tmp_path / ".perfit/tiny/run.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\ntwo\nthree\n")
+    assert perfit("logs", cwd=tmp_path).out == perfit("logs", "tiny", cwd=tmp_path).out == "one\ntwo\nthree\n"
+    assert perfit("logs", "-n", 2, cwd=tmp_path).out == "two\nthree\n"
+    result = perfit("logs", "other", cwd=tmp_path)
+    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: name one: perfit logs tiny")
 
 
 def test_a_log_that_grows(tmp_path):
@@ -93,8 +95,8 @@ def test_a_dry_run_reads_the_records(home):
     assert (result.code, result.err.startswith("error: client ann: ")) == (1, True)
 
 
-def test_a_dry_run_of_a_finished_federation(finished):
-    result = finished.home.stored("run", finished.home.file, "--dry-run")
+def test_a_dry_run_of_a_finished_federation(trained):
+    result = trained.stored("run", trained.file, "--dry-run")
     assert result.out.splitlines()[1:] == ["all 2 rounds are committed: there is nothing to do"]
 
 

@@ -16,7 +16,7 @@ from perfit.adapter import SparseAdapter
 from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import mean_loss, perplexity
-from perfit.examples import ExampleSet, load_examples, split_held_out
+from perfit.examples import ExampleSet, draw_held_out, load_examples, split_held_out
 from perfit.exchange import Transfer
 from perfit.lora import compact, expand, read_values, set_dense
 from perfit.methods import ClientStart, Tuned, Vectors
@@ -124,7 +124,7 @@ def load_client_data(
     examples = load(client.data)
     if client.held_out:
         return ClientData(examples, load(client.held_out))
-    seed = derive_seed(spec.training.seed, "held-out", client.id)
+    seed = derive_seed(spec.training.seed, "held-out")  # Of no client: what several have is on one side in all of them.
     return ClientData(*split_held_out(examples, spec.data.held_out_fraction, seed))
 
 
@@ -243,7 +243,7 @@ def run_client(
     examples, score = data.train, None
     if spec.algorithm.start:
         seed = derive_seed(spec.training.seed, "validation", round, client.id)
-        examples, validation = split_held_out(data.train, VALIDATION_FRACTION, seed)
+        examples, validation = draw_held_out(data.train, VALIDATION_FRACTION, seed)
         score = _scorer(model, side, validation, spec.training.batch_size)
     start, active = side.begin(received, kept, score), side.active[side.roles.trained]
     inputs = {"held": held, "values": start.values, "exchanged": received.positions}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from perfit.client import (
     run_client,
     search_again,
 )
+from perfit.errors import PerfitError
 from perfit.methods import Vectors
 from perfit.round import (
     ClientRound,
@@ -73,6 +75,12 @@ class Simulation:
         Raises:
             PerfitError: Something that the spec names does not exist or is unusable.
         """
+        for client, key in product(spec.clients, ("precision", "quantization")):
+            if getattr(spec.of_client(client).training, key) != getattr(spec.training, key):
+                raise PerfitError(
+                    f"tiers.{client.tier}.training.{key}: a simulation has one model for all clients",
+                    f"leave {key} out there, or use `perfit run`",
+                )
         model = load_expanded(spec, cache)
         return cls(spec, model, {c.id: load_client_data(spec, c, model.tokenizer) for c in spec.clients})
 
@@ -96,7 +104,7 @@ class Simulation:
         for client in participants:
             if client.id not in architectures:
                 architectures[client.id] = find_architecture(
-                    self.model, spec, client, self.data[client.id], _reporter(on_step, 0, client)
+                    self.model, spec.of_client(client), client, self.data[client.id], _reporter(on_step, 0, client)
                 )
             side, last = ClientRound(spec, space, architectures[client.id], number), state.results.get(client.id)
             if client.id in known:
@@ -105,7 +113,8 @@ class Simulation:
             else:
                 start = side.unknown()
             kept = side.carried(last.kept, last.adapter.mask) if last else {}
-            inputs = self.model, spec, client, number, self.data[client.id], side.held, start, kept
+            own = spec.of_client(client)
+            inputs = self.model, own, client, number, self.data[client.id], side.held, start, kept
             results[client.id] = result = run_client(*inputs, _reporter(on_step, number, client))
             if spec.searches_after(number):
                 architectures[client.id] = search_again(*inputs, _reporter(on_step, 0, client))

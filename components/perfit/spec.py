@@ -236,6 +236,10 @@ class FederationSpec(Section):
         """The clients by id."""  # not cached: model_copy would copy it too
         return {client.id: client for client in self.clients}
 
+    def of_client(self, client: Client) -> Self:
+        """Return the federation as a client trains in it."""
+        return self
+
     def rank_of(self, client: Client) -> int:
         """Return a client's own rank, which gives its budget."""
         return client.rank or self.lora.rank

@@ -49,10 +49,20 @@ def run_one(spec, client_id: str, model=None, data=None, round: int = 1) -> Clie
 
 def test_records_are_split_by_client(make_federation):
     _, data = loaded(make_federation())
-    assert [(len(d.train.examples), len(d.held_out.examples)) for d in data.values()] == [(6, 2), (4, 1)]
+    assert [(len(d.train.examples), len(d.held_out.examples)) for d in data.values()] == [(7, 1), (4, 1)]
     again = loaded(make_federation())[1]
     assert data["ann"].held_out.lines == again["ann"].held_out.lines
     assert not set(data["ann"].train.lines) & set(data["ann"].held_out.lines)
+
+
+def test_records_that_two_clients_have_are_on_one_side_in_both(make_federation, tiny_tokenizer, tmp_path):
+    write_records(tmp_path / "ann.jsonl", "rain", 40)
+    lines = (tmp_path / "ann.jsonl").read_text().splitlines()
+    (tmp_path / "eve.jsonl").write_text("\n".join(reversed(lines[10:])))
+    clients = [Client(id=name, data=str(tmp_path / f"{name}.jsonl")) for name in ("ann", "eve")]
+    ann, eve = (load_client_data(make_federation(), client, tiny_tokenizer) for client in clients)
+    assert set(eve.held_out.digests) <= set(ann.held_out.digests)
+    assert set(eve.train.digests) <= set(ann.train.digests)
 
 
 def test_held_out_data_of_its_own(make_federation, tiny_tokenizer, tmp_path):

@@ -21,7 +21,7 @@ from perfit.bench.results import AnswerScores, CellResult, RoundResult
 from perfit.bench.spec import Generation, Job
 from perfit.client import ClientData, evaluate
 from perfit.errors import PerfitError, TrainingDiverged
-from perfit.examples import split_held_out
+from perfit.examples import draw_held_out
 from perfit.lora import set_dense
 from perfit.round import download, split_state
 from perfit.sampling import sample_clients
@@ -60,7 +60,7 @@ def load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
     simulation, data, validation = Simulation.load(job.spec, cache), {}, {}
     for client, records in simulation.data.items():
         seed = derive_seed(job.spec.training.seed, "bench-validation", client)
-        train, chosen = split_held_out(records.train, job.validation_fraction, seed)
+        train, chosen = draw_held_out(records.train, job.validation_fraction, seed)
         data[client], validation[client] = ClientData(train, records.held_out), ClientData(train, chosen)
     return replace(simulation, data=data), validation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ import numpy as np
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader, dump_mask
-from perfit.cluster_spec import ClusterClient, ClusterSpec
+from perfit.cluster_spec import ClusterClient, ClusterSpec, Tier
 from perfit.errors import PerfitError
 from perfit.methods import Vectors
 from perfit.protocol import Participant, Plan
@@ -62,10 +63,10 @@ class ClientContext:
         federation = FederationContext.open(uri)
         return cls(federation, federation.client_named(name), round, federation.store.read_head())
 
-    @property
+    @cached_property
     def spec(self) -> ClusterSpec:
-        """The federation file."""
-        return self.federation.spec
+        """The federation file, with the training of the client's tier."""
+        return self.federation.spec.of_client(self.client)
 
     @property
     def store(self) -> FederationStore:
@@ -112,6 +113,7 @@ class ClientContext:
         from perfit.client import load_client_data, load_prepared
         from perfit.models import checked_model
 
+        _check_device(self.spec.tiers[self.client.tier], self.client.tier)
         with tempfile.TemporaryDirectory() as scratch:
             model = load_prepared(self.spec, checked_model(self.federation.model(), model_cache(), Path(scratch)))
         with tempfile.TemporaryDirectory() as downloads:
@@ -137,6 +139,19 @@ class ClientContext:
             print(format_step(round, self.client.id, step, steps, loss), flush=True)
 
         return report
+
+
+def _check_device(tier: Tier, name: str) -> None:
+    """Refuse to train on the CPU of a pod that was given an accelerator; a local run ignores the cluster's machines."""
+    import torch
+
+    if tier.accelerator and "KUBERNETES_SERVICE_HOST" in os.environ and not torch.cuda.is_available():
+        raise PerfitError(
+            f"tiers.{name}.accelerator: the pod asks for {tier.accelerator.type}, but torch {torch.__version__} sees "
+            "none",
+            "look whether the image has a torch for it and the node its driver: "
+            "`python3 -m perfit_components.health client` in the pod says what is there",
+        )
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,11 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
     from perfit.models import model_skeleton
     from perfit.quantization import check_quantization
 
-    quantization = check_quantization(source, spec.training.quantization)
     model = model_skeleton(source)
     space = expand(model, spec.expanded_lora)[1]
     for name in spec.tiers_in_use():
+        training = spec.of_tier(name).training
+        quantization = check_quantization(source, training.quantization)
         if (memory := spec.tiers[name].training_memory) is None:
             continue
         key, available = memory
@@ -180,7 +181,7 @@ def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
         need = memory_need(
             model,
             space,
-            spec.training,
+            training,
             trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,

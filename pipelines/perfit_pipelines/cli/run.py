@@ -217,12 +217,14 @@ def check_data(spec: ClusterSpec) -> list[str]:
 
 def _check_source(spec: ClusterSpec, client: ClusterClient, uri: str) -> str:
     from perfit.federation_file import is_local
-    from perfit.records import check_records
+    from perfit.records import check_records, to_messages
 
     if not is_local(uri):
         return f"{client.id}: {uri} is not on this machine and was not read"
     checked = check_records(uri, spec.data.bad_records)
-    if len(checked.usable) < 2 and not client.held_out:
-        raise PerfitError(f"{uri}: one record, of which none can be held out", "give more records, or held_out records")
+    first = to_messages(checked.usable[0].fields)
+    if not client.held_out and all(to_messages(record.fields) == first for record in checked.usable):
+        problem = f"{uri}: {len(checked.usable)} record(s), all of the same messages: none can be held out"
+        raise PerfitError(problem, "give more records, or held_out records")
     skipped = "".join(f"\n  skipped line {line}: {reason}" for line, reason in checked.skipped)
     return f"{client.id}: {uri}: {len(checked.usable)} records{skipped}"

@@ -95,11 +95,6 @@ def test_a_dry_run_reads_the_records(home):
     assert (result.code, result.err.startswith("error: client ann: ")) == (1, True)
 
 
-def test_a_dry_run_of_a_finished_federation(trained):
-    result = trained.stored("run", trained.file, "--dry-run")
-    assert result.out.splitlines()[1:] == ["all 2 rounds are committed: there is nothing to do"]
-
-
 def test_another_method_and_another_value_without_a_word(home):
     result = home.stored("run", home.file, "--method", "fedit", "--set", "rounds=1", "--quiet")
     assert (result.code, result.out, result.err) == (0, "", "")

@@ -16,7 +16,7 @@ from perfit.adapter import SparseAdapter
 from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
 from perfit.errors import TrainingDiverged
 from perfit.evaluation import mean_loss, perplexity
-from perfit.examples import ExampleSet, draw_held_out, load_examples, split_held_out
+from perfit.examples import ExampleSet, load_examples, split_held_out
 from perfit.exchange import Transfer
 from perfit.lora import compact, expand, read_values, set_dense
 from perfit.methods import ClientStart, Tuned, Vectors
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VALIDATION_FRACTION = 0.25
-"""The fraction of a client's training records that methods with a ``start`` hook set aside in each round."""
+"""Of a client's training records, what methods with a ``start`` hook set aside: the same records in all rounds."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class ClientResult:
         losses: Loss of every step, nats per response token.
         perplexity_before: Held-out perplexity under the values that the round started from.
         perplexity_after: Held-out perplexity under the personal adapter.
+        own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
+        tuned_weight: That of the tuned values in what it has now, the rest being what it started from; likewise.
     """
 
     adapter: SparseAdapter
@@ -78,6 +80,8 @@ class ClientResult:
     losses: list[float]
     perplexity_before: float
     perplexity_after: float
+    own_weight: float | None
+    tuned_weight: float | None
 
 
 def load_expanded(spec: FederationSpec, cache: Path) -> ExpandedModel:
@@ -198,7 +202,7 @@ def _search(
     return search_architecture(
         model.peft,
         model.space,
-        data.train.examples,
+        _training_parts(spec, data)[0].examples,
         model.tokenizer,
         spec.search,
         spec.training,
@@ -240,11 +244,8 @@ def run_client(
         TrainingDiverged: The loss or the held-out perplexity is not finite.
     """
     side = ClientRound(spec, model.space, held, round)
-    examples, score = data.train, None
-    if spec.algorithm.start:
-        seed = derive_seed(spec.training.seed, "validation", round, client.id)
-        examples, validation = draw_held_out(data.train, VALIDATION_FRACTION, seed)
-        score = _scorer(model, side, validation, spec.training.batch_size)
+    examples, validation = _training_parts(spec, data)
+    score = _scorer(model, side, validation, spec.training.batch_size) if validation else None
     start, active = side.begin(received, kept, score), side.active[side.roles.trained]
     inputs = {"held": held, "values": start.values, "exchanged": received.positions}
     inputs |= {f"received/{name}": vector for name, vector in received.vectors.items()}
@@ -264,16 +265,27 @@ def run_client(
             callbacks=[gradients],
             checkpoints=checkpoints,
         )
-        after = _held_out_perplexity(model, spec, data)
-        if not math.isfinite(before + after):
-            raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
         values, gradient = start.values.copy(), np.zeros_like(start.values)
         values[active], gradient[active] = read_values(vectors), gradients.mean()
-    tuned = Tuned(values, gradient)
+    end = side.end(start, values, score)
+    after = evaluate(model, spec, data, side.dense(end.values))
+    if not math.isfinite(before + after):
+        raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
+    tuned = Tuned(end.values, gradient)
     upload, kept = side.finish(received, start, tuned, derive_seed(spec.training.seed, "upload", round, client.id))
-    samples = len(data.train.examples)
-    exchanged, updated = received.positions, received.positions & side.active
-    return ClientResult(side.adapter(values), exchanged, updated, upload, samples, kept, losses, before, after)
+    return ClientResult(
+        adapter=side.adapter(end.values),
+        exchanged=received.positions,
+        updated=received.positions & side.active,
+        upload=upload,
+        samples=len(examples.examples),
+        kept=kept,
+        losses=losses,
+        perplexity_before=before,
+        perplexity_after=after,
+        own_weight=start.own_weight,
+        tuned_weight=end.weight,
+    )
 
 
 def evaluate(model: ExpandedModel, spec: FederationSpec, data: ClientData, values: np.ndarray) -> float:
@@ -299,6 +311,13 @@ def _checkpoints(
     training = training_hash(spec, client, round, (data.train, data.held_out), inputs)
     # At most 17 bytes a position (values, two moments, scores, mask), 26 a loss, and the names of the tensors.
     return Checkpoints(file, training, every, limit=20 * model.space.size + 32 * steps + 2**24)
+
+
+def _training_parts(spec: FederationSpec, data: ClientData) -> tuple[ExampleSet, ExampleSet | None]:
+    """Return a client's records to train on, and those to validate on; None if its method has no use for them."""
+    if spec.algorithm.start is None or len(set(data.train.digests)) < 2:
+        return data.train, None
+    return split_held_out(data.train, VALIDATION_FRACTION, derive_seed(spec.training.seed, "validation"))
 
 
 def _held_out_perplexity(model: ExpandedModel, spec: FederationSpec, data: ClientData) -> float:
@@ -372,4 +391,4 @@ def _at(start: ClientStart, positions: np.ndarray) -> ClientStart:
     """Return what a client began with at some of its T trained positions (bool, shape (T,))."""
     received = {name: vector[positions] for name, vector in start.received.items()}
     kept = {name: vector[positions] for name, vector in start.kept.items()}
-    return ClientStart(start.values[positions], received, kept)
+    return ClientStart(start.values[positions], received, kept, start.own_weight)

@@ -16,7 +16,7 @@ import numpy as np
 from perfit.adapter import SparseAdapter
 from perfit.aggregation import Cohort
 from perfit.exchange import Exchange, Packed, Transfer, pack
-from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
+from perfit.methods import VALUES, AfterTuning, ClientStart, Mix, Roles, Tuned, Vectors
 from perfit.methods.method import Score
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
@@ -132,10 +132,22 @@ class ClientRound:
         spread[VALUES] = own.copy()
         for name, vector in received.vectors.items():
             spread[name][exchanged] = vector
-        values = spread[VALUES]
-        if method.start and score:
-            values = method.start(self.spec.method, own, values, score)
-        return ClientStart(values.astype(np.float32), spread, kept)
+        values, own_weight = spread[VALUES], None
+        if method.start and score and not np.array_equal(own, values):
+            mix = method.start(self.spec.method, own, values, score)
+            values, own_weight = mix.values, mix.weight
+        return ClientStart(values.astype(np.float32), spread, kept, own_weight)
+
+    def end(self, start: ClientStart, tuned: np.ndarray, score: Score | None = None) -> Mix:
+        """Return what the client has after its training, which gave the values ``tuned`` (float32, shape (T,)).
+
+        The weight is None where the method leaves no choice.
+        """
+        method = self.spec.algorithm
+        if method.end and score and not np.array_equal(tuned, start.values):
+            mix = method.end(self.spec.method, tuned, start.values, score)
+            return Mix(mix.values.astype(np.float32), mix.weight)
+        return Mix(tuned, None)
 
     def dense(self, values: np.ndarray) -> np.ndarray:
         """Return all N positions, float32, of a client whose trained positions have ``values``, shape (T,)."""

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 from perfit.exchange import DTYPES, Packed, Transfer
-from perfit.methods import METHODS, ClientStart, Method, MethodOptions, Tuned
+from perfit.methods import METHODS, ClientStart, Method, MethodOptions, Mix, Tuned
 from perfit.round import (
     ClientRound,
     Received,
@@ -215,8 +215,8 @@ class Choosing(MethodOptions):
     name: Literal["choosing"] = "choosing"
 
 
-def better(options: Choosing, own: np.ndarray, shared: np.ndarray, score) -> np.ndarray:
-    return min(own, shared, key=score)
+def better(options: Choosing, own: np.ndarray, shared: np.ndarray, score) -> Mix:
+    return min(Mix(own, 1), Mix(shared, 0), key=lambda mix: score(mix.values))
 
 
 @pytest.fixture
@@ -234,6 +234,7 @@ def test_a_start_hook_chooses_by_the_score(choosing):
 
     assert_array_equal(choosing.begin(server, own, distance(0)).values, [1, 1, 1])
     assert_array_equal(choosing.begin(server, own, distance(4)).values, [3, 3, 3])
+    assert choosing.begin(server, own, distance(4)).own_weight == 1
     # In its first round its own values are the initial ones.
     assert_array_equal(choosing.begin(server, {}, distance(0)).values, DRAWN[SMALL])
 

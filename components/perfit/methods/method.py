@@ -67,11 +67,26 @@ class ClientStart:
         received: What the server sent, by name, each float32 of shape (T,); where nothing was exchanged, what the
             client kept under the same name; else the initial values, or zero.
         kept: What the client kept from its last round, by name, each float32 of shape (T,); empty in its first round.
+        own_weight: The weight of its own last values in ``values``, where a ``start`` hook chose it.
     """
 
     values: np.ndarray
     received: Vectors = field(default_factory=dict)
     kept: Vectors = field(default_factory=dict)
+    own_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a ``start`` or ``end`` hook chose.
+
+    Args:
+        values: float32, shape (T,).
+        weight: Of the hook's first vector in them, from 0 to 1; None if there was no choice.
+    """
+
+    values: np.ndarray
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,9 @@ Score = Callable[[np.ndarray], float]
 """Mean loss, nats per response token, of values (float32, shape (T,)) on validation records of the client's own."""
 
 
+ChooseMix = Callable[[Any, np.ndarray, np.ndarray, Score], Mix]
+
+
 @dataclass(frozen=True)
 class Method:
     """A federated tuning method.
@@ -167,9 +185,11 @@ class Method:
             round 1, in the second in round 2, and so on, from the first again after the last. The others start as ever,
             stay as they are and are not uploaded. None: all are trained in every round.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
-        start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
-            ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.
-            A client of such a method does not train on the validation records of the round.
+        start: (options, own, shared, score) -> what to start from; ``own`` are a client's last values, ``shared`` those
+            with the server's at the exchanged positions. Without it a client starts from ``shared``. It is called only
+            where they differ. A client of such a method never trains on its validation records.
+        end: (options, tuned, start, score) -> what the client has in the end, shares and keeps; ``start`` is what training
+            that training started from. Without it these are the tuned ones. For methods with a ``start`` hook.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.
@@ -187,7 +207,8 @@ class Method:
     roles: Callable[[Any, LoraSpace, np.ndarray], Roles] = share_all
     turns: Callable[[LoraSpace], tuple[np.ndarray, ...]] | None = None
     search: Callable[[Any], Search | None] = lambda options: None
-    start: Callable[[Any, np.ndarray, np.ndarray, Score], np.ndarray] | None = None
+    start: ChooseMix | None = None
+    end: ChooseMix | None = None
     correction: Callable[[Any, Any, ClientStart], Any] | None = None
     after: Callable[[Any, ClientStart, Tuned], AfterTuning] | None = None
     init: Callable[[np.ndarray], Vectors] = lambda values: {VALUES: values}

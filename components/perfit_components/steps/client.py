@@ -115,6 +115,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         truncated_records=data.train.truncated,
         losses=tuple(result.losses),
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
+        own_weight=result.own_weight,
+        tuned_weight=result.tuned_weight,
         mask_sha256=architecture.sha256,
         next_mask_sha256=following and following.sha256,
         bytes_up=bytes_up + architecture.bytes_up + (following.bytes_up if following else 0),

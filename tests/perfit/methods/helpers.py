@@ -35,7 +35,9 @@ def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None 
     ranks = ranks or {"big": 2, "small": 1}
     clients = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in ranks.items()]
     tree = {"name": "toy", "model": "none", "lora": {"rank": 2}, "method": dict(method), "clients": clients, **more}
-    return FederationSpec.model_validate({**tree, "exchange": {"holders": 1, "dtype": "float32", **more.get("exchange", {})}})
+    return FederationSpec.model_validate(
+        {**tree, "exchange": {"holders": 1, "dtype": "float32", **more.get("exchange", {})}}
+    )
 
 
 def side_of(spec: FederationSpec, client: str, round: int = 1) -> ClientRound:

@@ -73,8 +73,5 @@ def portable_lora(lora: Lora, weights: bytes) -> Lora:
             f"the personal adapter's {WEIGHTS_FILE} is damaged", "run another round with the client"
         ) from error
     modules = {name.rsplit(".", 3)[-3] for name in names if name.endswith((".lora_A.weight", ".lora_B.weight"))}
-    return (
-        lora
-        if lora.target_modules != "all-linear"
-        else lora.model_copy(update={"target_modules": tuple(sorted(modules))})
-    )
+    every = lora.model_copy(update={"target_modules": tuple(sorted(modules))})
+    return every if lora.target_modules == "all-linear" else lora

@@ -86,7 +86,10 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root:
             warnings.filterwarnings("ignore", category=category, module="kfp")
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
-        federated_tuning(spec, store, first=first)(method=method)
+        # It becomes an environment variable, the one setting of the cluster that the runner does not ignore.
+        cluster = spec.cluster.model_copy(update={"store_ca": None})
+        pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, first=first)
+        pipeline(federation_file=spec.to_json(), method=method)
 
 
 @contextmanager
@@ -94,6 +97,8 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for child processes, and undo what the runner leaves changed in this process."""
     before, original_print = dict(os.environ), builtins.print
     # The tasks call `python3`: make it this interpreter. HF's progress bars would swamp the log.
+    # In a notebook's pod, tasks are no run of the cluster, and its account may do what a run's may not.
+    os.environ.pop("KUBERNETES_SERVICE_HOST", None)
     os.environ.update(environment, HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:

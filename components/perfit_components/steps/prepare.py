@@ -20,6 +20,7 @@ from perfit.round import initial_state, split_state, trained_in_turn
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.plan import LoopItem, participants
+from perfit_components.steps.service_account import check_account
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ def prepare(
     directory, spec = directory_of(spec, method), by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
+    check_account(spec)
     store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
     number = round or store.read_head().round + 1
@@ -102,6 +104,12 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
             continue
         fix = "compile it again from this federation file (as perfit submit and schedule create do)"
         raise PerfitError(problem, fix)
+    for tier in tiers:
+        if tier not in spec.tiers_in_use():
+            raise PerfitError(
+                f"the compiled pipeline has a loop for tier {tier!r}, which has no client in the federation file",
+                "compile it again from this federation file (as perfit submit and schedule create do)",
+            )
 
 
 def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:

@@ -90,7 +90,7 @@ def chat(
     Piped input is one question, and only the answer is printed. In a terminal, /new starts a new conversation and
     Ctrl-D ends it.
     """
-    from perfit.chat import set_quiet
+    from perfit.conversation import set_quiet
     from perfit_pipelines.export import Exporter
 
     if prompt is None and not sys.stdin.isatty():
@@ -208,7 +208,7 @@ class _Conversation:
 
     def ask(self, question: str) -> None:
         """Print the answer to a question while it is generated; one that is interrupted or fails is forgotten."""
-        from perfit.chat import answer
+        from perfit.conversation import answer
 
         asked = [*self._messages, {"role": "user", "content": question}]
         text = answer(self._model, self._tokenizer, asked, self._max_tokens, self._temperature, self._streamer)

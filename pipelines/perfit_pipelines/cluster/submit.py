@@ -39,6 +39,7 @@ def start_run(
             name,
             pipeline_id=version.pipeline_id,
             version_id=version.version_id,
+            params=version.parameters,
             service_account=service_account,
         )
     if mismatch := other_account(run, service_account):

@@ -36,6 +36,7 @@ class Version:
         version_id: Of the version.
         ir: The pipeline's specification.
         uploaded: Whether it is new; otherwise it was already there.
+        parameters: For its runs. They equal the defaults, but Kubeflow compares runs by what they were given.
     """
 
     pipeline: str
@@ -44,6 +45,7 @@ class Version:
     version_id: str
     ir: dict[str, Any]
     uploaded: bool
+    parameters: dict[str, str]
 
     @property
     def page(self) -> str:
@@ -66,7 +68,8 @@ def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store:
         pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
     _check_understood(kubeflow, version)
-    return Version(name, version_name, pipeline_id, version.pipeline_version_id, read_ir(content), uploaded)
+    ir, parameters = read_ir(content), {"method": spec.method.name, "store": store}
+    return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, parameters)
 
 
 def without_limits(spec: ClusterSpec) -> ClusterSpec:

@@ -63,6 +63,11 @@ class Cluster:
             return None
         return {key: base64.b64decode(value).decode(errors="replace") for key, value in (secret.data or {}).items()}
 
+    def config_map(self, namespace: str, name: str) -> dict[str, str] | None:
+        """Read the contents of a ConfigMap."""
+        found = self._read(f"the ConfigMap {name}", self._core.read_namespaced_config_map, name, namespace)
+        return None if found is None else found.data or {}
+
     def claim(self, namespace: str, name: str) -> V1PersistentVolumeClaim | None:
         """Read a volume claim."""
         read = self._core.read_namespaced_persistent_volume_claim

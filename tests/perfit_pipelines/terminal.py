@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_SILENCE_S = 300
 COMMAND = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()"]
 
 
@@ -43,6 +45,8 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
     def _read(self) -> None:
+        ready, _, _ = select.select([self.file], [], [], _SILENCE_S)
+        assert ready, f"nothing for {_SILENCE_S} s after: {self.shown[-500:]}"
         try:
             text = os.read(self.file, 4096)
         except OSError:  # Linux: nobody has the other end

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfit.errors import PerfitError
 from perfit.chat import PLAIN_TEMPLATE
+from perfit.errors import PerfitError
 from perfit.model_files import ModelManifest
 from perfit.models import cached_model, is_hub_id, load_tokenizer, locate, prepare_model, split_revision
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 
 import numpy as np
+from blake3 import blake3
 
 from perfit.space import LoraSpace
 
@@ -47,7 +47,12 @@ class SparseAdapter:
 
 
 def mask_hash(space: LoraSpace, mask: np.ndarray) -> str:
-    """Return a mask's identifier: the SHA-256, in hex, of the shapes of the space and the packed bits."""
-    digest = hashlib.sha256(json.dumps(space.to_list()).encode())
-    digest.update(np.packbits(mask).tobytes())
+    """Return a mask's identifier; mask is bool, shape (N,)."""
+    return packed_hash(space, np.packbits(mask))
+
+
+def packed_hash(space: LoraSpace, packed: np.ndarray) -> str:
+    """Return the identifier of a packed mask: the BLAKE3, in hex, of the shapes of the space and the bits."""
+    digest = blake3(json.dumps(space.to_list()).encode())
+    digest.update(packed)
     return digest.hexdigest()

@@ -12,6 +12,7 @@ bit-packed, which of these it covers; ``<name>.scales`` are the scales of int8.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,13 +20,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 
-from perfit.adapter import mask_hash
+from perfit.adapter import packed_hash
 from perfit.exchange import BLOCK, DTYPES, Packed, Transfer
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
+from perfit.updates import count_bits
 
 FORMAT_VERSION = 3
 ALL_POSITIONS = "all"
@@ -51,8 +51,8 @@ class AdapterHeader:
         rank: The client's own rank, or the expanded rank for the server's files.
         expansion: Expanded rank divided by the federation's rank.
         budget: Positions that the client holds; N for the server's files.
-        mask_sha256: Hash of the mask of these positions, or ``ALL_POSITIONS``.
-        base_sha256: In an upload and a download: hash of the global adapter that the round starts from.
+        mask_digest: Hash of the mask of these positions, or ``ALL_POSITIONS``.
+        base_digest: In an upload and a download: hash of the global adapter that the round starts from.
         format_version: Version of the file format.
     """
 
@@ -63,26 +63,26 @@ class AdapterHeader:
     rank: int
     expansion: int
     budget: int
-    mask_sha256: str
-    base_sha256: str = ""
+    mask_digest: str
+    base_digest: str = ""
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of_client(cls, spec: FederationSpec, client: str, round: int, budget: int, mask_sha256: str) -> AdapterHeader:
+    def of_client(cls, spec: FederationSpec, client: str, round: int, budget: int, mask_digest: str) -> AdapterHeader:
         """Return the header of a client's file."""
         rank = spec.rank_of(spec.client(client))
-        return cls(spec.name, round, client, spec.model, rank, spec.expansion, budget, mask_sha256)
+        return cls(spec.name, round, client, spec.model, rank, spec.expansion, budget, mask_digest)
 
-    def at_base(self, sha256: str) -> AdapterHeader:
+    def at_base(self, digest: str) -> AdapterHeader:
         """Return the header of what crosses in a round that starts from the global adapter of this hash."""
-        return replace(self, base_sha256=sha256)
+        return replace(self, base_digest=digest)
 
     @classmethod
     def of_download(
-        cls, spec: FederationSpec, client: str, round: int, budget: int, mask_sha256: str, base_sha256: str
+        cls, spec: FederationSpec, client: str, round: int, budget: int, mask_digest: str, base_digest: str
     ) -> AdapterHeader:
         """Return the header of what a client downloads; without a search, that of what all clients of its rank do."""
-        header = cls.of_client(spec, client, round, budget, mask_sha256).at_base(base_sha256)
+        header = cls.of_client(spec, client, round, budget, mask_digest).at_base(base_digest)
         return header if spec.search else replace(header, client=None)
 
     @classmethod
@@ -106,26 +106,29 @@ class AdapterFile:
     tensors: Mapping[str, np.ndarray]
 
     @classmethod
-    def parse(cls, data: bytes) -> AdapterFile:
-        """Read a file.
+    def parse(cls, data: bytes | np.ndarray) -> AdapterFile:
+        """Read a file; its tensors are views of the data (bytes, or uint8 of one dimension).
 
         Raises:
             AdapterFileError: The bytes are not an adapter file of this version.
         """
-        header, space = _parse_header(data)
         try:
-            parts = deserialize(data)
-        except SafetensorError as error:
-            raise AdapterFileError(f"not a safetensors file: {error}") from error
-        for name, part in parts:
-            if part["dtype"] not in _DTYPES:
-                raise AdapterFileError(f"{name} is of type {part['dtype']}, want one of {', '.join(_DTYPES)}")
-        tensors = {name: np.frombuffer(p["data"], _DTYPES[p["dtype"]]).reshape(p["shape"]) for name, p in parts}
-        return cls(header, space, tensors)
+            tree, start = _header(data)
+            header, space = _parse_fields(_fields(tree))
+            return cls(header, space, _views(data, tree, start))
+        except AdapterFileError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise AdapterFileError(f"not an adapter file: {error}") from error
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """The architecture in the file: bool, shape (N,).
+        """The architecture in the file: bool, shape (N,); raises as :attr:`packed_mask`."""
+        return np.unpackbits(self.packed_mask, count=self.space.size).view(bool)
+
+    @cached_property
+    def packed_mask(self) -> np.ndarray:
+        """The architecture in the file as ``np.packbits`` packs it: uint8, shape (ceil(N / 8),).
 
         Raises:
             AdapterFileError: There is none, or it does not have the header's budget and hash.
@@ -133,7 +136,7 @@ class AdapterFile:
         if self.space is None:
             raise AdapterFileError("it names no LoRA matrices")
         mask = self._bits("mask", self.space.size)
-        if np.count_nonzero(mask) != self.header.budget or mask_hash(self.space, mask) != self.header.mask_sha256:
+        if count_bits(mask) != self.header.budget or packed_hash(self.space, mask) != self.header.mask_digest:
             raise AdapterFileError("the mask does not have the header's budget and hash")
         return mask
 
@@ -156,6 +159,23 @@ class AdapterFile:
         """Return all vectors in the file, by name; see :meth:`vectors`."""
         return self.vectors(positions, sorted(self.tensors))
 
+    def raw_vectors(self, count: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return float32 vectors that crossed in a round at all positions that both sides know of, as they are.
+
+        Args:
+            count: Number of these positions.
+            names: The vectors to return; the file may hold no others.
+
+        Returns:
+            Views of the file's data, float32, shape (count,), whose values may be infinite or NaN.
+
+        Raises:
+            AdapterFileError: The file holds other tensors, or one has the wrong type or shape.
+        """
+        self._check_crossed()
+        self._check_tensors(names, [])
+        return {name: self._tensor(name, count, "float32") for name in names}
+
     def transfer(self, frame: np.ndarray, names: Iterable[str], dtype: str) -> Transfer:
         """Return what crossed in a round.
 
@@ -167,12 +187,12 @@ class AdapterFile:
         Raises:
             AdapterFileError: The file holds other tensors, one has the wrong type or shape, or a value is not finite.
         """
-        if self.space is not None:
-            raise AdapterFileError("it names LoRA matrices, as no file does that crosses in a round")
+        self._check_crossed()
         positions, extra = frame, []
         if _POSITIONS in self.tensors:
             positions, extra = np.zeros_like(frame), [_POSITIONS]
-            positions[frame] = self._bits(_POSITIONS, np.count_nonzero(frame))
+            count = np.count_nonzero(frame)
+            positions[frame] = np.unpackbits(self._bits(_POSITIONS, count), count=count).view(bool)
             if np.array_equal(positions, frame):
                 raise AdapterFileError("bits for its positions, although it covers all")
         return Transfer(positions, self._packed(positions, list(names), dtype, extra))
@@ -181,12 +201,19 @@ class AdapterFile:
         self, positions: np.ndarray, names: Sequence[str], dtype: str, extra: Sequence[str]
     ) -> dict[str, Packed]:
         scales = [f"{name}.scales" for name in names] if dtype == "int8" else []
-        surplus = self.tensors.keys() - {*names, *scales, *extra}
-        if surplus or (self.space and positions.shape != (self.space.size,)):
-            problem = f"it holds {len(surplus)} tensors besides {', '.join(names)}, or belongs to another space"
-            raise AdapterFileError(problem)
+        self._check_tensors(names, [*scales, *extra])
+        if self.space and positions.shape != (self.space.size,):
+            raise AdapterFileError("it belongs to another space")
         count = int(np.count_nonzero(positions))
         return {name: self._vector(name, count, dtype) for name in names}
+
+    def _check_crossed(self) -> None:
+        if self.space is not None:
+            raise AdapterFileError("it names LoRA matrices, as no file does that crosses in a round")
+
+    def _check_tensors(self, names: Iterable[str], extra: Iterable[str]) -> None:
+        if surplus := self.tensors.keys() - {*names, *extra}:
+            raise AdapterFileError(f"it holds {len(surplus)} tensors besides {', '.join(names)}")
 
     def _vector(self, name: str, count: int, dtype: str) -> Packed:
         packed = Packed(self._tensor(name, count, dtype))
@@ -201,7 +228,9 @@ class AdapterFile:
         tensor = self.tensors.get(name)
         if tensor is None or tensor.shape != (-(-count // 8),) or tensor.dtype != np.uint8:
             raise AdapterFileError(f"no {name} of {count} bits")
-        return np.unpackbits(tensor, count=count).view(bool)
+        if count % 8 and tensor[-1] & 0xFF >> count % 8:
+            raise AdapterFileError(f"bits of its {name} behind the last")
+        return tensor
 
     def _tensor(self, name: str, count: int, dtype: str) -> np.ndarray:
         tensor = self.tensors.get(name)
@@ -248,8 +277,22 @@ def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vect
 
 def _dump(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, np.ndarray]) -> bytes:
     fields = {**asdict(header), "matrices": space and space.to_list()}
-    # One metadata key: safetensors keeps several in a hash map, whose order would change the bytes.
-    return save(dict(tensors), metadata={"perfit": json.dumps(fields, sort_keys=True)})
+    return _serialized(tensors, {"perfit": json.dumps(fields, sort_keys=True)})
+
+
+def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return what ``safetensors.numpy.save`` does, which needs the memory of the tensors once more."""
+    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, str(tensors[name].dtype), name))
+    tree, end = {"__metadata__": dict(metadata)}, 0
+    for name in order:
+        array, begin = tensors[name], end
+        end += array.nbytes
+        tree[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts = (np.ascontiguousarray(tensors[name]).view(np.uint8) for name in order)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def read_fields(data: bytes) -> dict[str, Any]:
@@ -258,18 +301,44 @@ def read_fields(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError, RecursionError: There is none.
     """
-    length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["perfit"]))
+    return _fields(_header(data)[0])
 
 
-def _parse_header(data: bytes) -> tuple[AdapterHeader, LoraSpace | None]:
-    try:
-        fields = read_fields(data)
-        if fields["format_version"] != FORMAT_VERSION:
-            raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
-        matrices = fields.pop("matrices")
-        return AdapterHeader(**fields), None if matrices is None else LoraSpace.from_shapes(matrices)
-    except AdapterFileError:
-        raise
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise AdapterFileError(f"not an adapter file: {error}") from error
+def _header(data: bytes | np.ndarray) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file, and where its tensors begin."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    return dict(json.loads(bytes(data[8:start]))), start
+
+
+def _fields(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(tree["__metadata__"]["perfit"]))
+
+
+def _parse_fields(fields: dict[str, Any]) -> tuple[AdapterHeader, LoraSpace | None]:
+    if fields["format_version"] != FORMAT_VERSION:
+        raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
+    matrices = fields.pop("matrices")
+    return AdapterHeader(**fields), None if matrices is None else LoraSpace.from_shapes(matrices)
+
+
+def _views(data: bytes | np.ndarray, tree: Mapping[str, Any], start: int) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file as views: the library would copy them.
+
+    As the format demands, they follow each other without a gap, and end with the file.
+    """
+    tensors, end = {}, 0
+    entries = {name: entry for name, entry in tree.items() if name != "__metadata__"}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _DTYPES:
+            raise AdapterFileError(f"{name} is of type {entry['dtype']}, want one of {', '.join(_DTYPES)}")
+        dtype, shape, begin = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"], end
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise AdapterFileError(f"{name} has the shape {shape}")
+        end += math.prod(shape) * dtype.itemsize
+        if entry["data_offsets"] != [begin, end] or start + end > len(data):
+            raise AdapterFileError(f"not a safetensors file: {name} is not at bytes {begin} to {end} of its tensors")
+        tensor = np.frombuffer(memoryview(data)[start + begin : start + end], dtype).reshape(shape)
+        tensors[name] = tensor if tensor.flags.aligned else tensor.copy()
+    if start + end != len(data):
+        raise AdapterFileError("not a safetensors file: it does not end with its last tensor")
+    return tensors

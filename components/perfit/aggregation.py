@@ -20,14 +20,18 @@ from pydantic import Field
 
 from perfit.robustness import Measure, Scale, capped, measure, scales
 from perfit.sections import Section
-from perfit.updates import Block, Update, UpdateSpool
+from perfit.updates import Update, count_bits
 
 MIN_HOLDERS = 3
 """With fewer values a median or a trimmed mean is the mean."""
 Part = tuple[np.ndarray, np.ndarray, int]
 """A client's part in a range: the positions that it shares, from the range's first (int64), its values, its weight."""
 MAX_THREADS = 2
-"""Threads that verify and average updates: each needs memory for an update."""
+"""Threads that verify and average updates."""
+_BLOCK_VALUES = 2**21
+"""Values of all clients that are averaged before their pages are released, about."""
+_UNIT = 2048
+"""Positions of which a block has a multiple."""
 
 
 class Aggregation(Section):
@@ -49,8 +53,9 @@ class Aggregation(Section):
 class Cohort:
     """The updates of a round, and what the options make of them position by position.
 
-    The updates are kept in a temporary file and read block by block, each block over all clients in the order of
-    their ids. So memory does not depend on the number of clients, nor the result on the order in which updates come.
+    The updates' arrays are kept as they are: give it arrays of a :class:`perfit.scratch.Scratch`, and memory does not
+    depend on the number of clients. Positions are averaged in blocks, each over all clients in the order of their ids:
+    so the result does not depend on the order in which updates come.
 
     Sums are float64: the product of a float32 value and a sample count is then exact, so that a position held by one
     client keeps that client's value bit for bit.
@@ -64,6 +69,7 @@ class Cohort:
         options: How to average.
         weighted: Whether clients count by their samples; otherwise all count the same.
         min_holders: A position that fewer of the updates share has no average.
+        release: Called whenever a few megabytes of the arrays have been read.
     """
 
     def __init__(
@@ -75,36 +81,56 @@ class Cohort:
         *,
         weighted: bool = True,
         min_holders: int = 1,
+        release: Callable[[], None] = lambda: None,
     ):
         self._names, self._base = set(names), base
         self.size = next(iter(base.values())).size
         """Number of positions N."""
         self.population = population
-        self._options, self._weighted, self._min_holders = options, weighted, min_holders
-        self._spool = UpdateSpool(self.size)
-        self._holders: np.ndarray | None = None
+        self._options, self._weighted, self._min_holders, self._release = options, weighted, min_holders, release
+        self._updates: dict[str, Update] = {}
         self._measures: dict[str, Measure] = {}
+        self._holders: np.ndarray | None = None
 
-    def add(self, client: str, update: Update) -> None:
-        """Add a client's update; several threads may do so at a time.
+    def measure(self, update: Update) -> Measure:
+        """Measure an update that may be added.
 
         Raises:
-            PerfitError: The disk is full.
-            ValueError: The update belongs to another space, has other vectors, or the client has one already.
+            ValueError: It belongs to another space, or has other vectors.
         """
-        if update.positions.shape != (self.size,) or set(update.vectors) != self._names:
+        if update.size != self.size or set(update.vectors) != self._names:
             raise ValueError(
-                f"cannot average {sorted(update.vectors)} over {update.positions.shape} into "
-                f"{sorted(self._names)} over {(self.size,)}"
+                f"cannot average {sorted(update.vectors)} over {update.size} positions into "
+                f"{sorted(self._names)} over {self.size}"
             )
-        self._spool.add(client, update)
-        self._measures[client] = measure(update, self._base)
+        return measure(update, self._base, self._release)
+
+    def add(self, client: str, update: Update, measured: Measure | None = None) -> None:
+        """Add a client's update; several threads may do so at a time.
+
+        Args:
+            client: The client's id.
+            update: Its update.
+            measured: What :meth:`measure` returned, if it has been called.
+
+        Raises:
+            ValueError: As :meth:`measure`, or the client has an update already.
+        """
+        measured = measured or self.measure(update)
+        if self._updates.setdefault(client, update) is not update:
+            raise ValueError(f"{client!r} has an update already")
+        self._measures[client] = measured
         self._holders = None
+
+    @property
+    def clients(self) -> list[str]:
+        """The clients with an update, in the order in which they are averaged."""
+        return sorted(self._updates)
 
     @property
     def measures(self) -> dict[str, Measure]:
         """Measures of the updates, by client, in the order of their ids."""
-        return {client: self._measures[client] for client in self._spool.clients}
+        return {client: self._measures[client] for client in self.clients}
 
     @property
     def holders(self) -> np.ndarray:
@@ -112,8 +138,9 @@ class Cohort:
         if self._holders is None:
             from perfit.kernels import add_holders
 
-            holders = np.zeros(self.size, dtype=np.min_scalar_type(len(self._measures)))
-            self._each_block(None, lambda block: add_holders(block.masks, holders[block.positions]))
+            masks = _addresses([self._updates[client].mask for client in self.clients])
+            holders = np.zeros(self.size, dtype=np.min_scalar_type(len(masks)))
+            self._each_block(lambda block, _: add_holders(masks, block.start, holders[block]))
             self._holders = holders
         return self._holders
 
@@ -151,21 +178,24 @@ class Cohort:
         """
         from perfit.kernels import set_mean
 
-        clients, scales, shared = self._spool.clients, self.scales, self.shared
-        weights = np.array([scales[client].weight for client in clients], dtype=np.float64)
-        factors = np.array([scales[client].factors.get(name, 1) for client in clients], dtype=np.float64)
-        base = self._base.get(name, np.zeros(0, np.float32))
+        updates, scales = [self._updates[client] for client in self.clients], self.scales.values()
+        weights = np.array([scale.weight for scale in scales], dtype=np.float64)
+        factors = np.array([scale.factors.get(name, 1) for scale in scales], dtype=np.float64)
+        masks = _addresses([update.mask for update in updates])
+        vectors = _addresses([update.vectors[name] for update in updates])
+        base, holders = self._base.get(name, np.zeros(0, np.float32)), self.holders
         result = np.empty(self.size, dtype=np.float32)
-        result[:] = elsewhere
 
-        def set_block(block: Block) -> None:
-            at = block.positions
-            set_mean(block.masks, block.values, block.starts, weights, factors, base[at], shared[at], result[at])
+        def set_block(block: slice, cursors: np.ndarray) -> None:
+            out, shared = result[block], holders[block] >= self._min_holders
+            out[:] = elsewhere if np.isscalar(elsewhere) else elsewhere[block]
+            set_mean(masks, vectors, cursors, block.start, weights, factors, base[block], shared, out)
             if self._options.rule != "mean":
-                robust = shared[at] & (self.holders[at] >= MIN_HOLDERS)
-                _set_robust(result[at], block, base[at], factors, robust, self._options)
+                robust = shared & (holders[block] >= MIN_HOLDERS)
+                parts = (update.part(name, block) for update in updates)
+                _set_robust(out, parts, base[block], factors, robust, self._options)
 
-        self._each_block(name, set_block)
+        self._each_block(set_block)
         return result
 
     def parts(self, name: str, positions: slice) -> Iterator[Part]:
@@ -174,21 +204,39 @@ class Cohort:
         For rules that do not go position by position.
         """
         base = self._base.get(name, np.zeros(0, np.float32))[positions]
-        for client, scale in sorted(self.scales.items()):
-            shared, values = self._spool.read(client, name, positions)
+        for client, scale in self.scales.items():
+            shared, values = self._updates[client].part(name, positions)
             yield shared, _clipped(values, base, shared, scale.factors.get(name, 1)), scale.weight
+            self._release()
 
     def capped(self, weights: Sequence[int]) -> list[int]:
         """Return weights of a rule's own, in the order of the clients' ids, none with more than its share."""
         return capped(weights, self._options.max_share)
 
-    def _each_block(self, name: str | None, visit: Callable[[Block], None]) -> None:
-        def visit_chunk(chunk: slice) -> None:
-            for block in self._spool.blocks(chunk, name):
-                visit(block)
+    def _each_block(self, visit: Callable[[slice, np.ndarray], None]) -> None:
+        """Visit blocks of positions in as many threads as there are processors.
+
+        Args:
+            visit: Takes a block, which begins at a multiple of eight, and how many of each client's values are before
+                it (int64, shape (clients,)), which it moves to the block's end.
+        """
+        masks = [self._updates[client].mask for client in self.clients]
+        length = max(_UNIT, _BLOCK_VALUES // max(1, len(masks)) // _UNIT * _UNIT)
+        share = -(-self.size // (threads() * length)) * length
+
+        def visit_share(first: int) -> None:
+            cursors = np.array([count_bits(mask[: first // 8]) for mask in masks], dtype=np.int64)
+            for start in range(first, min(first + share, self.size), length):
+                visit(slice(start, min(start + length, first + share, self.size)), cursors)
+                self._release()
 
         with ThreadPoolExecutor(threads()) as pool:
-            list(pool.map(visit_chunk, self._spool.chunks))
+            list(pool.map(visit_share, range(0, self.size, share)))
+
+
+def _addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return where arrays are in memory, uint64; the caller keeps them."""
+    return np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
 
 
 def threads() -> int:
@@ -206,11 +254,16 @@ def _clipped(values: np.ndarray, base: np.ndarray, positions: np.ndarray, factor
 
 
 def _set_robust(
-    result: np.ndarray, block: Block, base: np.ndarray, factors: np.ndarray, where: np.ndarray, options: Aggregation
+    result: np.ndarray,
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    base: np.ndarray,
+    factors: np.ndarray,
+    where: np.ndarray,
+    options: Aggregation,
 ) -> None:
     """Set some positions of a block (bool, shape (P,)), each with enough holders, by a robust rule."""
     stack = np.full((factors.size, result.size), np.nan, dtype=np.float32)
-    for row, (positions, values), factor in zip(stack, block.parts(), factors, strict=True):
+    for row, (positions, values), factor in zip(stack, parts, factors, strict=True):
         row[positions] = _clipped(values, base, positions, factor)
     stack = np.sort(stack[:, where], axis=0)  # NaN last
     count = np.count_nonzero(~np.isnan(stack), axis=0)
@@ -224,8 +277,8 @@ def aggregate(previous: np.ndarray, updates: Iterable[Update], min_holders: int 
     """Average the values of updates, parameter by parameter, without limits.
 
     >>> import numpy as np
-    >>> first = Update(np.array([True, True, False]), {"values": np.float32([1, 4])}, samples=1)
-    >>> second = Update(np.array([False, True, False]), {"values": np.float32([8])}, samples=3)
+    >>> first = Update.at(np.array([True, True, False]), {"values": np.float32([1, 4])}, samples=1)
+    >>> second = Update.at(np.array([False, True, False]), {"values": np.float32([8])}, samples=3)
     >>> aggregate(np.float32([0, 0, 5]), [first, second])
     array([1., 7., 5.], dtype=float32)
 

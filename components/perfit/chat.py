@@ -40,7 +40,7 @@ _FIXED_DATE = (
     + " }}{% endmacro %}\n"
 )
 # Noncharacters of Unicode, which are for use within a program.
-_MARK = re.compile("\ufdd0([0-9]+)\ufdd1")
+_MARK = re.compile("\ufdd0([0-9]{1,9})\ufdd1")
 
 
 @dataclass(frozen=True)

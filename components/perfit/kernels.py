@@ -3,75 +3,124 @@
 Importing this module imports numba and compiles the loops, or loads them from numba's cache (docs/performance.md). That
 takes longer than planning a round: import it where updates are averaged, not at the top of a module.
 
-Masks are packed as ``np.packbits`` does: the first position is the highest bit of the first byte.
+Masks are packed as ``np.packbits`` does: the first position is the highest bit of the first byte. Loops over a round's
+updates take the addresses of their arrays, one for each client: they must stay alive, contiguous and unchanged.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
 TILE = 2048
 """Positions whose sums stay in a core's first cache while all clients are added; a multiple of eight."""
 
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)
-"""The bits of each byte, first position first."""
-_SPREAD = _BITS.view(np.uint64).ravel()
-"""The same, a byte for each bit."""
-_COUNTS = _BITS.sum(axis=1, dtype=np.uint8)
-_OFFSETS = np.argsort(1 - _BITS, axis=1, kind="stable").astype(np.uint8)
-"""Where the bits of each byte are set; what follows the set ones is never used."""
+_COUNTS = np.bitwise_count(np.arange(256, dtype=np.uint8))
+_LANES = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)[:, ::-1], axis=1).ravel()
+"""Each byte with its first position as the lowest bit, as the processor counts."""
+_SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).view(np.uint64).ravel()
+"""The bits of each byte, a byte for each bit."""
 
 
-def _given(dtype: types.Type, dimensions: int = 1) -> types.Array:
+def _given(dtype: types.Type) -> types.Array:
     """The type of an array that is not changed."""
-    return types.Array(dtype, dimensions, "C", readonly=True)
+    return types.Array(dtype, 1, "C", readonly=True)
 
 
-_MASK, _MASKS, _FLAGS = _given(types.uint8), _given(types.uint8, 2), _given(types.boolean)
-_VECTOR, _NUMBERS, _INDICES = _given(types.float32), _given(types.float64), _given(types.int64)
-_SET_MEAN = types.void(_MASKS, _VECTOR, _INDICES, _NUMBERS, _NUMBERS, _VECTOR, _FLAGS, types.float32[::1])
+_MASK, _VECTOR, _NUMBERS = _given(types.uint8), _given(types.float32), _given(types.float64)
+_ADDRESSES, _FLAGS = _given(types.uint64), _given(types.boolean)
+_COUNTERS, _OUT = types.int64[::1], types.float32[::1]
+_SET_MEAN = types.void(_ADDRESSES, _ADDRESSES, _COUNTERS, types.int64, _NUMBERS, _NUMBERS, _VECTOR, _FLAGS, _OUT)
 
 
-@njit(types.int64(_MASK, types.uint16[::1]), cache=True, nogil=True)
-def _positions(bits, out):
-    """Write the positions of the set bits to ``out`` (uint16, eight longer than the bits), and return their number."""
+@intrinsic
+def _pointer(typing, address, dtype):
+    """Return an address (uint64) as a pointer to numbers of a type."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(dtype.dtype)(address, dtype), generate
+
+
+@intrinsic
+def _spread(typing, values, begin, lanes, tile, at):
+    """Write float32 values from ``begin`` on to those of eight places of a tile whose bits are set.
+
+    It is one instruction where the processor has AVX-512.
+    """
+
+    def generate(context, builder, signature, arguments):
+        _, begin, lanes, _, at = arguments
+        eight, bits = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.IntType(1), 8)
+        values, tile = (make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3))
+        source = builder.gep(values, [begin])
+        target = builder.bitcast(builder.gep(tile, [at]), eight.as_pointer())
+        kind = ir.FunctionType(eight, [source.type, bits, eight])
+        expand = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.expandload.v8f32")
+        old = builder.load(target, align=4)
+        builder.store(builder.call(expand, [source, builder.bitcast(lanes, bits), old]), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64, types.uint8, tile, types.int64), generate
+
+
+@njit(types.int64(_MASK, _VECTOR, _OUT), cache=True, nogil=True)
+def _fill(bits, values, tile):
+    """Write values to the places of a tile whose bits are set; return their number."""
     count = 0
     for byte in range(bits.size):
-        for offset in range(8):
-            out[count + offset] = 8 * byte + _OFFSETS[bits[byte], offset]
+        _spread(values, count, _LANES[bits[byte]], tile, 8 * byte)
         count += _COUNTS[bits[byte]]
     return count
 
 
-@njit([types.void(_MASKS, count[::1]) for count in (types.uint8, types.uint16, types.uint32)], cache=True, nogil=True)
-def add_holders(masks, holders):
+@njit(types.int64(_MASK), cache=True, nogil=True)
+def _count(bits):
+    count = 0
+    for byte in bits:
+        count += _COUNTS[byte]
+    return count
+
+
+@njit(
+    [types.void(_ADDRESSES, types.int64, count[::1]) for count in (types.uint8, types.uint16, types.uint32)],
+    cache=True,
+    nogil=True,
+)
+def add_holders(masks, start, holders):
     """Count the clients that share each position.
 
     Args:
-        masks: Packed masks, uint8, shape (clients, ceil(P / 8)).
-        holders: uint8, uint16 or uint32, shape (P,): the counts are added to it.
+        masks: Addresses of the packed masks, uint64, shape (clients,).
+        start: The first position, a multiple of eight.
+        holders: uint8, uint16 or uint32, shape (P,): the counts of the positions from ``start`` are added to it.
     """
     tile = np.empty(TILE // 8, np.uint64)  # of eight counters, which hold up to 255 each
-    for start in range(0, holders.size, TILE):
-        stop = min(start + TILE, holders.size)
-        for first in range(0, masks.shape[0], 255):
+    for first in range(0, holders.size, TILE):
+        size = min(TILE, holders.size - first)
+        for some in range(0, masks.size, 255):
             tile[:] = 0
-            for client in range(first, min(first + 255, masks.shape[0])):
-                bits = masks[client, start // 8 : (stop + 7) // 8]
+            for client in range(some, min(some + 255, masks.size)):
+                bits = carray(_pointer(masks[client] + np.uint64((start + first) // 8), np.uint8), ((size + 7) // 8,))
                 for byte in range(bits.size):
                     tile[byte] += _SPREAD[bits[byte]]
-            holders[start:stop] += tile.view(np.uint8)[: stop - start]
+            holders[first : first + size] += tile.view(np.uint8)[:size]
 
 
 @njit(_SET_MEAN, cache=True, nogil=True)
-def set_mean(masks, values, starts, weights, factors, base, shared, out):
+def set_mean(masks, vectors, cursors, start, weights, factors, base, shared, out):
     """Set shared positions to the weighted mean over the clients that hold them, in float64, in the clients' order.
 
     Args:
-        masks: Packed masks, uint8, shape (clients, ceil(P / 8)); bits after the last position are zero.
-        values: float32: each client's values at the set bits of its mask.
-        starts: int64, shape (clients,): where a client's values begin in ``values``.
+        masks: Addresses of the packed masks, uint64, shape (clients,); bits after the last position are zero.
+        vectors: Addresses of the float32 values at the set bits, uint64, shape (clients,).
+        cursors: int64, shape (clients,): how many values are before ``start``; changed to how many are before the end.
+        start: The first position, a multiple of eight.
         weights: float64, shape (clients,): whole numbers.
         factors: float64, shape (clients,): a client counts with ``base + factor * (value - base)``, rounded to float32,
             or with its very value if the factor is 1.
@@ -79,63 +128,83 @@ def set_mean(masks, values, starts, weights, factors, base, shared, out):
         shared: bool, shape (P,): the positions to set; each has a holder.
         out: float32, shape (P,): changed.
     """
-    total, weight, where = np.empty(TILE), np.empty(TILE), np.empty(TILE + 8, np.uint16)
-    ends = starts + 0
-    for start in range(0, out.size, TILE):
-        stop = min(start + TILE, out.size)
+    total, weight, tile = np.empty(TILE), np.empty((8, TILE // 8)), np.empty(TILE, np.float32)
+    for first in range(0, out.size, TILE):
+        size, everywhere = min(TILE, out.size - first), 0.0
         total[:] = -0.0  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
         weight[:] = 0
-        for client in range(masks.shape[0]):
-            count = _positions(masks[client, start // 8 : (stop + 7) // 8], where)
-            part, one, factor = values[ends[client] : ends[client] + count], weights[client], factors[client]
-            ends[client] += count
+        for client in range(masks.size):
+            bits = carray(_pointer(masks[client] + np.uint64((start + first) // 8), np.uint8), ((size + 7) // 8,))
+            values = carray(_pointer(vectors[client] + np.uint64(4 * cursors[client]), np.float32), (size,))
+            one, factor, count = weights[client], factors[client], _count(bits)
+            cursors[client] += count
+            if count == size and factor == 1:
+                everywhere += one
+                for at in range(size):
+                    total[at] += one * values[at]
+                continue
+            tile[:] = -0.0
+            _fill(bits, values, tile)
             if factor != 1:
-                for at in range(count):
-                    origin = np.float64(base[start + where[at]]) if base.size else 0.0
-                    total[where[at]] += one * np.float32(origin + factor * (part[at] - origin))
-                    weight[where[at]] += one
-            elif count == stop - start:
-                for at in range(count):
-                    total[at] += one * part[at]
-                    weight[at] += one
-            else:
-                for at in range(count):
-                    total[where[at]] += one * part[at]
-                    weight[where[at]] += one
-        for at in range(stop - start):
-            if shared[start + at]:
-                out[start + at] = total[at] / weight[at]
+                for at in range(size):
+                    origin = np.float64(base[first + at]) if base.size else 0.0
+                    if bits[at >> 3] << (at & 7) & 128:
+                        tile[at] = origin + factor * (tile[at] - origin)
+            for at in range(size):
+                total[at] += one * tile[at]
+            for bit in range(8):  # a row for each bit, for vector instructions
+                row = weight[bit]
+                for byte in range(bits.size):
+                    row[byte] += one if bits[byte] << bit & 128 else 0.0
+        for at in range(size):
+            if shared[first + at]:
+                out[first + at] = total[at] / (everywhere + weight[at & 7, at >> 3])
 
 
-@njit(types.float64(_MASK, _VECTOR, _VECTOR), cache=True, nogil=True, fastmath={"reassoc"})
-def squared_change(mask, values, base):
-    """Return the sum of the squares of ``values`` (float32) less ``base`` (float32, shape (N,)) at a mask's positions.
-
-    Args:
-        mask: uint8, shape (ceil(N / 8),).
-        values: float32, shape (number of set bits,).
-        base: float32, shape (N,), or empty for zeros.
-
-    Returns:
-        The sum in float64, of which the last digits depend on the processor.
-    """
-    total, begin, where = 0.0, 0, np.empty(TILE + 8, np.uint16)
+@njit(types.float64(_MASK, _VECTOR, _VECTOR, _OUT), cache=True, nogil=True, fastmath={"reassoc"})
+def _squares(bits, values, base, tile):
+    """Return the sum of the squared differences of values from those of ``base`` at the set bits, or from zero."""
+    total = 0.0
     if base.size == 0:
         for at in range(values.size):
             total += np.float64(values[at]) ** 2
         return total
-    for start in range(0, base.size, TILE):
-        stop = min(start + TILE, base.size)
-        count = _positions(mask[start // 8 : (stop + 7) // 8], where)
-        part, origin = values[begin : begin + count], base[start:stop]
-        begin += count
-        if count == stop - start:
-            for at in range(count):
-                total += (np.float64(part[at]) - origin[at]) ** 2
-        else:
-            for at in range(count):
-                total += (np.float64(part[at]) - origin[where[at]]) ** 2
+    if values.size < base.size:
+        tile[: base.size] = base
+        _fill(bits, values, tile)
+        values = tile
+    for at in range(base.size):
+        total += np.float64(values[at] - base[at]) ** 2
     return total
+
+
+@njit(
+    types.Tuple((types.int64, types.float64, types.int64))(_MASK, _VECTOR, _VECTOR),
+    cache=True,
+    nogil=True,
+)
+def examine(mask, values, base):
+    """Look through the values of an update at a range of positions.
+
+    Args:
+        mask: The range's bits, uint8.
+        values: float32: those at the set bits, and any further ones.
+        base: float32, shape (P,): what they have changed, or empty for zeros.
+
+    Returns:
+        The bits of the largest magnitude, which without a sign have the order of the numbers, infinity and NaN last;
+        the sum of the squared changes in float64, of which the last digits depend on the processor; how many values.
+    """
+    largest, squares, count, tile = np.int32(0), 0.0, 0, np.empty(TILE, np.float32)
+    for byte in range(0, mask.size, TILE // 8):
+        bits = mask[byte : byte + TILE // 8]
+        part = values[count : count + _count(bits)]
+        count += part.size
+        numbers = part.view(np.int32)
+        for at in range(numbers.size):
+            largest = max(largest, numbers[at] & np.int32(0x7FFFFFFF))
+        squares += _squares(bits, part, base[8 * byte : 8 * byte + TILE], tile)
+    return np.int64(largest), squares, count
 
 
 @njit(types.float64(_VECTOR, _VECTOR, _FLAGS), cache=True, nogil=True, fastmath={"reassoc"})
@@ -146,12 +215,3 @@ def squared_distance(first, second, where):
         if where[at]:
             total += (np.float64(first[at]) - second[at]) ** 2
     return total
-
-
-@njit(types.float32(_VECTOR), cache=True, nogil=True)
-def largest_magnitude(values):
-    """Return the largest magnitude of float32 values, 0 if there are none; not finite if one of them is not."""
-    largest = np.int32(0)
-    for bits in values.view(np.int32):  # without their sign, floats have the order of their bits
-        largest = max(largest, bits & np.int32(0x7FFFFFFF))
-    return np.int32(largest).view(np.float32)

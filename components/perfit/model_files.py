@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from perfit.errors import PerfitError
-from perfit.protocol import Message, NonNegativeInt, Sha256, Text
+from perfit.protocol import Digest, Message, NonNegativeInt, Text
 
 SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".safetensors", ".bin")
 """Of the files that transformers loads without running code. PyTorch's .bin is read where there is no .safetensors."""
@@ -22,7 +22,7 @@ class ModelFile(Message):
 
     name: Text
     size: NonNegativeInt
-    sha256: Sha256
+    sha256: Digest
 
 
 class ModelManifest(Message):

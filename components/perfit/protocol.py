@@ -43,7 +43,7 @@ def cut(reason: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(max_length=300)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PositiveInt = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
@@ -77,10 +77,10 @@ class Message(BaseModel):
 
 
 class Blob(Message):
-    """An object in the store: its key in the federation's directory, and the SHA-256 of its bytes."""
+    """An object in the store: its key in the federation's directory, and the BLAKE3 of its bytes."""
 
     key: Text
-    sha256: Sha256
+    digest: Digest
 
 
 class Branch(Message):
@@ -115,14 +115,14 @@ class Participant(Message):
         client: Its id.
         tier: Tier of its machine.
         rank: Its rank.
-        mask_sha256: Hash of its architecture; None if the server does not know it yet.
+        mask_digest: Hash of its architecture; None if the server does not know it yet.
         download: What it downloads; None if it exchanges nothing, or the server does not know its architecture.
     """
 
     client: Text
     tier: Text
     rank: PositiveInt
-    mask_sha256: Sha256 | None = None
+    mask_digest: Digest | None = None
     download: Blob | None = None
 
 
@@ -175,8 +175,8 @@ class UpdateRecord(Message):
         perplexity: Perplexity on the held-out records.
         own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
         tuned_weight: The weight of the tuned values in what it ended with; None if its method does not choose it.
-        mask_sha256: Hash of its architecture.
-        next_mask_sha256: Hash of the one that it has from the next round on; None if it did not search again.
+        mask_digest: Hash of its architecture.
+        next_mask_digest: Hash of the one that it has from the next round on; None if it did not search again.
         bytes_up: Bytes of its update and, in the round in which it found them, of its masks; with their headers.
         bytes_down: Bytes of its download, with its header.
         update: Its update in the store; None if nothing is exchanged.
@@ -198,8 +198,8 @@ class UpdateRecord(Message):
     perplexity: Perplexity
     own_weight: Weight | None = None
     tuned_weight: Weight | None = None
-    mask_sha256: Sha256
-    next_mask_sha256: Sha256 | None = None
+    mask_digest: Digest
+    next_mask_digest: Digest | None = None
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt
     update: Blob | None = None
@@ -213,7 +213,7 @@ class ClientStatus(Message):
         tier: Tier of its machine.
         rank: Its rank.
         round: From 1.
-        status: failed (as it reported), missing (it left no record) or refused (by the aggregator).
+        status: failed or out_of_memory (as it reported), missing (it left no record) or refused (by the aggregator).
         reason: Problem and fix.
     """
 
@@ -221,8 +221,13 @@ class ClientStatus(Message):
     tier: Text
     rank: PositiveInt
     round: PositiveInt
-    status: Literal["failed", "missing", "refused"]
+    status: Literal["failed", "out_of_memory", "missing", "refused"]
     reason: Reason
+
+    @property
+    def text(self) -> str:
+        """Who, what became of it, and why."""
+        return f"{self.client} ({self.status.replace('_', ' ')}): {self.reason}"
 
 
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]
@@ -274,7 +279,7 @@ class RoundSummary(Message):
     positions: PositiveInt
     positions_held: NonNegativeInt
     positions_shared: NonNegativeInt
-    architectures: dict[Text, Sha256] = Field(default_factory=dict)
+    architectures: dict[Text, Digest] = Field(default_factory=dict)
     clients: tuple[Outcome, ...]
     rule: Text = "mean"
     positions_by_mean: NonNegativeInt = 0

@@ -7,7 +7,7 @@ clients. With fewer than three updates it is impossible to tell which one is the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from perfit.updates import Update
 
 MIN_UPDATES = 3
+_BYTES = 2**17
+"""Of a mask that are looked through at once: up to 4 MB of values."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Measure:
     Args:
         samples: Number of the client's training records.
         changes: Root mean square of the change in each vector, by name.
+        largest: Largest magnitude in each vector, by name; not finite if one of its values is not.
     """
 
     samples: int
     changes: Mapping[str, float]
+    largest: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,33 @@ class Scale:
         return bool(self.factors) or (weighted and self.weight < measured.samples)
 
 
-def measure(update: Update, base: Mapping[str, np.ndarray]) -> Measure:
-    """Measure an update.
+def measure(update: Update, base: Mapping[str, np.ndarray], release: Callable[[], None] = lambda: None) -> Measure:
+    """Measure an update, in one pass over each vector.
 
     Args:
         update: A client's update.
         base: The vectors before the change, float32, shape (N,), by name; a vector that is missing here is a change
             already.
+        release: Called every few megabytes.
     """
-    from perfit.kernels import squared_change
+    changes, largest = {}, {}
+    for name, values in update.vectors.items():
+        bits, squares = _examine(update.mask, values, base.get(name, np.zeros(0, np.float32)), release)
+        changes[name] = root_mean_square(squares, values.size)
+        largest[name] = float(np.int32(bits).view(np.float32))
+    return Measure(update.samples, changes, largest)
 
-    none = np.zeros(0, np.float32)
-    squares = {
-        name: squared_change(update.mask, np.ascontiguousarray(vector), base.get(name, none))
-        for name, vector in update.vectors.items()
-    }
-    changes = {name: root_mean_square(square, update.vectors[name].size) for name, square in squares.items()}
-    return Measure(update.samples, changes)
+
+def _examine(mask: np.ndarray, values: np.ndarray, base: np.ndarray, release: Callable[[], None]) -> tuple[int, float]:
+    from perfit.kernels import examine
+
+    largest, squares, before = 0, 0.0, 0
+    for byte in range(0, mask.size, _BYTES):
+        part = base[8 * byte : 8 * (byte + _BYTES)]
+        top, some, count = examine(mask[byte : byte + _BYTES], values[before:], part)
+        largest, squares, before = max(largest, top), squares + some, before + count
+        release()
+    return largest, squares
 
 
 def root_mean_square(squares: float, count: int) -> float:

@@ -7,7 +7,7 @@ between its functions, in memory or through the store.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from perfit.adapter import SparseAdapter
 from perfit.aggregation import Cohort
 from perfit.exchange import Exchange, Packed, Transfer, pack
 from perfit.methods import VALUES, AfterTuning, ClientStart, Mix, Roles, Tuned, Vectors
-from perfit.methods.method import Score
+from perfit.methods.method import Score, share_all
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec
@@ -76,14 +76,10 @@ class ClientRound:
 
     @property
     def exchanged_unknown(self) -> np.ndarray:
-        """What the client exchanges if the round was planned without its architecture: bool, shape (N,).
-
-        In the first round these are all that it shares; the server alone sees their values. In a later one, or if
-        masks go first, there are none: the client trains alone and uploads its architecture.
-        """
-        if self.round > 1 or self.spec.exchange.masks_first:
-            return np.zeros(self.space.size, dtype=bool)
-        return self.roles.shared
+        """What the client exchanges if the round was planned without its architecture: bool, shape (N,)."""
+        if exchanges_unknown(self.spec, self.round):
+            return self.roles.shared
+        return np.zeros(self.space.size, dtype=bool)
 
     def unknown(self) -> Received:
         """Return what the client receives in such a round: the state that a federation begins with, which it knows."""
@@ -184,6 +180,51 @@ class ClientRound:
         return Transfer(positions, _pack(exchange, {name: v[sent] for name, v in vectors.items()}, seed)), kept
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Finds what a client trains and exchanges in a round from its packed mask.
+
+    Args:
+        spec: The federation.
+        space: The expanded space of N positions.
+        round: From 1.
+        exchanged: The positions that the round exchanges, packed: uint8, shape (ceil(N / 8),).
+    """
+
+    spec: FederationSpec
+    space: LoraSpace
+    round: int
+    exchanged: np.ndarray
+
+    def positions(self, mask: np.ndarray, known: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a client trains, and what it exchanges.
+
+        Args:
+            mask: Its architecture, packed.
+            known: Whether the server knew it when it planned the round.
+
+        Returns:
+            Packed masks, uint8, shape (ceil(N / 8),).
+        """
+        method = self.spec.algorithm
+        active = shared = mask
+        if method.roles is not share_all or method.turns:  # else a byte a position would take most of the time
+            side = ClientRound(self.spec, self.space, np.unpackbits(mask, count=self.space.size).view(bool), self.round)
+            active, shared = np.packbits(side.active), np.packbits(side.active & side.roles.shared)
+        if known:
+            return active, shared & self.exchanged
+        return active, shared if exchanges_unknown(self.spec, self.round) else np.zeros_like(shared)
+
+
+def exchanges_unknown(spec: FederationSpec, round: int) -> bool:
+    """Return whether a round exchanges values with clients whose architecture the server does not know.
+
+    In the first round it does, and the server alone sees them. In a later one, or if masks go first, such a client
+    trains alone and uploads its architecture.
+    """
+    return round == 1 and not spec.exchange.masks_first
+
+
 def trained_in_turn(spec: FederationSpec, space: LoraSpace, held: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return what a client trains in the first round, in the second, and so on from the first again.
 
@@ -270,11 +311,16 @@ def update_of(spec: FederationSpec, state: Vectors, updated: np.ndarray, transfe
         values = state[VALUES][updated]
         values[transfer.positions[updated]] += vectors[VALUES]
         vectors[VALUES] = values
-    return Update(updated, vectors, samples)
+    return Update.at(updated, vectors, samples)
 
 
-def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort:
-    """Return the cohort of a round that starts from the server's vectors ``state``; updates are added to it."""
+def new_cohort(
+    spec: FederationSpec, space: LoraSpace, state: Vectors, release: Callable[[], None] = lambda: None
+) -> Cohort:
+    """Return the cohort of a round that starts from the server's vectors ``state``; updates are added to it.
+
+    ``release`` is called whenever a few megabytes of the vectors and updates have been read.
+    """
     method = spec.algorithm
     return Cohort(
         method.uploads,
@@ -283,6 +329,7 @@ def new_cohort(spec: FederationSpec, space: LoraSpace, state: Vectors) -> Cohort
         spec.aggregation,
         weighted=method.weighted,
         min_holders=spec.exchange.holders,
+        release=release,
     )
 
 

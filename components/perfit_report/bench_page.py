@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from perfit.bench.spec import BenchSpec
-from perfit.bench.statistics import MethodResult
+from perfit.bench.comparison import Comparison
 from perfit_report.bench_figures import bytes_figure, colour, differences_figure, rounds_figure
 from perfit_report.bench_tables import COST, PERPLEXITY, ROUNDS, Table, tables
 from perfit_report.style import Series
 from perfit_report.templates import template
 
 
-def render_bench(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
+def render_bench(comparison: Comparison) -> str:
     """Return the results as a self-contained HTML page; the same input gives the same bytes."""
     return template("bench.html.j2").render(
-        bench=bench,
-        about=_about(bench, methods),
-        tables=tables(bench, methods),
-        figures=_figures(bench, methods),
+        comparison=comparison, tables=tables(comparison), figures=_figures(comparison)
     )
 
 
-def bench_markdown(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
+def bench_markdown(comparison: Comparison) -> str:
     """Return the results' tables as Markdown."""
-    parts = [f"# {bench.name}", _about(bench, methods), *map(_markdown, tables(bench, methods))]
+    parts = [f"# {comparison.name}", comparison.about, *map(_markdown, tables(comparison))]
     return "\n\n".join(parts) + "\n"
-
-
-def _about(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
-    """Describe what was run, on one line."""
-    cells = [cell for method in methods for point in method.points for cell in point.cells]
-    split, clients = bench.split, cells[0].job.spec.clients
-    by = {
-        "category": f"by {split.label}, {split.categories_per_client} a client",
-        "dirichlet": f"by Dirichlet proportions of {split.label}, alpha {split.alpha:g}",
-        "user": f"by {split.label}",
-    }
-    environments = "; ".join(sorted({cell.environment for cell in cells}))
-    return (
-        f"{bench.model} · {len(clients)} clients, split {by.get(split.scheme, 'at random')} · {bench.rounds} rounds · "
-        f"seeds {', '.join(map(str, bench.seeds))} · {environments}"
-    )
 
 
 def _markdown(table: Table) -> str:
@@ -56,12 +34,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _figures(bench: BenchSpec, methods: Sequence[MethodResult]) -> dict[str, list[str]]:
+def _figures(comparison: Comparison) -> dict[str, list[str]]:
     """Draw the methods that have results; return the figures by the title of the table that they follow."""
-    shown = {method.label: (method.chosen, colour(i)) for i, method in enumerate(methods) if method.chosen}
+    shown = {method.label: (method.chosen, colour(i)) for i, method in enumerate(comparison.methods) if method.chosen}
     if not shown:
         return {}
-    seeds = len(bench.seeds)
+    seeds = len(comparison.seeds)
     by_seed = np.concatenate([_from_start(point.start, point.by_round("personal")) for point, _ in shown.values()])
     sent = np.concatenate([_from_start(0, point.bytes_by_round().mean(axis=0)[None]) for point, _ in shown.values()])
     groups, lines, colours = [], [], {}
@@ -70,8 +48,8 @@ def _figures(bench: BenchSpec, methods: Sequence[MethodResult]) -> dict[str, lis
         lines.append(Series(label, own, (i,)))
         colours[label] = own
     differences = {
-        baseline: {m.label: m.differences[baseline] for m in methods if baseline in m.differences}
-        for baseline in bench.baselines
+        baseline: {m.label: m.differences[baseline] for m in comparison.methods if baseline in m.differences}
+        for baseline in comparison.baselines
     }
     return {
         PERPLEXITY: [differences_figure(baseline, of, colours) for baseline, of in differences.items() if of],

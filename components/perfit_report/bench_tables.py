@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfit.bench.spec import BenchSpec
-from perfit.bench.statistics import Interval, MethodResult, Point
+from perfit.bench.comparison import Comparison, MethodResult
+from perfit.bench.statistics import Interval, Point
 from perfit_report.templates import format_bytes, format_perplexity
 
 NONE = "-"
@@ -33,22 +34,23 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(bench: BenchSpec, methods: Sequence[MethodResult]) -> list[Table]:
+def tables(comparison: Comparison) -> list[Table]:
     """Return the tables of a bench in the order of the page."""
-    rows = [_summary(bench, method) for method in methods]
-    found = [_perplexities(bench, rows), _rounds(bench, methods), _costs(rows)]
-    if bench.targets:
-        found.append(_targets(bench, rows))
+    rows = [_summary(comparison, method) for method in comparison.methods]
+    found = [_perplexities(comparison, rows), _rounds(comparison), _costs(rows)]
+    if comparison.targets:
+        found.append(_targets(comparison, rows))
     if any(row.get("rouge_l") is not None for row in rows):
         found.append(_answers(rows))
-    return [*found, _grids(methods)]
+    cells = [cell for method in comparison.methods for point in method.points for cell in point.cells]
+    return [*found, _grids(comparison.methods)] if any(cell.validation or cell.failure for cell in cells) else found
 
 
-def summary_csv(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
+def summary_csv(comparison: Comparison) -> str:
     """Return a line for each method at its chosen point."""
     rows = []
-    for method in methods:
-        row = _summary(bench, method)
+    for method in comparison.methods:
+        row = _summary(comparison, method)
         for name, value in list(row.items()):
             if isinstance(value, Interval):
                 row |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
@@ -56,24 +58,26 @@ def summary_csv(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
     return _csv(rows)
 
 
-def clients_csv(bench: BenchSpec, methods: Sequence[MethodResult]) -> str:
+def clients_csv(comparison: Comparison) -> str:
     """Return a line for each method, point, seed, round and client: all that was measured by client."""
-    return _csv([row for method in methods for point in method.points for row in _clients(bench, method, point)])
+    return _csv(
+        [row for method in comparison.methods for point in method.points for row in _clients(comparison, method, point)]
+    )
 
 
-def _summary(bench: BenchSpec, method: MethodResult) -> Row:
+def _summary(comparison: Comparison, method: MethodResult) -> Row:
     """Return a method's numbers at its chosen point."""
     if (point := method.chosen) is None:
         return {"method": method.label, "point": FAILED}
     row = {
         "method": method.label,
         "point": _text(point),
-        "validation": point.validation,
+        "validation": _number(point.validation),
         "start": point.start,
         "personal": float(point.personal.mean()),
         "worst_client": point.worst,
         "spread": point.spread,
-        "shared": float(point.shared.mean()),
+        "shared": None if point.shared is None else float(point.shared.mean()),
         **{f"minus_{label}": difference for label, difference in method.differences.items()},
         "trainable": point.trainable,
         "bytes_up": point.total("bytes_up"),
@@ -83,7 +87,7 @@ def _summary(bench: BenchSpec, method: MethodResult) -> Row:
         "exact_match": point.answers("exact_match"),
         "rouge_l": point.answers("rouge_l"),
     }
-    for cost in map(point.cost, bench.targets):
+    for cost in map(point.cost, comparison.targets):
         row[f"seeds_to_{cost.target:g}"] = cost.reached
         row[f"rounds_to_{cost.target:g}"] = cost.rounds
         row[f"bytes_to_{cost.target:g}"] = cost.bytes
@@ -100,18 +104,19 @@ def _pick(title: str, note: str, rows: Sequence[Row], columns: Columns) -> Table
     return Table(title, note, tuple(columns), texts)
 
 
-def _perplexities(bench: BenchSpec, rows: Sequence[Row]) -> Table:
+def _perplexities(comparison: Comparison, rows: Sequence[Row]) -> Table:
     note = (
-        f"Perplexity on held-out records after round {bench.rounds}, means over {len(bench.seeds)} seed(s) and the "
-        "clients of each. Personal: under the adapter that a client has after its own tuning. Worst client and spread "
-        "(standard deviation over clients): of these, by seed. Shared: under what a client would start from next."
+        f"Perplexity on held-out records after round {comparison.rounds}, means over {len(comparison.seeds)} seed(s) "
+        "and the clients of each. Personal: under the adapter that a client has after its own tuning. Worst client and "
+        "spread (standard deviation over clients): of these, by seed. Shared: under what a client would start from "
+        "next, after the last round of which that is known."
     )
-    if bench.baselines:
-        drawn = "clients, the same in all seeds" if bench.split.keeps_clients else "clients within seeds"
+    if comparison.baselines:
+        drawn = "clients, the same in all seeds" if comparison.keeps_clients else "clients within seeds"
         note += f" Differences are paired by client and seed, with 95 % bootstrap intervals over seeds and {drawn}."
     names = {"Personal": "personal", "Worst client": "worst_client", "Spread": "spread", "Shared": "shared"}
     columns = {title: (name, format_perplexity) for title, name in names.items()}
-    differences = {f"Personal minus {label}'s": (f"minus_{label}", _interval) for label in bench.baselines}
+    differences = {f"Personal minus {label}'s": (f"minus_{label}", _interval) for label in comparison.baselines}
     return _pick(PERPLEXITY, note, rows, {"Grid point": ("point", str), **columns, **differences})
 
 
@@ -132,13 +137,13 @@ def _costs(rows: Sequence[Row]) -> Table:
     return _pick(COST, note, rows, columns)
 
 
-def _targets(bench: BenchSpec, rows: Sequence[Row]) -> Table:
+def _targets(comparison: Comparison, rows: Sequence[Row]) -> Table:
     note = (
         "Rounds until the mean personal perplexity on held-out records was at the number or below, and the bytes of "
-        f"all clients up to then, both ways; means over the seeds, of {len(bench.seeds)}, that got there."
+        f"all clients up to then, both ways; means over the seeds, of {len(comparison.seeds)}, that got there."
     )
     columns = {}
-    for target in (f"{target:g}" for target in bench.targets):
+    for target in (f"{target:g}" for target in comparison.targets):
         columns[f"Rounds to {target}"] = (f"rounds_to_{target}", "{:g}".format)
         columns[f"Bytes to {target}"] = (f"bytes_to_{target}", format_bytes)
         columns[f"Seeds to {target}"] = (f"seeds_to_{target}", str)
@@ -151,15 +156,15 @@ def _answers(rows: Sequence[Row]) -> Table:
     return _pick("Answers", note, rows, columns)
 
 
-def _rounds(bench: BenchSpec, methods: Sequence[MethodResult]) -> Table:
+def _rounds(comparison: Comparison) -> Table:
     rows = []
-    for method in methods:
+    for method in comparison.methods:
         row = {"method": method.label}
         if point := method.chosen:
             row["start"] = point.start
             row |= enumerate(zip(*(point.by_round(of).mean(axis=0) for of in ("shared", "personal")), strict=True), 1)
         rows.append(row)
-    columns = {f"Round {number}": (number, _pair) for number in range(1, bench.rounds + 1)}
+    columns = {f"Round {number}": (number, _pair) for number in range(1, comparison.rounds + 1)}
     note = "Mean held-out perplexity, shared / personal."
     return _pick(ROUNDS, note, rows, {"Start": ("start", format_perplexity), **columns})
 
@@ -192,11 +197,15 @@ def _interval(difference: Interval) -> str:
 
 
 def _pair(perplexities: tuple[float, float]) -> str:
-    return " / ".join(map(format_perplexity, perplexities))
+    return " / ".join(NONE if math.isnan(value) else format_perplexity(value) for value in perplexities)
 
 
-def _clients(bench: BenchSpec, method: MethodResult, point: Point) -> Iterator[Row]:
-    for seed, cell in zip(bench.seeds, point.cells, strict=True):
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _clients(comparison: Comparison, method: MethodResult, point: Point) -> Iterator[Row]:
+    for seed, cell in zip(comparison.seeds, point.cells, strict=True):
         chosen = int(point is method.chosen)
         run = {"method": method.label, "point": _text(point), "chosen": chosen, "seed": seed}
         if cell.failure:

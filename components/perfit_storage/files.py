@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import random
 import re
@@ -27,9 +28,11 @@ from perfit_storage.errors import (
     UnreadableObject,
 )
 from perfit_storage.objects import (
+    PIECE_BYTES,
     RESERVED_PREFIX,
     UNREADABLE_FIX,
     StoredObject,
+    Write,
     bounded,
     check_key,
     check_prefix,
@@ -70,6 +73,19 @@ class FileStore:
         with self._errors("read", key, absent=_ABSENT):
             data = self._read(key, limit)
         return _StoredFile(data)
+
+    def copy(self, key: str, write: Write, limit: int) -> int:
+        """See ``ObjectStore.copy``."""
+        check_key(key)
+        with self._errors("read", key, absent=_ABSENT), self._opened(key) as file:
+            self._check_size(key, file, limit)
+            buffer, start = memoryview(bytearray(PIECE_BYTES)), 0
+            while count := file.readinto(buffer):
+                if start + count > limit:
+                    raise too_large(f"cannot read {self.uri}/{key}", limit)
+                write(start, buffer[:count])
+                start += count
+        return start
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``."""
@@ -167,22 +183,27 @@ class FileStore:
             os.close(directory)
 
     def _read(self, key: str, limit: int | None) -> bytes:
-        # Non-blocking, or a pipe without a writer would block; no difference for a regular file.
-        with (
-            self._directory(key) as (directory, name),
-            open(
-                name,
-                "rb",
-                opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory),
-            ) as file,
-        ):
-            size = self._size(key, os.fstat(file.fileno()))
+        with self._opened(key) as file:
+            self._check_size(key, file, limit)
             if limit is None:
                 return file.read()
-            data = file.read(limit + 1) if size <= limit else b""
-            if size > limit or len(data) > limit:
+            data = file.read(limit + 1)
+            if len(data) > limit:
                 raise too_large(f"cannot read {self.uri}/{key}", limit)
             return data
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[IO[bytes]]:
+        # Non-blocking, or a pipe without a writer would block; no difference for a regular file.
+        def opener(name: str, flags: int) -> int:
+            return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+
+        with self._directory(key) as (directory, name), open(name, "rb", opener=opener) as file:
+            yield file
+
+    def _check_size(self, key: str, file: IO[bytes], limit: int | None) -> None:
+        if self._size(key, os.fstat(file.fileno())) > (math.inf if limit is None else limit):
+            raise too_large(f"cannot read {self.uri}/{key}", limit)
 
     def _size(self, key: str, status: os.stat_result) -> int:
         if stat.S_ISDIR(status.st_mode):

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from perfit_storage.errors import CorruptObject, StoreError
 
-HEAD_FORMAT = 2
-"""Format of head.json and of the objects that it names; perfit 0.1 wrote no format."""
+HEAD_FORMAT = 3
+"""Format of head.json and of the objects that it names; perfit 0.1 wrote none, 2 had SHA-256 in place of BLAKE3."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Blob:
 
     Attributes:
         key: Its key, relative to the federation's directory.
-        sha256: SHA-256 of its bytes, in hexadecimal.
+        digest: BLAKE3 of its bytes, in hexadecimal.
     """
 
     key: str
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,10 @@ def parse_head(where: str, data: bytes) -> Head:
                 "directories under clients/<id>/adapter and load without perfit",
             )
         if fields.pop("format") != HEAD_FORMAT:
-            raise StoreError(f"{where} was written by a later version of perfit", "upgrade perfit")
+            raise StoreError(
+                f"{where} was written by another version of perfit, whose files this version cannot read",
+                "use that version, or give the federation another name in its file to start again",
+            )
         round, adapter = fields.pop("round"), fields.pop("adapter")
         state, summary = fields.pop("state"), fields.pop("summary")
         branches = tuple(Branch(**branch) for branch in fields.pop("branches"))

@@ -4,8 +4,8 @@ The store holds these files under ``federations/<name>/``::
 
     spec.yaml                              the federation file
     model.json                             the files of the base model, by hash; written once
-    head.json                              round, branches, and key and sha256 of the global adapter and server state
-    masks/<client>/<sha256>                a client's personal architecture
+    head.json                              round, branches, and key and digest of the global adapter and server state
+    masks/<client>/<digest>                a client's personal architectures
     rounds/<n>/plan.json                   written once
     rounds/<n>/exchanged.safetensors       for the server alone: the positions that enough participants share
     rounds/<n>/downloads/<client>.safetensors, or for all clients of a rank ranks/<rank>.safetensors
@@ -20,32 +20,34 @@ The store holds these files under ``federations/<name>/``::
 After a rollback, rounds that are run again have directories ``rounds/<n>.<branch>/``; see ``Head.place``.
 
 Plans, records and summaries are only bytes here. An object that a record or the head may name is never overwritten: if
-another attempt left other bytes under the usual name, the new ones go to ``<usual name>.<sha256>.safetensors``, and the
+another attempt left other bytes under the usual name, the new ones go to ``<usual name>.<digest>.safetensors``, and the
 record or head names that key. All keys in records and heads are relative to the federation's directory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from blake3 import blake3
+
 from perfit_storage.conditions import check_conditions
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
 from perfit_storage.head import Blob, Head, RoundPlace, dump_head, parse_head
-from perfit_storage.objects import ObjectStore, StoredObject
+from perfit_storage.objects import ObjectStore, StoredObject, Write
 from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
 
 _SEGMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
+_BLOB_FIX = "restore it from a backup, or run its round again"
 
 
 class FederationStore:
@@ -172,25 +174,25 @@ class FederationStore:
 
     # Masks
 
-    def put_mask(self, client: str, sha256: str, data: bytes) -> None:
+    def put_mask(self, client: str, digest: str, data: bytes) -> None:
         """Stores a client's mask under the hash of the mask (not of the file), which the caller computes."""
-        path = _mask_path(client, sha256)
+        path = _mask_path(client, digest)
         if not self._objects.create(self._key(path), data):
             raise CorruptObject(
                 f"{self.uri}/{path} already holds other bytes than this mask's",
                 "delete that object and run the client's search again",
             )
 
-    def get_mask(self, client: str, sha256: str, limit: int | None = None) -> bytes:
+    def get_mask(self, client: str, digest: str, limit: int | None = None) -> bytes:
         """Returns the mask's file. Raises ``ObjectNotFound``; ``UnreadableObject``, also if it exceeds the limit."""
         fix = f"run the search of client {client!r} again"
-        return self._get(_mask_path(client, sha256), fix, limit).data
+        return self._get(_mask_path(client, digest), fix, limit).data
 
     def find_masks(self, client: str) -> list[str]:
         """Returns the hashes, sorted, of the masks that this client has."""
         prefix = self._key(f"masks/{_checked_segment('client id', client)}/")
         hashes = (key.removeprefix(prefix) for key in self._objects.list(prefix))
-        return [sha256 for sha256 in hashes if _SHA256.fullmatch(sha256)]
+        return [digest for digest in hashes if _DIGEST.fullmatch(digest)]
 
     # Rounds
 
@@ -260,6 +262,12 @@ class FederationStore:
         found = self._find(_record_path(place, client), limit)
         return None if found is None else found.data
 
+    def find_records(self, place: RoundPlace) -> set[str]:
+        """Returns the ids of the clients that have a record of a round."""
+        prefix = self._key(f"rounds/{place}/updates/")
+        names = (key.removeprefix(prefix) for key in self._objects.list(prefix))
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
     def put_global(self, place: RoundPlace, data: bytes) -> Blob:
         """Stores the vectors of which clients download their part after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/global", data)
@@ -279,16 +287,40 @@ class FederationStore:
             CorruptObject: Its bytes do not match the hash.
             UnreadableObject: It has more bytes than the limit, or the store cannot return it.
         """
-        fix = "restore it from a backup, or run its round again"
         for repeated in (False, True):
             if repeated:
                 self._objects.reconnect()
-            data = self._get(blob.key, fix, limit).data
-            actual = hashlib.sha256(data).hexdigest()
-            if actual == blob.sha256:
+            data = self._get(blob.key, _BLOB_FIX, limit).data
+            actual = blake3(data).hexdigest()
+            if actual == blob.digest:
                 return data
             del data  # before as much is read again
-        raise CorruptObject(f"{self.uri}/{blob.key} has sha256 {actual}, but its record says {blob.sha256}", fix)
+        raise self._corrupt(blob, actual)
+
+    def copy_blob(self, blob: Blob, write: Write, limit: int) -> int:
+        """Passes a blob's bytes to ``write`` piece by piece, as ``ObjectStore.copy`` does; returns their number.
+
+        Not before it has returned are they known to be those of the hash. Raises as ``read_blob``.
+        """
+        hasher = blake3()
+
+        def take(start: int, piece: memoryview) -> None:
+            if start == 0:
+                hasher.reset()
+            hasher.update(piece)
+            write(start, piece)
+
+        for repeated in (False, True):
+            if repeated:
+                self._objects.reconnect()
+            hasher.reset()
+            try:
+                size = self._objects.copy(self._key(blob.key), take, limit)
+            except ObjectNotFound as error:
+                raise ObjectNotFound(f"there is no {self.uri}/{blob.key}", _BLOB_FIX) from error
+            if hasher.hexdigest() == blob.digest:
+                return size
+        raise self._corrupt(blob, hasher.hexdigest())
 
     def has_blob(self, key: str) -> bool:
         """Whether there is an object under a blob's key."""
@@ -351,12 +383,16 @@ class FederationStore:
 
     def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that are never overwritten."""
-        sha256 = hashlib.sha256(data).hexdigest()
+        digest = blake3(data).hexdigest()
         path = f"{stem}{suffix}"
         if not self._objects.create(self._key(path), data):
-            path = f"{stem}.{sha256}{suffix}"
+            path = f"{stem}.{digest}{suffix}"
             self._objects.put(self._key(path), data)
-        return Blob(path, sha256)
+        return Blob(path, digest)
+
+    def _corrupt(self, blob: Blob, actual: str) -> CorruptObject:
+        problem = f"{self.uri}/{blob.key} has digest {actual}, but its record says {blob.digest}"
+        return CorruptObject(problem, _BLOB_FIX)
 
     def _existing_names(self) -> str:
         try:
@@ -372,10 +408,10 @@ def federation_names(objects: ObjectStore) -> list[str]:
     return [name for name in names if _DIRECTORY.fullmatch(name) and objects.exists(f"federations/{name}/spec.yaml")]
 
 
-def _mask_path(client: str, sha256: str) -> str:
-    if not _SHA256.fullmatch(sha256):
-        raise StoreError(f"{sha256!r} is not a SHA-256", "give the mask's hash as 64 hexadecimal digits")
-    return f"masks/{_checked_segment('client id', client)}/{sha256}"
+def _mask_path(client: str, digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise StoreError(f"{digest!r} is not a digest", "give the mask's hash as 64 hexadecimal digits")
+    return f"masks/{_checked_segment('client id', client)}/{digest}"
 
 
 def _checked_segment(what: str, value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,11 @@ MAX_KEY_BYTES = 1024
 """S3's own limit for a key."""
 MAX_LISTED = 100_000
 """Maximum number of entries of a listing: what others may fill must not fill this process's memory."""
+
+PIECE_BYTES = 2**18
+"""Bytes of an object that are read at once: they stay in a core's second cache while they are hashed and copied."""
+Write = Callable[[int, memoryview], None]
+"""Takes a piece of an object, and where in the object it begins; the piece is valid during the call."""
 
 UNREADABLE_FIX = "have this object's writer write it again as a plain one, or delete it"
 
@@ -57,6 +62,16 @@ class ObjectStore(Protocol):
             ObjectTooLarge: It has more than ``limit`` bytes. If its stated size exceeds the limit, nothing is read; if
                 the stated size is too low, at most ``limit + 1`` bytes are read.
             UnreadableObject: It exists, but the store or file system cannot or will not return it.
+        """
+        ...
+
+    def copy(self, key: str, write: Write, limit: int) -> int:
+        """Passes the object's bytes to ``write``, as ``get`` would return them, piece by piece and in order.
+
+        After an answer that broke off, it begins again with the first piece. Raises as ``get``.
+
+        Returns:
+            The object's size.
         """
         ...
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from perfit_storage.errors import StoreError, StoreUnreachable
-from perfit_storage.objects import ObjectStore, StoredObject
+from perfit_storage.objects import ObjectStore, StoredObject, Write
 
 T = TypeVar("T")
 
@@ -53,6 +53,10 @@ class PatientStore:
     def get(self, key: str, limit: int | None = None) -> StoredObject:
         """See ``ObjectStore.get``."""
         return self._patiently(lambda: self._store.get(key, limit))
+
+    def copy(self, key: str, write: Write, limit: int) -> int:
+        """See ``ObjectStore.copy``."""
+        return self._patiently(lambda: self._store.copy(key, write, limit))
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``."""

@@ -17,8 +17,8 @@ import hashlib
 import http.client
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,7 +39,17 @@ from perfit_storage.errors import (
     UnreadableObject,
     UnsafeStore,
 )
-from perfit_storage.objects import UNREADABLE_FIX, StoredObject, bounded, check_key, check_prefix, too_large
+from perfit_storage.objects import (
+    PIECE_BYTES,
+    UNREADABLE_FIX,
+    StoredObject,
+    T,
+    Write,
+    bounded,
+    check_key,
+    check_prefix,
+    too_large,
+)
 
 _AWS_ENDPOINT = "https://s3.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -172,11 +182,13 @@ class S3Store:
         """See ``ObjectStore.get``. The version is empty if the store gave none."""
         path = self._path(key)
         with self._errors("read", key, one_object=True):
-            for _ in range(_GET_ATTEMPTS - 1):
-                # The pool repeats requests without an answer, but not answers that break off.
-                with suppress(ProtocolError):
-                    return self._read(path, limit)
-            return self._read(path, limit)
+            return self._read(path, lambda response, problem: _stored(response, problem, limit))
+
+    def copy(self, key: str, write: Write, limit: int) -> int:
+        """See ``ObjectStore.copy``."""
+        path = self._path(key)
+        with self._errors("read", key, one_object=True):
+            return self._read(path, lambda response, problem: _copied(response, problem, write, limit))
 
     def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
@@ -248,14 +260,19 @@ class S3Store:
     def _path(self, key: str) -> str:
         return self._root + check_key(key)
 
-    def _read(self, path: str, limit: int | None) -> StoredObject:
-        response = self._client.get_object(bucket_name=self._bucket, object_name=path)
-        try:
-            data = _body(response, f"cannot read s3://{self._bucket}/{path}", limit)
-            return StoredObject(data, response.headers.get("ETag", ""))
-        finally:
-            response.close()
-            response.release_conn()
+    def _read(self, path: str, take: Callable[[urllib3.BaseHTTPResponse, str], T]) -> T:
+        """Returns what ``take`` makes of an answer, and of the text for errors about it."""
+        for attempt in range(1, _GET_ATTEMPTS + 1):
+            response = self._client.get_object(bucket_name=self._bucket, object_name=path)
+            try:
+                return take(response, f"cannot read s3://{self._bucket}/{path}")
+            except ProtocolError:  # The pool repeats requests without an answer, but not answers that break off.
+                if attempt == _GET_ATTEMPTS:
+                    raise
+            finally:
+                response.close()
+                response.release_conn()
+        raise AssertionError("the last attempt returns or raises")
 
     def _write(self, path: str, data: bytes, condition: dict[str, str]) -> None:
         """Sends an object, with a sum that the store compares: of the one in the signature SeaweedFS takes no notice.
@@ -303,6 +320,22 @@ class S3Store:
                 problem = f"{problem}: it has more metadata than an answer may have"
                 raise UnreadableObject(problem, UNREADABLE_FIX) from error
             raise _unreachable(problem, error) from error
+
+
+def _stored(response: urllib3.BaseHTTPResponse, problem: str, limit: int | None) -> StoredObject:
+    return StoredObject(_body(response, problem, limit), response.headers.get("ETag", ""))
+
+
+def _copied(response: urllib3.BaseHTTPResponse, problem: str, write: Write, limit: int) -> int:
+    if (response.length_remaining or 0) > limit:
+        raise too_large(problem, limit)
+    start = 0
+    while data := response.read(min(PIECE_BYTES, limit + 1 - start)):
+        write(start, memoryview(data))
+        start += len(data)
+        if start > limit:
+            raise too_large(problem, limit)
+    return start
 
 
 def _body(response: urllib3.BaseHTTPResponse, problem: str, limit: int | None) -> bytes:

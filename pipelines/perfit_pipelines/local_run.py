@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import re
 import signal
 import sys
 import threading
@@ -19,11 +18,10 @@ import psutil
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit_components.log_lines import plain
+from perfit_components.log_lines import ErrorFinder, plain
 from perfit_components.steps.prepare import AS_IN_FILE
 
 _KILL_AGAIN_S = 0.02
-_ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
 
 
 def run_locally(
@@ -52,7 +50,7 @@ def run_locally(
         PerfitError: A task failed; with the task's own error where it is a PerfitError or StoreError.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    errors = _ErrorFinder()
+    errors = ErrorFinder()
 
     def listen(line: str) -> None:
         errors.read(line)
@@ -187,19 +185,3 @@ class _OutputLog:
     def isatty(self) -> bool:
         """Return False: a log file has no colours."""
         return False
-
-
-class _ErrorFinder:
-    """Keeps the last PerfitError or StoreError that a task's traceback ended with."""
-
-    def __init__(self):
-        self.last = ""
-        self._reading = False
-
-    def read(self, line: str) -> None:
-        if _ERROR.match(line):
-            self.last, self._reading = _ERROR.sub("", line), True
-        elif self._reading and line.strip() and not re.match(r"\d\d:\d\d:\d\d", line.strip()):
-            self.last += "\n" + line.removeprefix("    ")
-        else:
-            self._reading = False

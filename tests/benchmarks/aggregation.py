@@ -14,7 +14,6 @@ so that a change of the machine's load meets all; files are in the system's cach
 from __future__ import annotations
 
 import cProfile
-import hashlib
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from blake3 import blake3
 
 CASES = {8: 64, 64: 16}
 """Clients, and LoRA modules of 4,096 features at rank 16: 8.4 and 2.1 million values a client."""
@@ -61,7 +61,7 @@ def speed(flower: str, repetitions: str = "3") -> None:
         with tempfile.TemporaryDirectory() as directory:
             subprocess.run([*theirs, "write", directory, str(clients), str(2 * modules)], check=True)
             commands = {("Flower", 1): [*theirs, "worker", directory, str(clients)]}
-            commands["Flower, SHA-256", 1] = [*commands["Flower", 1], "sha256"]
+            commands["Flower, BLAKE3", 1] = [*commands["Flower", 1], "digest"]
             for case in ("all", "half"):
                 subprocess.run(
                     [sys.executable, __file__, "write", directory, case, str(clients), str(modules)], check=True
@@ -152,7 +152,13 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
     from perfit_components.steps.plan import plan_round
     from perfit_storage import FederationStore, Head, RoundPlace
 
-    tree = {"name": "bench", "model": "owner/model", "lora": {"rank": 16}, "method": {"name": "fedit"}}
+    tree = {
+        "name": "bench",
+        "model": "owner/model",
+        "lora": {"rank": 16},
+        "method": {"name": "fedit"},
+        "exchange": {"dtype": "float32"},
+    }
     if case == "half":
         tree |= {"method": {"name": "perfit"}, "lora": {"rank": 16, "expansion": 2}}
     ids = [f"client-{number:04d}" for number in range(int(clients))]
@@ -176,9 +182,9 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
             mask[draw.permutation(space.size)[budget:]] = False
         values = initial[mask] + draw.standard_normal(budget, dtype=np.float32) / 100
         header = AdapterHeader.of_client(spec, client, 1, budget, mask_hash(space, mask))
-        store.put_mask(client, header.mask_sha256, dump_mask(header, space, mask))
+        store.put_mask(client, header.mask_digest, dump_mask(header, space, mask))
         update = Transfer(mask, {"values": Packed(values)})
-        data = dump_transfer(header.at_base(plan.base.adapter.sha256), mask, update)
+        data = dump_transfer(header.at_base(plan.base.adapter.digest), mask, update)
         blob = store.put_update(RoundPlace(1), client, data)
         record = UpdateRecord(
             client=client,
@@ -193,10 +199,10 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
             truncated_records=0,
             losses=(2.0, 1.5),
             perplexity=Perplexity(round_0=9.0, before=8.0, after=7.0),
-            mask_sha256=header.mask_sha256,
+            mask_digest=header.mask_digest,
             bytes_up=len(data),
             bytes_down=len(data),
-            update=Blob(key=blob.key, sha256=blob.sha256),
+            update=Blob(key=blob.key, digest=blob.digest),
         )
         store.put_record(RoundPlace(1), client, record.to_json(), lambda record: True)
 
@@ -229,7 +235,7 @@ def _round(directory: str, case: str) -> dict[str, float]:
     context = FederationContext.of(FederationStore.open(Path(directory, case).as_uri(), "bench"))
     result = _average(context, context.plan(RoundPlace(1)), {})
     delivered = [outcome.bytes_up for outcome in result.summary.clients]
-    hashlib.sha256(result.adapter)  # as the store does
+    blake3(result.adapter)  # as the store does
     Path(directory, case, "global").write_bytes(result.adapter)
     return {"bytes": sum(delivered), "global": len(result.adapter) / 1e6}
 

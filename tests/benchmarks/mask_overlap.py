@@ -13,6 +13,7 @@ that the command goes on where it was stopped. The second prints Jaccard indices
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -145,21 +146,21 @@ def seed_of(one: Run, client) -> int:
     return derive_seed(one.order, "search", client.id)
 
 
-def save(file: Path, masks: dict[str, np.ndarray], space) -> None:
-    """Write masks with the ends of the matrices in them."""
-    ends = np.array([part.stop for part in space.slices.values()])
+def save(file: Path, masks: dict[str, np.ndarray], space: LoraSpace) -> None:
+    """Write masks and the space that they are of."""
     draft = file.with_suffix(".draft")
     with open(draft, "wb") as target:
-        np.savez(target, ends=ends, **{name: np.packbits(mask) for name, mask in masks.items()})
+        packed = {name: np.packbits(mask) for name, mask in masks.items()}
+        np.savez(target, space=json.dumps(space.to_list()), **packed)
     draft.replace(file)
 
 
-def read(file: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return masks by metric and scope, each bool of shape (N,), and where the matrices end."""
+def read(file: Path) -> tuple[dict[str, np.ndarray], LoraSpace]:
+    """Return masks by metric and scope, each bool of shape (N,), and the space that they are of."""
     with np.load(file) as data:
         tensors = dict(data)
-    ends = tensors.pop("ends")
-    return {name: np.unpackbits(mask, count=int(ends[-1])).astype(bool) for name, mask in tensors.items()}, ends
+    space = LoraSpace.from_shapes(json.loads(str(tensors.pop("space"))))
+    return {name: np.unpackbits(mask, count=space.size).astype(bool) for name, mask in tensors.items()}, space
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -167,40 +168,50 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return np.count_nonzero(a & b) / np.count_nonzero(a | b)
 
 
-def chance(a: np.ndarray, b: np.ndarray, ends: np.ndarray) -> float:
+def chance(a: np.ndarray, b: np.ndarray, space: LoraSpace) -> float:
     """Return the Jaccard index expected of random masks with as many positions in each matrix as these."""
-    starts, sizes = np.r_[0, ends[:-1]], np.diff(ends, prepend=0)
-    p, q = (np.add.reduceat(mask, starts, dtype=np.int64) / sizes for mask in (a, b))
+    sizes = np.array([matrix.size for matrix in space.matrices])
+    p, q = (np.array(list(space.counts(mask).values())) / sizes for mask in (a, b))
     return float((p * q * sizes).sum() / ((p + q - p * q) * sizes).sum())
 
 
+def largest(mask: np.ndarray, space: LoraSpace, initial: np.ndarray) -> np.ndarray:
+    """Return, for each A, as many positions as the mask holds there: those with the largest initial values."""
+    chosen = np.zeros_like(mask)
+    for part in space.slices.values():
+        if held := np.count_nonzero(mask[part] & space.a_mask[part]):
+            chosen[part.start + np.argsort(-np.abs(initial[part]), kind="stable")[:held]] = True
+    return chosen
+
+
 def table(directory: Path) -> None:
-    """Print the overlaps: a line for each metric, scope and expansion of which all clients' masks are there."""
-    columns = [
-        "metric and scope",
-        "expansion",
-        "pruning",
-        "A's share",
-        "neighbours",
-        "others",
-        "same client, other order",
-    ]
-    for line in (columns := [*columns, "other start", "chance"]), ["---"] * len(columns):
+    """Print a line for each metric, scope and expansion of which all clients' masks are there."""
+    columns = ["metric and scope", "expansion", "pruning", "A's share", "neighbours", "others", "chance"]
+    columns += ["same client, other order", "same client, other start", "A: between clients", "A: with the largest"]
+    for line in (columns, ["---"] * len(columns)):
         print(f"| {' | '.join(line)} |")
     for one in RUNS:
         runs = {change: _read_all(directory, replace(one, **{change: 1})) for change in ("order", "initial")}
         found = _read_all(directory, one)
         if one.order or one.initial or not found:
             continue
+        space = found[0][1]
+        initial, a = space.initial_values(one.initial), space.a_mask
         for name in found[0][0]:
-            masks, ends = [masks[name] for masks, _ in found], found[0][1]
+            masks = [masks[name] for masks, _ in found]
+            pairs = list(combinations(masks, 2))
             again = [[jaccard(m, other[0][name]) for m, other in zip(masks, runs[c], strict=False)] for c in runs]
-            cells = [name, str(one.expansion), "stepwise" if one.stepwise else "once", a_share(masks, ends)]
-            cells += map(_spread, (*between(masks), *again, [chance(a, b, ends) for a, b in combinations(masks, 2)]))
-            print(f"| {' | '.join(cells)} |")
+            overlaps = (*between(masks), [chance(*pair, space) for pair in pairs], *again)
+            in_a = (
+                [jaccard(m & a, n & a) for m, n in pairs],
+                [jaccard(m & a, largest(m, space, initial)) for m in masks],
+            )
+            share = np.mean([np.count_nonzero(mask & a) / np.count_nonzero(mask) for mask in masks])
+            kind = "stepwise" if one.stepwise else "once"
+            print(f"| {name} | {one.expansion} | {kind} | {share:.2f} | {' | '.join(map(_spread, overlaps + in_a))} |")
 
 
-def _read_all(directory: Path, one: Run) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+def _read_all(directory: Path, one: Run) -> list[tuple[dict[str, np.ndarray], LoraSpace]]:
     """Return the masks of all clients, by client; none if some are missing."""
     clients = sorted({file.name.split(".")[-2] for file in directory.glob("*.npz")})
     files = [one.file(directory, client) for client in clients]
@@ -212,12 +223,6 @@ def between(masks: list[np.ndarray]) -> tuple[list[float], list[float]]:
     pairs = {(i, j): jaccard(masks[i], masks[j]) for i, j in combinations(range(len(masks)), 2)}
     near = {pair for pair in pairs if (pair[1] - pair[0]) % len(masks) in (1, len(masks) - 1)}
     return [pairs[pair] for pair in near], [overlap for pair, overlap in pairs.items() if pair not in near]
-
-
-def a_share(masks: list[np.ndarray], ends: np.ndarray) -> str:
-    """Return what fraction of the positions held is in A matrices."""
-    in_a = [np.add.reduceat(mask, np.r_[0, ends[:-1]], dtype=np.int64)[::2].sum() / mask.sum() for mask in masks]
-    return f"{np.mean(in_a):.2f}"
 
 
 def _spread(values: list[float]) -> str:

@@ -191,7 +191,7 @@ def measure_average(clients: int) -> dict[str, float]:
     def updates() -> Iterator[Update]:
         for mask_file, update in itertools.islice(itertools.cycle(files), clients):
             mask = AdapterFile.parse(mask_file).mask
-            yield Update(mask, AdapterFile.parse(update).vectors(mask, ["values"]), 100)
+            yield Update.at(mask, AdapterFile.parse(update).vectors(mask, ["values"]), 100)
 
     previous = here.initial_values(0)
     started = time.perf_counter()
@@ -224,7 +224,7 @@ def measure_server(clients: int) -> dict[str, float]:
         store.create_head(Head(0, store.put_global(RoundPlace(0), initial)))
         context = FederationContext.of(store)
         participants(context, 1, spec.tiers_in_use())
-        base = store.read_head().adapter.sha256
+        base = store.read_head().adapter.digest
         for seed, client in enumerate(spec.clients):
             _deliver(store, here, client.id, seed, base)
         measured = {"aggregate": _seconds(lambda: commit_round(context, 1))}
@@ -239,8 +239,8 @@ def _deliver(store: FederationStore, here: LoraSpace, client: str, seed: int, ba
     from perfit.protocol import Blob, Perplexity, UpdateRecord
 
     mask_file, update = _files(here, 8, seed, client, base)
-    sha256, budget = AdapterFile.parse(mask_file).header.mask_sha256, here.budget(8)
-    store.put_mask(client, sha256, mask_file)
+    digest, budget = AdapterFile.parse(mask_file).header.mask_digest, here.budget(8)
+    store.put_mask(client, digest, mask_file)
     blob = store.put_update(RoundPlace(1), client, update)
     record = UpdateRecord(
         client=client,
@@ -255,10 +255,10 @@ def _deliver(store: FederationStore, here: LoraSpace, client: str, seed: int, ba
         truncated_records=0,
         losses=(2.0, 1.5) * 10,
         perplexity=Perplexity(round_0=9.0, before=8.0, after=7.0),
-        mask_sha256=sha256,
+        mask_digest=digest,
         bytes_up=len(update),
         bytes_down=len(update),
-        update=Blob(key=blob.key, sha256=blob.sha256),
+        update=Blob(key=blob.key, digest=blob.digest),
     )
     store.put_record(RoundPlace(1), client, record.to_json(), lambda record: True)
 

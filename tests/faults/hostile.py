@@ -19,6 +19,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from blake3 import blake3
 from hypothesis import strategies as st
 
 from perfit.cluster_spec import ClusterSpec
@@ -72,7 +73,7 @@ class Client:
 
     @property
     def mask_key(self) -> str:
-        return f"masks/{self.name}/{self.record['mask_sha256']}"
+        return f"masks/{self.name}/{self.record['mask_digest']}"
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -87,32 +88,32 @@ class Client:
 
     def delivery(self, mask: np.ndarray, values: np.ndarray, suffix: str = "", **changes: Any) -> Objects:
         """Return the objects of an architecture and its values; the record is otherwise as told."""
-        sha256, count = mask_hash(self.space, mask), int(mask.sum())
+        digest, count = mask_hash(self.space, mask), int(mask.sum())
         fields = {"federation": self.spec.name, "client": self.name, "base_model": self.spec.model, "round": 1}
-        fields |= {"rank": self.rank, "expansion": self.spec.expansion, "budget": count, "mask_sha256": sha256}
+        fields |= {"rank": self.rank, "expansion": self.spec.expansion, "budget": count, "mask_digest": digest}
         fields |= {"matrices": self.space.to_list(), "format_version": 3}
-        update = tensors({"values": values}, fields | {"base_sha256": self.base, "matrices": None})
+        update = tensors({"values": values}, fields | {"base_digest": self.base, "matrices": None})
         key = f"{self.update_key.removesuffix('.safetensors')}{suffix}.safetensors"
         record = {"client": self.name, "tier": "default", "rank": self.rank, "round": 1, "status": "trained"}
-        record |= {"budget": count, "shared": count, "samples": 8, "held_out_records": 2, "mask_sha256": sha256}
+        record |= {"budget": count, "shared": count, "samples": 8, "held_out_records": 2, "mask_digest": digest}
         record |= {"skipped_records": 0, "truncated_records": 0, "bytes_up": 1, "bytes_down": 1, "losses": [2.5, 2.0]}
         record |= {"perplexity": {"round_0": 9.0, "before": 8.0, "after": 7.5}}
-        record |= {"update": {"key": key, "sha256": hashlib.sha256(update).hexdigest()}, **changes}
+        record |= {"update": {"key": key, "digest": blake3(update).hexdigest()}, **changes}
         return {
-            f"masks/{self.name}/{sha256}": tensors({"mask": np.packbits(mask)}, fields),
+            f"masks/{self.name}/{digest}": tensors({"mask": np.packbits(mask)}, fields),
             key: update,
             self.record_key: json.dumps(record).encode(),
         }
 
     def with_update(self, update: bytes) -> Objects:
         """Return the honest objects with another update, and a record that has its hash."""
-        blob = {**self.record["update"], "sha256": hashlib.sha256(update).hexdigest()}
+        blob = {**self.record["update"], "digest": blake3(update).hexdigest()}
         record = json.dumps(self.record | {"update": blob}).encode()
         return self.honest | {self.update_key: update, self.record_key: record}
 
 
 def mask_hash(space: LoraSpace, mask: np.ndarray) -> str:
-    digest = hashlib.sha256(json.dumps(space.to_list()).encode())
+    digest = blake3(json.dumps(space.to_list()).encode())
     digest.update(np.packbits(mask).tobytes())
     return digest.hexdigest()
 
@@ -147,9 +148,9 @@ def decode(client: Client, objects: Mapping[str, bytes]) -> tuple[np.ndarray, np
     """Return the mask, the values and the samples in objects that follow the plan; None if they do not."""
     try:
         record = _decoded_record(client, objects[client.record_key])
-        mask = _decoded_mask(client, objects[f"masks/{client.name}/{record['mask_sha256']}"], record["mask_sha256"])
+        mask = _decoded_mask(client, objects[f"masks/{client.name}/{record['mask_digest']}"], record["mask_digest"])
         update = objects[record["update"]["key"]]
-        assert hashlib.sha256(update).hexdigest() == record["update"]["sha256"]
+        assert blake3(update).hexdigest() == record["update"]["digest"]
         return mask, _decoded_values(client, update, mask), record["samples"]
     except (AssertionError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
@@ -174,27 +175,27 @@ def _decoded_record(client: Client, data: bytes) -> dict[str, Any]:
         assert type(number) in (int, float)
         assert math.isfinite(float(number))
     assert all(number >= 1 for number in record["perplexity"].values())
-    assert set(record["update"]) == {"key", "sha256"}
+    assert set(record["update"]) == {"key", "digest"}
     assert re.fullmatch(rf"rounds/1/updates/{client.name}(\.[0-9a-f]{{64}})?\.safetensors", record["update"]["key"])
     return record
 
 
-def _decoded_mask(client: Client, data: bytes, sha256: str) -> np.ndarray:
+def _decoded_mask(client: Client, data: bytes, digest: str) -> np.ndarray:
     header, payload = split(data)
-    fields = _check_metadata(client, header, mask_sha256=sha256, base_sha256="")
+    fields = _check_metadata(client, header, mask_digest=digest, base_digest="")
     matrices = [[str(name), int(rows), int(columns)] for name, rows, columns in fields["matrices"]]
     assert matrices == client.space.to_list()
     packed = _tensor(header, payload, "mask", {"U8": np.uint8})
     assert packed.shape == (-(-client.space.size // 8),)
     mask = np.unpackbits(packed)[: client.space.size].astype(bool)
     assert mask.sum() == client.budget
-    assert mask_hash(client.space, mask) == sha256
+    assert mask_hash(client.space, mask) == digest
     return mask
 
 
 def _decoded_values(client: Client, data: bytes, mask: np.ndarray) -> np.ndarray:
     header, payload = split(data)
-    planned = {"mask_sha256": mask_hash(client.space, mask), "base_sha256": client.base, "round": 1}
+    planned = {"mask_digest": mask_hash(client.space, mask), "base_digest": client.base, "round": 1}
     assert _check_metadata(client, header, **planned)["matrices"] is None
     assert set(header) == {"__metadata__", "values"}
     values = _tensor(header, payload, "values", WIRE_DTYPES)
@@ -204,7 +205,7 @@ def _decoded_values(client: Client, data: bytes, mask: np.ndarray) -> np.ndarray
 
 
 def _check_metadata(client: Client, header: dict, **planned: Any) -> dict[str, Any]:
-    fields = {"base_sha256": ""} | json.loads(header["__metadata__"]["perfit"])
+    fields = {"base_digest": ""} | json.loads(header["__metadata__"]["perfit"])
     planned |= {"federation": client.spec.name, "client": client.name, "base_model": client.spec.model}
     planned |= {"rank": client.rank, "expansion": client.spec.expansion, "budget": client.budget, "format_version": 3}
     assert set(fields) == {*planned, "matrices", "round"}

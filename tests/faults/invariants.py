@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from blake3 import blake3
 
 from perfit.protocol import RoundSummary, UpdateRecord, parse_outcome
 from perfit_storage import ObjectNotFound
@@ -36,7 +37,7 @@ def _torn_of(federation: Federation, head: Any) -> list[str]:
 def _whole(federation: Federation, blob: Any) -> bool:
     TOTALS.count("reads checked")
     try:
-        return hashlib.sha256(federation.objects.get(blob.key).data).hexdigest() == blob.sha256
+        return blake3(federation.objects.get(blob.key).data).hexdigest() == blob.digest
     except ObjectNotFound:
         return False
 

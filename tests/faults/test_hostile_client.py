@@ -13,12 +13,13 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from perfit.protocol import ClientStatus, UpdateRecord
-from perfit_components.steps.contribution import Contribution, read_contribution
+from perfit_components.steps.contribution import Contribution, RoundReader
 from perfit_storage import RoundPlace
 from perfit_storage.s3 import S3Settings
 
@@ -66,7 +67,7 @@ def founded(model: str, directory: Path, eves: int, **sections: Any) -> tuple[Si
     site = Site(spec, (directory / "store").as_uri()).prepare()
     assert site.planned(1) == names
     space = site.context.downloads(site.context.plan(RoundPlace(1)).base).space
-    base = site.store.read_head().adapter.sha256
+    base = site.store.read_head().adapter.digest
     return site, {name: Client(spec, name, base, space) for name in names}
 
 
@@ -80,8 +81,6 @@ class Reader:
         self.client, self._root, self._context = client, site.root, site.context
         self._plan = self._context.plan(RoundPlace(1))
         self._participant = next(p for p in self._plan.participants if p.client == client.name)
-        self._base = self._context.state(self._plan.base)
-        self._exchanged = self._context.exchanged(self._plan, self._base.space)
 
     def read(self, objects: Objects) -> Contribution | ClientStatus:
         for name in (f"masks/{self.client.name}/*", f"rounds/1/updates/{self.client.name}.*"):
@@ -91,7 +90,8 @@ class Reader:
             path = self._root / key
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(data)
-        return read_contribution(self._context, self._plan, self._participant, self._base, self._exchanged)
+        reader = RoundReader.of(self._context, self._plan)
+        return reader.read(self._participant, reader.new_cohort())
 
     def check(self, objects: Objects) -> None:
         """Check what is made of objects, and the memory that it takes."""
@@ -115,7 +115,11 @@ def is_allowed(result: Contribution | ClientStatus, decoded: tuple | None) -> bo
         return False
     mask, values, samples = decoded
     update = result.update
-    same = (result.mask == mask).all() and (update.positions == mask).all() and result.record.samples == samples
+    same = (
+        (result.mask == np.packbits(mask)).all()
+        and (update.positions == mask).all()
+        and result.record.samples == samples
+    )
     return bool(same) and update.samples == samples and (update.vectors["values"] == values).all()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfit_storage import AccessDenied, ObjectStore, StoredObject
+from perfit_storage.objects import Write
 
 Policy = dict[str, Any]
 """A policy document."""
@@ -68,6 +69,10 @@ class PolicedStore:
     def get(self, key: str, limit: int | None = None) -> StoredObject:
         self._check("s3:GetObject", key)
         return self.objects.get(key, limit)
+
+    def copy(self, key: str, write: Write, limit: int) -> int:
+        self._check("s3:GetObject", key)
+        return self.objects.copy(key, write, limit)
 
     def put(self, key: str, data: bytes) -> None:
         self._check("s3:PutObject", key)

@@ -18,9 +18,11 @@ from safetensors.numpy import load, save
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import (
+    _DTYPES,
     AdapterFile,
     AdapterFileError,
     AdapterHeader,
+    _serialized,
     dump_mask,
     dump_server_vectors,
     dump_transfer,
@@ -37,11 +39,11 @@ MASK = np.array([1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
 VALUES = np.array([0.1, -2.5, 1e-7, 3.0, 1 / 3, 65504.0], dtype=np.float32)
 SOME = MASK & (np.arange(MASK.size) != 2) & (np.arange(MASK.size) != 13)
 """Four of the mask's six positions: two of A's three, two of B's."""
-HEADER = AdapterHeader("f", 2, "ann", "some/model", 1, 2, budget=6, mask_sha256=mask_hash(SPACE, MASK))
+HEADER = AdapterHeader("f", 2, "ann", "some/model", 1, 2, budget=6, mask_digest=mask_hash(SPACE, MASK))
 
 
 def mask_file(space: LoraSpace = SPACE, mask: np.ndarray = MASK) -> bytes:
-    header = replace(HEADER, budget=int(np.count_nonzero(mask)), mask_sha256=mask_hash(space, mask))
+    header = replace(HEADER, budget=int(np.count_nonzero(mask)), mask_digest=mask_hash(space, mask))
     return dump_mask(header, space, mask)
 
 
@@ -195,6 +197,7 @@ def test_what_crosses_in_another_type(dtype, other):
         ({"positions": np.zeros((1, 1), np.uint8)}, "no positions of 6 bits"),
         ({"positions": np.zeros(1, np.int8)}, "no positions of 6 bits"),
         ({"positions": np.packbits(MASK[MASK])}, "bits for its positions, although it covers all"),
+        ({"positions": np.packbits(SOME[MASK]) | np.uint8(1)}, "bits of its positions behind the last"),
         # Bits of four positions in a file of six values.
         ({"positions": np.packbits(SOME[MASK])}, "no 4 values of .* for values"),
     ],
@@ -273,7 +276,7 @@ def test_a_file_of_the_server_holds_every_position():
     data = dump_server_vectors(SPEC, SPACE, 3, {"values": values, "momentum": values + 1})
     file = AdapterFile.parse(data)
     assert file.header == AdapterHeader.of_server(SPEC, SPACE, 3)
-    assert file.header == AdapterHeader("f", 3, None, "some/model", 2, 2, budget=16, mask_sha256="all")
+    assert file.header == AdapterHeader("f", 3, None, "some/model", 2, 2, budget=16, mask_digest="all")
     read = file.vectors(everywhere, ["values", "momentum"])
     same_bits(read["values"], values)
     same_bits(read["momentum"], values + 1)
@@ -282,7 +285,7 @@ def test_a_file_of_the_server_holds_every_position():
 
 
 def test_the_header_of_a_client():
-    header = AdapterHeader.of_client(SPEC, "ann", 2, 6, HEADER.mask_sha256)
+    header = AdapterHeader.of_client(SPEC, "ann", 2, 6, HEADER.mask_digest)
     assert header == HEADER
 
 
@@ -508,3 +511,12 @@ def test_another_format_version_is_named(fields):
 def test_invalid_headers(spoil: Callable[[bytes], bytes]):
     with pytest.raises(AdapterFileError, match="not an adapter file"):
         AdapterFile.parse(spoil(values_file()))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_files_are_those_of_the_library(seed):
+    rng = np.random.default_rng(seed)
+    names, dtypes = ["values", "control", "values.scales", "positions", 'ö"'], [*_DTYPES.values()]
+    tensors = {name: np.zeros(rng.integers(5), dtypes[rng.integers(5)]) for name in names[: rng.integers(6)]}
+    metadata = {"perfit": json.dumps({"client": 'ö"'})}
+    assert _serialized(tensors, metadata) == save(dict(tensors), metadata=metadata)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import signal
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import permutations
@@ -14,7 +11,6 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from perfit.aggregation import Aggregation, Cohort, aggregate
-from perfit.errors import PerfitError
 from perfit.updates import Update
 
 PREVIOUS = np.array([10, 20, 30, 40, 50, 60], dtype=np.float32)
@@ -27,7 +23,7 @@ def client(samples: int, values: list[float | None]) -> Update:
 
 
 def update(samples: int, positions: np.ndarray, values) -> Update:
-    return Update(positions, {"values": np.array(values, dtype=np.float32)}, samples)
+    return Update.at(positions, {"values": np.array(values, dtype=np.float32)}, samples)
 
 
 def same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -172,12 +168,12 @@ def test_an_update_of_no_samples_has_no_weight(samples):
 @pytest.mark.parametrize("vector", [np.zeros(2, np.float32), np.zeros((3, 1), np.float32), np.zeros(3)], ids=str)
 def test_an_update_has_a_float32_a_position(vector):
     with pytest.raises(ValueError, match=r"values is float(32|64)\(.*\), want float32\(3,\)"):
-        Update(np.array([True, False, True, True]), {"values": vector}, samples=1)
+        Update.at(np.array([True, False, True, True]), {"values": vector}, samples=1)
 
 
 def test_updates_that_cannot_be_averaged():
     of_another_space = client(1, [1.0] * 5)
-    of_other_vectors = Update(np.ones(6, dtype=bool), {"control": np.zeros(6, np.float32)}, samples=1)
+    of_other_vectors = Update.at(np.ones(6, dtype=bool), {"control": np.zeros(6, np.float32)}, samples=1)
     for bad in (of_another_space, of_other_vectors):
         with pytest.raises(ValueError, match="cannot average"):
             aggregate(PREVIOUS, [client(1, [1.0] * 6), bad])
@@ -191,7 +187,7 @@ def test_a_cohort_averages_each_vector_and_counts_holders():
         ("bob", 3, [True, False, False], [5], [30]),
     ]:
         vectors = {"values": np.array(values, np.float32), "control": np.array(control, np.float32)}
-        cohort.add(name, Update(np.array(positions), vectors, samples))
+        cohort.add(name, Update.at(np.array(positions), vectors, samples))
     assert_array_equal(cohort.average("values", np.float32([7, 8, 9])), [(1 + 3 * 5) / 4, 2, 9])
     assert_array_equal(cohort.average("control", np.float32(0)), [(10 + 3 * 30) / 4, 20, 0])
     assert_array_equal(cohort.holders, [2, 1, 0])
@@ -352,25 +348,3 @@ def test_a_client_has_one_update():
     cohort = cohort_of({"ann": client(1, [1.0] * 6)})
     with pytest.raises(ValueError, match="'ann' has an update already"):
         cohort.add("ann", client(1, [2.0] * 6))
-
-
-def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    cohort = cohort_of({}, np.zeros(100_000, np.float32))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(PerfitError, match=f"cannot be kept in {tmp_path}: File too large") as caught:
-            cohort.add("ann", update(1, np.ones(100_000, dtype=bool), np.zeros(100_000)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert "let TMPDIR name another directory" in caught.value.fix
-
-
-def test_the_spool_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    cohort = cohort_of(FIVE)
-    assert cohort.average("values", PREVIOUS).size == 6
-    assert list(tmp_path.iterdir()) == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from perfit.kernels import TILE, add_holders, largest_magnitude, set_mean, squared_change, squared_distance
+from perfit.kernels import TILE, add_holders, examine, set_mean, squared_distance
 
 SIZES = [1, 7, 8, 9, 64, 1001, TILE - 1, TILE, TILE + 1, 3 * TILE + 5]
 NOTHING = np.zeros(0, np.float32)
@@ -22,13 +23,17 @@ def random_positions(rng: np.random.Generator, size: int, clients: int) -> np.nd
     return rng.random((clients, size)) < shares
 
 
+def addresses(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("clients", [1, 6, 300])
 def test_holders(size, clients):
     positions = random_positions(np.random.default_rng(size), size, clients)
     for dtype in (np.uint16, np.uint32) if clients > 255 else (np.uint8, np.uint16, np.uint32):
-        holders = np.zeros(size, dtype)
-        add_holders(np.packbits(positions, axis=1), holders)
+        holders, masks = np.zeros(size, dtype), np.packbits(positions, axis=1)
+        add_holders(addresses(masks), 0, holders)
         assert_array_equal(holders, positions.sum(axis=0))
 
 
@@ -40,12 +45,17 @@ def test_the_mean(size, with_base):
     dense = rng.normal(0, 1, positions.shape).astype(np.float32)
     base = rng.normal(0, 1, size).astype(np.float32) if with_base else NOTHING
     weights, factors = rng.integers(1, 5000, 8).astype(np.float64), np.array([1, 1, 1, 1, 0.3, 0.5, 1, 0.25])
-    counts = positions.sum(axis=1)
-    starts = np.cumsum(counts) - counts
     shared = positions.sum(axis=0) >= 2
     before = rng.normal(0, 1, size).astype(np.float32)
     out = before.copy()
-    set_mean(np.packbits(positions, axis=1), dense[positions], starts, weights, factors, base, shared, out)
+    masks, vectors = np.packbits(positions, axis=1), [row[held] for row, held in zip(dense, positions, strict=True)]
+    cursors = np.zeros(8, dtype=np.int64)
+    for part in (slice(0, size // 2 // 8 * 8), slice(size // 2 // 8 * 8, size)):
+        some = base[part] if with_base else base
+        set_mean(
+            addresses(masks), addresses(vectors), cursors, part.start, weights, factors, some, shared[part], out[part]
+        )
+    assert_array_equal(cursors, positions.sum(axis=1))
 
     origin = base.astype(np.float64) if with_base else np.zeros(size)
     scaled = (origin + factors[:, np.newaxis] * (dense - origin)).astype(np.float32)
@@ -65,9 +75,11 @@ def test_the_squared_change(size, share):
     positions, base = rng.random(size) < share, rng.normal(0, 1, size).astype(np.float32)
     values = rng.normal(0, 1, np.count_nonzero(positions)).astype(np.float32)
     mask = np.packbits(positions)
-    expected = np.sum((values.astype(np.float64) - base[positions]) ** 2)
-    assert squared_change(mask, values, base) == pytest.approx(expected, rel=1e-12)
-    assert squared_change(mask, values, NOTHING) == pytest.approx(np.sum(values.astype(np.float64) ** 2), rel=1e-12)
+    for origin, changes in ((base, values - base[positions]), (NOTHING, values)):
+        largest, squares, count = examine(mask, np.append(values, np.float32(np.nan)), origin)
+        assert np.int32(largest).view(np.float32) == np.abs(values).max(initial=0)
+        assert squares == pytest.approx(np.sum(changes.astype(np.float64) ** 2), rel=1e-12)
+        assert count == values.size
 
 
 def test_the_squared_distance():
@@ -76,27 +88,33 @@ def test_the_squared_distance():
     assert squared_distance(first, second, np.zeros(3, dtype=bool)) == 0
 
 
+def largest_magnitude(values: list[float]) -> np.float32:
+    largest, _, count = examine(np.packbits(np.ones(len(values), dtype=bool)), np.float32(values), NOTHING)
+    assert count == len(values)
+    return np.int32(largest).view(np.float32)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([], 0), ([-0.0, 1e-45], 1e-45), ([1, -3, 2], 3), ([1, -np.inf], np.inf), ([-3e38, 2e38], 3e38)],
 )
 def test_the_largest_magnitude(values, expected):
-    assert largest_magnitude(np.float32(values)) == np.float32(expected)
+    assert largest_magnitude(values) == np.float32(expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan])
 def test_what_is_not_a_number_has_no_magnitude(bad):
-    assert np.isnan(largest_magnitude(np.float32([1, bad, 9])))
+    assert np.isnan(largest_magnitude([1, bad, 9]))
 
 
 def test_read_only_arrays_are_accepted():
     base = np.float32([1, 2, 3])
     base.setflags(write=False)
-    assert squared_change(np.packbits([True, False, True]), np.float32([2, 5]), base) == 1 + 4
+    assert examine(np.packbits([True, False, True]), np.float32([2, 5]), base)[1:] == (1 + 4, 2)
 
 
 def test_a_directory_given_for_the_cache_is_used(tmp_path):
     command = [sys.executable, "-c", "import perfit.kernels"]
     subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)
     functions = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbi")}
-    assert {"kernels.set_mean", "kernels.add_holders", "kernels.squared_change"} <= functions
+    assert {"kernels.set_mean", "kernels.add_holders", "kernels.examine"} <= functions

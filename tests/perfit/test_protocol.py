@@ -23,18 +23,18 @@ from perfit.protocol import (
 )
 
 SHA = "0" * 64
-BASE = Base(round=1, adapter=Blob(key="rounds/1/adapter", sha256=SHA))
+BASE = Base(round=1, adapter=Blob(key="rounds/1/adapter", digest=SHA))
 PLAN = Plan(
     federation="toy",
     round=2,
     base=BASE,
     participants=(
         Participant(
-            client="ann", tier="big", rank=2, mask_sha256=SHA, download=Blob(key="rounds/2/downloads/ann", sha256=SHA)
+            client="ann", tier="big", rank=2, mask_digest=SHA, download=Blob(key="rounds/2/downloads/ann", digest=SHA)
         ),
         Participant(client="bob", tier="small", rank=1),
     ),
-    exchanged=Blob(key="rounds/2/exchanged", sha256=SHA),
+    exchanged=Blob(key="rounds/2/exchanged", digest=SHA),
 )
 RECORD = UpdateRecord(
     client="ann",
@@ -49,10 +49,10 @@ RECORD = UpdateRecord(
     truncated_records=1,
     losses=(2.5, 0.1),
     perplexity=Perplexity(round_0=9.5, before=8.0, after=1.0),
-    mask_sha256=SHA,
+    mask_digest=SHA,
     bytes_up=1000,
     bytes_down=1000,
-    update=Blob(key="rounds/2/updates/ann", sha256=SHA),
+    update=Blob(key="rounds/2/updates/ann", digest=SHA),
 )
 STATUS = ClientStatus(client="bob", tier="small", rank=1, round=2, status="failed", reason="größer\n  fix: none")
 SUMMARY = RoundSummary(
@@ -82,7 +82,7 @@ def test_parse_and_to_json_are_each_others_inverse(message):
 
 def test_a_text_by_hand():
     assert PLAN.participants[1].to_json() == (
-        b'{\n "client": "bob",\n "download": null,\n "mask_sha256": null,\n "rank": 1,\n "tier": "small"\n}\n'
+        b'{\n "client": "bob",\n "download": null,\n "mask_digest": null,\n "rank": 1,\n "tier": "small"\n}\n'
     )
 
 
@@ -144,10 +144,10 @@ def test_invalid_bytes_are_rejected(data, problem):
         ({"losses": [0.5] * 100_001}, "trained.losses"),
         ({"perplexity": {"round_0": 9, "before": 9, "after": 0.5}}, "trained.perplexity.after"),
         ({"perplexity": {"round_0": 9, "before": 9}}, "trained.perplexity.after"),
-        ({"mask_sha256": "0" * 63}, "trained.mask_sha256"),
-        ({"mask_sha256": SHA + "\n"}, "trained.mask_sha256"),
-        ({"update": {"key": "k", "sha256": "A" * 64}}, "trained.update.sha256"),
-        ({"update": {"key": "k", "sha256": SHA, "size": 1}}, "trained.update.size"),
+        ({"mask_digest": "0" * 63}, "trained.mask_digest"),
+        ({"mask_digest": SHA + "\n"}, "trained.mask_digest"),
+        ({"update": {"key": "k", "digest": "A" * 64}}, "trained.update.digest"),
+        ({"update": {"key": "k", "digest": SHA, "size": 1}}, "trained.update.size"),
     ],
 )
 def test_a_record_with_a_wrong_value_is_refused_and_the_key_named(fields, where):

@@ -14,7 +14,7 @@ BASE = {"values": np.float32([1, 2, 3])}
 
 def update(values, samples=4, **more) -> Update:
     vectors = {"values": np.float32(values)} | {name: np.float32(vector) for name, vector in more.items()}
-    return Update(POSITIONS, vectors, samples)
+    return Update.at(POSITIONS, vectors, samples)
 
 
 def test_a_change_is_measured_from_the_servers_values():
@@ -29,7 +29,7 @@ def test_a_vector_without_entries_has_not_moved():
 
 
 def weights(samples: list[int], max_share: float, *, weighted: bool = True) -> list[int]:
-    measures = {str(number): Measure(count, {}) for number, count in enumerate(samples)}
+    measures = {str(number): Measure(count, {}, {}) for number, count in enumerate(samples)}
     return [s.weight for s in scales(measures, max_share=max_share, clip=None, weighted=weighted).values()]
 
 
@@ -53,7 +53,7 @@ def test_methods_that_weigh_clients_alike_have_nothing_to_cap():
 
 
 def factors(changes: list[float], clip: float | None = 3.0) -> list[dict[str, float]]:
-    measures = {str(number): Measure(1, {"values": change}) for number, change in enumerate(changes)}
+    measures = {str(number): Measure(1, {"values": change}, {}) for number, change in enumerate(changes)}
     return [dict(s.factors) for s in scales(measures, max_share=1, clip=clip, weighted=True).values()]
 
 

@@ -15,6 +15,7 @@ from perfit.exchange import DTYPES, Packed, Transfer
 from perfit.methods import METHODS, ClientStart, Method, MethodOptions, Mix, Tuned
 from perfit.round import (
     ClientRound,
+    Reach,
     Received,
     download,
     exchanged_positions,
@@ -497,3 +498,16 @@ def test_a_round_without_updates_changes_nothing(name):
     state = initial_state(spec, SPACE)
     after = merge(spec, SPACE, state, new_cohort(spec, SPACE, state))
     assert {k: v.tobytes() for k, v in after.items()} == {k: v.tobytes() for k, v in state.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("round", [1, 2])
+def test_the_server_finds_the_positions_of_a_client(name, round):
+    spec = make_spec(method={"name": name})
+    exchanged, held = np.arange(SPACE.size) % 3 > 0, SPACE.plain_mask(1)
+    side = ClientRound(spec, SPACE, held, round)
+    reach = Reach(spec, SPACE, round, np.packbits(exchanged))
+    for known, expected in ((True, side.roles.shared & exchanged), (False, side.exchanged_unknown)):
+        active, sent = reach.positions(np.packbits(held), known)
+        assert_array_equal(active, np.packbits(side.active))
+        assert_array_equal(sent, np.packbits(side.active & expected))

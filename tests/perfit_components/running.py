@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_server_vectors, dump_transfer, dump_vectors
@@ -169,31 +170,31 @@ def in_memory(spec: ClusterSpec) -> dict[str, bytes]:
 def _server_files(spec: ClusterSpec, before: State, state: State) -> dict[str, bytes]:
     space = next(iter(state.results.values())).adapter.space
     base = dump_server_vectors(spec, space, before.round, split_state(spec, before.vectors)[0])
-    base_sha256 = hashlib.sha256(base).hexdigest()
+    base_digest = blake3(base).hexdigest()
     downloads, own = split_state(spec, state.vectors)
     place = f"rounds/{state.round}"
     expected = {f"{place}/global.safetensors": dump_server_vectors(spec, space, state.round, downloads)}
     if own:
         expected[f"{place}/state.safetensors"] = dump_server_vectors(spec, space, state.round, own)
     for client in _sampled(spec, state.round):
-        expected |= _client_files(spec, before, state, client, base_sha256)
+        expected |= _client_files(spec, before, state, client, base_digest)
     return expected
 
 
-def _client_files(spec: ClusterSpec, before: State, state: State, client: str, base_sha256: str) -> dict[str, bytes]:
+def _client_files(spec: ClusterSpec, before: State, state: State, client: str, base_digest: str) -> dict[str, bytes]:
     """A client's download, update, and what it keeps, of the last round."""
     result, number = state.results[client], state.round
-    space, sha256 = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
-    header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, sha256)
+    space, digest = result.adapter.space, mask_hash(result.adapter.space, result.adapter.mask)
+    header = AdapterHeader.of_client(spec, client, number, result.adapter.budget, digest)
     roles, expected = ClientRound(spec, space, result.adapter.mask, number).roles, {}
     if result.updated.any():
-        update = dump_transfer(header.at_base(base_sha256), result.updated, result.upload)
+        update = dump_transfer(header.at_base(base_digest), result.updated, result.upload)
         expected[f"rounds/{number}/updates/{client}.safetensors"] = update
     if result.exchanged.any() and (spec.search is None or client in before.architectures):
         sent = download(spec, before.vectors, result.exchanged, number, spec.client(client))
         name = f"downloads/{client}" if spec.search else f"ranks/{header.rank}"
         file = dump_transfer(
-            replace(header.at_base(base_sha256), client=client if spec.search else None), roles.shared, sent
+            replace(header.at_base(base_digest), client=client if spec.search else None), roles.shared, sent
         )
         expected[f"rounds/{number}/{name}.safetensors"] = file
     kept = dump_vectors(header, space, result.kept)

@@ -30,7 +30,7 @@ def update_of(site: Site, client: str) -> Update:
     record = json.loads(stored[f"rounds/1/updates/{client}.json"])
     mask = site.mask_file(client).mask
     vectors = AdapterFile.parse(stored[f"rounds/1/updates/{client}.safetensors"]).vectors(mask, ["values"])
-    return Update(mask, vectors, record["samples"])
+    return Update.at(mask, vectors, record["samples"])
 
 
 def values_of(data: bytes) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_a_round_is_the_mean_of_its_updates(trained):
         "positions": holders.size,
         "positions_held": np.count_nonzero(holders),
         "positions_shared": np.count_nonzero(holders > 1),
-        "architectures": {client: file.header.mask_sha256 for client, file in masks.items()},
+        "architectures": {client: file.header.mask_digest for client, file in masks.items()},
         "clients": [json.loads(stored[f"rounds/1/updates/{client}.json"]) for client in ("ann", "bob", "eve")],
         "rule": "mean",
         "positions_by_mean": np.count_nonzero(holders > 1),
@@ -270,7 +270,7 @@ def test_summaries_are_a_chain_from_the_head(make_site):
     assert [summary.round for summary in site.context.summaries(last=2)] == [1, 2]
     path = site.root / "rounds/2/summary.json"
     path.write_bytes(path.read_bytes().replace(b'"round": 2', b'"round": 3'))
-    with pytest.raises(CorruptObject, match=r"rounds/2/summary\.json has sha256"):
+    with pytest.raises(CorruptObject, match=r"rounds/2/summary\.json has digest"):
         site.context.summaries()
 
 
@@ -326,7 +326,7 @@ def test_an_aggregator_that_has_seen_another_update_does_not_commit_over_the_fir
 def test_a_head_whose_adapter_was_replaced(trained):
     path = trained.root / "rounds/0/global.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CorruptObject, match=r"has sha256 .* but its record says"):
+    with pytest.raises(CorruptObject, match=r"has digest .* but its record says"):
         trained.aggregate(1)
     assert trained.store.read_head().round == 0
 

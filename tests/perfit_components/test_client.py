@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -10,6 +9,7 @@ import uuid
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.numpy import load_file, save_file
 
 from perfit.adapter_file import AdapterFile
@@ -25,10 +25,10 @@ def test_a_clients_first_round_leaves_a_mask_of_its_budget(make_site):
     site = make_site().prepare()
     for client, rank in [("ann", 2), ("bob", 1)]:
         site.train_client(client)
-        (sha256,) = site.store.find_masks(client)
-        file = AdapterFile.parse(files(site.root)[f"masks/{client}/{sha256}"])
+        (digest,) = site.store.find_masks(client)
+        file = AdapterFile.parse(files(site.root)[f"masks/{client}/{digest}"])
         assert (file.header.client, file.header.round, file.header.rank) == (client, 1, rank)
-        assert file.header.mask_sha256 == sha256
+        assert file.header.mask_digest == digest
         assert np.count_nonzero(file.mask) == file.space.budget(rank)
 
 
@@ -52,8 +52,8 @@ def test_the_files_of_a_round(trained):
     budget = mask_file.space.budget(1)
     assert file.vectors(mask, ["values"])["values"].size == record.budget == record.shared == header.budget == budget
     assert (record.samples, record.held_out_records) == (RECORDS["bob"] - 1, 1)
-    assert record.update.sha256 == hashlib.sha256(update).hexdigest()
-    assert record.bytes_up == len(update) + len(stored[f"masks/bob/{record.mask_sha256}"])
+    assert record.update.digest == blake3(update).hexdigest()
+    assert record.bytes_up == len(update) + len(stored[f"masks/bob/{record.mask_digest}"])
     assert record.bytes_down == 0, "before the server knows its mask, it starts from the initial values"
     assert record.perplexity.before == pytest.approx(json.loads(stored["clients/bob/baseline.json"])["perplexity"])
     assert len(record.losses) == trained.spec.training.steps
@@ -134,7 +134,7 @@ def test_a_mask_is_sent_once(make_site):
     site = make_site(rounds=2).run()
     first, second = (parse_outcome(site.store.read_record(RoundPlace(round), "ann")) for round in (1, 2))
     sizes = [len(files(site.root)[f"rounds/{round}/updates/ann.safetensors"]) for round in (1, 2)]
-    assert first.bytes_up - sizes[0] == len(site.store.get_mask("ann", first.mask_sha256))
+    assert first.bytes_up - sizes[0] == len(site.store.get_mask("ann", first.mask_digest))
     assert second.bytes_up == sizes[1]
 
 
@@ -180,8 +180,8 @@ NO_RESPONSE = '{"instruction": "What is the sea?"}\n'
         (lambda path: path.write_text(""), "{data}: contains no records", "give a client at least 2 records"),
         (
             lambda path: path.write_text(path.read_text().splitlines()[0]),
-            "{data}: 1 usable record(s): too few to train on one and hold out another",
-            "give a client at least 2 records",
+            "{data}: 1 usable record(s), all of the same messages: none can be held out",
+            "give a client at least 2 different records, or held_out records of its own",
         ),
     ],
     ids=["vanished", "without a response", "empty", "one record"],

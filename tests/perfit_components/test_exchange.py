@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from perfit.adapter_file import AdapterFile, dump_transfer
 from perfit.errors import PerfitError
@@ -59,7 +59,7 @@ def forge_update(site: Site, positions: np.ndarray, values: Packed, **record: An
     path.write_bytes(data)
     record_path = path.with_suffix(".json")
     stored = json.loads(record_path.read_text())
-    stored["update"]["sha256"] = hashlib.sha256(data).hexdigest()
+    stored["update"]["digest"] = blake3(data).hexdigest()
     record_path.write_text(json.dumps(stored | record))
 
 
@@ -88,7 +88,7 @@ def test_what_crosses_is_counted_with_masks_and_headers(make_site):
     stored = files(site.root)
     for round in (1, 2):
         for record in site.summary(round).trained:
-            mask = stored[f"masks/{record.client}/{record.mask_sha256}"] if round == 1 else b""
+            mask = stored[f"masks/{record.client}/{record.mask_digest}"] if round == 1 else b""
             update = stored[f"rounds/{round}/updates/{record.client}.safetensors"]
             down = stored.get(f"rounds/{round}/downloads/{record.client}.safetensors", b"")
             assert (record.bytes_up, record.bytes_down) == (len(mask) + len(update), len(down))
@@ -140,7 +140,7 @@ def test_who_joins_later_trains_alone_in_its_first_round(make_site):
     alone = {record.client: record for record in joined.run_round(2).trained}
     assert (alone["eve"].shared, alone["eve"].update, alone["eve"].bytes_down) == (0, None, 0)
     assert alone["ann"].shared > 0
-    assert plan_of(joined, 2).participants[2].mask_sha256 is None
+    assert plan_of(joined, 2).participants[2].mask_digest is None
     together = {record.client: record for record in joined.run_round(3).trained}
     assert together["eve"].shared == np.count_nonzero(masks_of(joined)["eve"] & contested(joined)) > 0
     assert together["ann"].shared > alone["ann"].shared, "ann's positions have one more possible holder"
@@ -168,7 +168,7 @@ def test_a_mask_that_its_client_has_changed_makes_it_unknown_and_stops_nobody(ma
     site.run_round(1)
     mask = site.root / "masks/eve" / site.store.find_masks("eve")[0]
     mask.write_bytes(mask.read_bytes()[:-1] + b"\x01")
-    assert [p.mask_sha256 is None for p in plan_round(site.context, 2).participants] == [False, False, True]
+    assert [p.mask_digest is None for p in plan_round(site.context, 2).participants] == [False, False, True]
     outcomes = site.run_round(2).clients
     assert [outcome.status for outcome in outcomes] == ["trained", "trained", "failed"]
     assert "restore it from a backup" in outcomes[2].reason
@@ -267,7 +267,7 @@ def test_a_damaged_download_fails_its_client_alone(make_site):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     outcomes = site.run_round(2).clients
     assert [outcome.status for outcome in outcomes] == ["trained", "failed", "trained"]
-    assert "has sha256" in outcomes[1].reason
+    assert "has digest" in outcomes[1].reason
 
 
 def test_a_download_of_another_round_is_no_download(make_site):
@@ -278,15 +278,15 @@ def test_a_download_of_another_round_is_no_download(make_site):
     plan = plan_of(site, 3)
     (site.root / "rounds/3/downloads/bob.safetensors").write_bytes(old)
     bob = plan.participants[1]
-    forged = replace_download(plan, bob.client, hashlib.sha256(old).hexdigest())
+    forged = replace_download(plan, bob.client, blake3(old).hexdigest())
     (site.root / "rounds/3/plan.json").write_bytes(forged.to_json())
     assert "its header is" in site.train_client("bob", 3)["reason"]
 
 
-def replace_download(plan: Plan, client: str, sha256: str) -> Plan:
+def replace_download(plan: Plan, client: str, digest: str) -> Plan:
     """The plan, with another hash of what a client downloads."""
     entries = [
-        p.model_copy(update={"download": Blob(key=p.download.key, sha256=sha256)}) if p.client == client else p
+        p.model_copy(update={"download": Blob(key=p.download.key, digest=digest)}) if p.client == client else p
         for p in plan.participants
     ]
     return plan.model_copy(update={"participants": tuple(entries)})

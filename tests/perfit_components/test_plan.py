@@ -41,7 +41,7 @@ def test_a_round_takes_the_fraction_of_every_tier(site):
     assert [id[0] for id in ids] == list("ssswww"[:5])
     stored = json.loads(files(site.root)["rounds/1/plan.json"])
     head = json.loads(files(site.root)["head.json"])
-    unknown = {"mask_sha256": None, "download": None}
+    unknown = {"mask_digest": None, "download": None}
     assert stored == {
         "federation": "tiny",
         "round": 1,

@@ -324,7 +324,7 @@ def test_a_file_that_the_compiled_pipeline_does_not_fit(make_site, tiers, claim_
 def test_a_federation_of_version_0_1_is_refused_with_what_to_do(make_site):
     site = make_site().prepare()
     blob = site.store.read_head().adapter
-    old = {"round": 0, "key": blob.key, "sha256": blob.sha256}
+    old = {"round": 0, "key": blob.key, "sha256": blob.digest}
     (site.root / "head.json").write_text(json.dumps(old))
     before = files(site.root)
     for act in (site.prepare, lambda: site.context):

@@ -245,7 +245,7 @@ def test_a_head_is_not_moved_to_damaged_files(make_site, name):
     path = site.root / "rounds/1" / name
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     before = files(site.root)
-    with pytest.raises(CorruptObject, match=f"rounds/1/{name} has sha256"):
+    with pytest.raises(CorruptObject, match=f"rounds/1/{name} has digest"):
         site.roll_back(1)
     assert files(site.root) == before
 

@@ -24,36 +24,36 @@ def plan(site: Site, place: str) -> Plan:
     return Plan.parse((site.root / f"rounds/{place}/plan.json").read_bytes())
 
 
-def mask(site: Site, client: str, sha256: str) -> np.ndarray:
-    return AdapterFile.parse(site.store.get_mask(client, sha256)).mask
+def mask(site: Site, client: str, digest: str) -> np.ndarray:
+    return AdapterFile.parse(site.store.get_mask(client, digest)).mask
 
 
 def test_the_next_plan_is_made_for_the_new_masks(make_site):
     site = make_site(**EVERY_ROUND).run()
     for number in (1, 2):
         records = {record.client: record for record in site.summary(number).trained}
-        planned = {p.client: p.mask_sha256 for p in plan(site, str(number + 1)).participants}
-        later = {record.client: record.mask_sha256 for record in site.summary(number + 1).trained}
-        assert planned == later == {client: record.next_mask_sha256 for client, record in records.items()}
+        planned = {p.client: p.mask_digest for p in plan(site, str(number + 1)).participants}
+        later = {record.client: record.mask_digest for record in site.summary(number + 1).trained}
+        assert planned == later == {client: record.next_mask_digest for client, record in records.items()}
         assert site.summary(number).architectures == planned
-        masks = {client: mask(site, client, sha256) for client, sha256 in planned.items()}
+        masks = {client: mask(site, client, digest) for client, digest in planned.items()}
         contested = np.sum([*masks.values()], axis=0) >= 2
         for client, held in masks.items():
-            assert np.any(held != mask(site, client, records[client].mask_sha256))
+            assert np.any(held != mask(site, client, records[client].mask_digest))
             file = AdapterFile.parse(files(site.root)[f"rounds/{number + 1}/downloads/{client}.safetensors"])
             assert (file.transfer(held, ["values"], "float32").positions == (held & contested)).all()
 
 
 def test_masks_change_only_when_it_is_time(make_site):
     site = make_site(**{**EVERY_ROUND, "method": {"search_every": 2}}).run()
-    following = [[record.next_mask_sha256 is not None for record in site.summary(n).trained] for n in (1, 2, 3)]
+    following = [[record.next_mask_digest is not None for record in site.summary(n).trained] for n in (1, 2, 3)]
     assert following == [[False] * 3, [True] * 3, [False] * 3]
     for client in ("ann", "bob", "eve"):
-        held = [{r.client: r.mask_sha256 for r in site.summary(number).trained}[client] for number in (1, 2, 3)]
+        held = [{r.client: r.mask_digest for r in site.summary(number).trained}[client] for number in (1, 2, 3)]
         assert held[0] == held[1] != held[2]
         assert len(site.store.find_masks(client)) == 2
         # The mask counts in the round in which it was found.
-        sizes = [len(site.store.get_mask(client, sha256)) for sha256 in (held[0], held[2])]
+        sizes = [len(site.store.get_mask(client, digest)) for digest in (held[0], held[2])]
         for number, size in zip((1, 2), sizes, strict=True):
             record = next(r for r in site.summary(number).trained if r.client == client)
             update = len(files(site.root)[f"rounds/{number}/updates/{client}.safetensors"])
@@ -85,7 +85,7 @@ def test_who_does_not_count_keeps_its_mask(make_site):
     assert [status.client for status in summary.lost] == ["eve"]
     known = site.summary(1).architectures["eve"]
     assert summary.architectures["eve"] == known
-    assert {r.client: r.mask_sha256 for r in site.run_round(3).trained}["eve"] == known
+    assert {r.client: r.mask_digest for r in site.run_round(3).trained}["eve"] == known
 
 
 def test_rounds_after_a_rollback_give_the_same_values(make_site):
@@ -106,8 +106,8 @@ def test_a_client_that_never_counted_begins_with_its_first_mask(make_site):
     assert len(site.store.find_masks("eve")) == 2
     (site.root / "rounds/1/updates/eve.json").unlink()
     site.aggregate(1)
-    assert {p.client: p.mask_sha256 for p in plan_round(site.context, 2).participants}["eve"] is None
-    assert {r.client: r.mask_sha256 for r in site.run_round(2).trained}["eve"] == first["mask_sha256"]
+    assert {p.client: p.mask_digest for p in plan_round(site.context, 2).participants}["eve"] is None
+    assert {r.client: r.mask_digest for r in site.run_round(2).trained}["eve"] == first["mask_digest"]
 
 
 def change(**fields: object) -> Callable[[Site], None]:
@@ -123,19 +123,19 @@ def change(**fields: object) -> Callable[[Site], None]:
 def half_a_mask(site: Site) -> None:
     """A next mask of a smaller budget."""
     record = json.loads((site.root / "rounds/1/updates/eve.json").read_text())
-    file = AdapterFile.parse(site.store.get_mask("eve", record["next_mask_sha256"]))
+    file = AdapterFile.parse(site.store.get_mask("eve", record["next_mask_digest"]))
     held = file.mask.copy()
     held[np.flatnonzero(held)[::2]] = False
-    sha256 = mask_hash(file.space, held)
-    header = replace(file.header, budget=int(np.count_nonzero(held)), mask_sha256=sha256)
-    site.store.put_mask("eve", sha256, dump_mask(header, file.space, held))
-    change(next_mask_sha256=sha256)(site)
+    digest = mask_hash(file.space, held)
+    header = replace(file.header, budget=int(np.count_nonzero(held)), mask_digest=digest)
+    site.store.put_mask("eve", digest, dump_mask(header, file.space, held))
+    change(next_mask_digest=digest)(site)
 
 
 def bits_of_another(site: Site) -> None:
     """A next mask whose bits are not those of its hash."""
     record = json.loads((site.root / "rounds/1/updates/eve.json").read_text())
-    path = site.root / f"masks/eve/{record['next_mask_sha256']}"
+    path = site.root / f"masks/eve/{record['next_mask_digest']}"
     data = bytearray(path.read_bytes())
     data[-1] ^= 0xFF
     path.write_bytes(data)
@@ -144,9 +144,9 @@ def bits_of_another(site: Site) -> None:
 @pytest.mark.parametrize(
     ("every", "tamper", "reason"),
     [
-        (1, change(next_mask_sha256=None), "next_mask_sha256 None, but clients search again"),
-        (2, change(next_mask_sha256="0" * 64), "but clients do not search again after this round"),
-        (1, change(next_mask_sha256="0" * 64), "there is no .*masks/eve/0000"),
+        (1, change(next_mask_digest=None), "next_mask_digest None, but clients search again"),
+        (2, change(next_mask_digest="0" * 64), "but clients do not search again after this round"),
+        (1, change(next_mask_digest="0" * 64), "there is no .*masks/eve/0000"),
         (1, half_a_mask, "its mask says budget"),
         (1, bits_of_another, "the mask does not have the header's budget and hash"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_transfer
@@ -49,7 +49,7 @@ class Eve:
 
     def sends_bytes(self, data: bytes, **fields: Any) -> None:
         self.update_path.write_bytes(data)
-        blob = {"key": self.key, "sha256": hashlib.sha256(data).hexdigest()}
+        blob = {"key": self.key, "digest": blake3(data).hexdigest()}
         self.says(update=blob, **fields)
 
     def names(self, key: str | None) -> None:
@@ -58,10 +58,10 @@ class Eve:
 
     def adopts(self, mask: np.ndarray, values: np.ndarray) -> None:
         """Write another mask, and an update and a record that fit it."""
-        self.mask, sha256, count = mask, mask_hash(self.space, mask), int(np.count_nonzero(mask))
-        header = replace(self.header, budget=count, mask_sha256=sha256)
-        (self.root / f"masks/eve/{sha256}").write_bytes(dump_mask(header, self.space, mask))
-        self.sends(header, values, mask_sha256=sha256, budget=count, shared=count)
+        self.mask, digest, count = mask, mask_hash(self.space, mask), int(np.count_nonzero(mask))
+        header = replace(self.header, budget=count, mask_digest=digest)
+        (self.root / f"masks/eve/{digest}").write_bytes(dump_mask(header, self.space, mask))
+        self.sends(header, values, mask_digest=digest, budget=count, shared=count)
 
 
 def flip_a_byte(eve: Eve) -> None:
@@ -106,7 +106,7 @@ def record_of_bob(eve: Eve) -> None:
 def architecture_of_bob(eve: Eve) -> None:
     """Bob's mask, which is of a smaller budget, and an update that fits it."""
     bob = json.loads((eve.root / "rounds/1/updates/bob.json").read_text())
-    mask = AdapterFile.parse((eve.root / f"masks/bob/{bob['mask_sha256']}").read_bytes()).mask
+    mask = AdapterFile.parse((eve.root / f"masks/bob/{bob['mask_digest']}").read_bytes()).mask
     eve.adopts(mask, eve.values[: np.count_nonzero(mask)])
 
 
@@ -159,8 +159,8 @@ CASES = {
     "other model": (other_header(base_model="some/model"), "its update says base_model 'some/model', the plan"),
     "other rank": (other_header(rank=1), "its update says rank 1, the plan 2"),
     "other expansion": (other_header(expansion=4), "its update says expansion 4, the plan 2"),
-    "nan": (one_value(np.nan), "1 values are not finite"),
-    "infinite": (one_value(np.inf), "1 values are not finite"),
+    "nan": (one_value(np.nan), "values are not finite"),
+    "infinite": (one_value(np.inf), "values are not finite"),
     "huge": (one_value(-1.1e6), "its values reach 1.1e+06, more than 1e+06: no LoRA does"),
     "surplus tensor": (surplus_tensor, "it holds 1 tensors besides values"),
     "bob's update": (update_of_bob, "its update says client 'bob', the plan 'eve'"),
@@ -168,9 +168,9 @@ CASES = {
     "below the budget": (architecture_of_bob, "its mask says budget 224, the plan 448"),
     "above the budget": (all_positions, "its mask says budget 896, the plan 448"),
     "other shapes": (another_space, "its mask belongs to another space"),
-    "unknown mask": (says(mask_sha256="0" * 64), "run the search of client 'eve' again"),
-    "mask that is a path": (says(mask_sha256="../" * 21 + "x"), "trained.mask_sha256: String should match"),
-    "mask that is null": (says(mask_sha256=None), "trained.mask_sha256: Input should be a valid string"),
+    "unknown mask": (says(mask_digest="0" * 64), "run the search of client 'eve' again"),
+    "mask that is a path": (says(mask_digest="../" * 21 + "x"), "trained.mask_digest: String should match"),
+    "mask that is null": (says(mask_digest=None), "trained.mask_digest: Input should be a valid string"),
     "no samples": (says(samples=0), "trained.samples: Input should be greater than or equal to 1"),
     "negative samples": (says(samples=-3), "trained.samples: Input should be greater than or equal to 1"),
     "samples beyond all bounds": (says(samples=10**400), "trained.samples: Input should be less than or equal to"),
@@ -236,10 +236,10 @@ def test_an_update_tuned_from_another_base_is_refused(make_site):
     site = make_site(clients={"ann": {}, "bob": {}}).prepare()
     site.train(1)
     eve = Eve(site, "bob")
-    eve.sends(replace(eve.header, base_sha256="0" * 64), eve.values)
+    eve.sends(replace(eve.header, base_digest="0" * 64), eve.values)
     outcome = site.aggregate(1).clients[1]
     assert (outcome.client, outcome.status) == ("bob", "refused")
-    assert "its update says base_sha256" in outcome.reason
+    assert "its update says base_digest" in outcome.reason
 
 
 # Values that are well formed and harmful
@@ -294,6 +294,10 @@ def test_an_update_is_read_once(trained):
         def read_blob(self, blob, limit=None):
             read.append(blob.key)
             return super().read_blob(blob, limit=limit)
+
+        def copy_blob(self, blob, write, limit):
+            read.append(blob.key)
+            return super().copy_blob(blob, write, limit)
 
     store = Counting.open(trained.store_uri, trained.spec.name)
     assert commit_round(FederationContext(store, trained.spec), 1).limited

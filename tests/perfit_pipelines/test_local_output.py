@@ -6,8 +6,8 @@ import io
 import os
 import threading
 
-from perfit_components.log_lines import parse_task
-from perfit_pipelines.local_run import _ErrorFinder, _OutputLog, _settings
+from perfit_components.log_lines import ErrorFinder, parse_task
+from perfit_pipelines.local_run import _OutputLog, _settings
 
 # As KFP 2.17 printed it when no client of a federation delivered (inputs left out, paths shortened).
 FAILED_TASK = """\
@@ -81,7 +81,7 @@ def test_a_piece_may_hold_several_lines():
 
 
 def test_the_error_of_a_task_is_found_whole():
-    finder = _ErrorFinder()
+    finder = ErrorFinder()
     for line in FAILED_TASK.splitlines():
         finder.read(line)
     problem, _, fix = finder.last.rpartition("\n  fix: ")
@@ -96,7 +96,7 @@ def test_the_error_of_a_task_is_found_whole():
 
 
 def test_errors_that_are_not_ours_are_left():
-    finder = _ErrorFinder()
+    finder = ErrorFinder()
     for line in FAILED_TASK.replace("perfit.errors.PerfitError", "ValueError").splitlines():
         finder.read(line)
     assert finder.last == ""

@@ -63,7 +63,7 @@ def test_a_real_model_from_gguf_to_a_peft_adapter(site, tmp_path):
     file = site.mask_file("bank")
     space, mask = file.space, file.mask
     assert np.count_nonzero(mask) == space.budget(4) == record.budget
-    update = AdapterFile.parse(site.store.read_blob(Blob(record.update.key, record.update.sha256)))
+    update = AdapterFile.parse(site.store.read_blob(Blob(record.update.key, record.update.digest)))
     adapter = SparseAdapter(space, mask, update.vectors(mask, ["values"])["values"])
     assert np.any(adapter.values != space.initial_values(0)[mask])
     assert record.perplexity.round_0 == record.perplexity.before != record.perplexity.after

@@ -117,8 +117,8 @@ class Ran:
 
     def held(self, client: str) -> np.ndarray:
         """The architecture of a client, bool, shape (N,)."""
-        (sha256,) = self.store.find_masks(client)
-        return AdapterFile.parse(self.store.get_mask(client, sha256)).mask
+        (digest,) = self.store.find_masks(client)
+        return AdapterFile.parse(self.store.get_mask(client, digest)).mask
 
 
 def python(directory: Path, code: str, *arguments: str) -> str:

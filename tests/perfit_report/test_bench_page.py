@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
+from perfit.bench.comparison import compare
 from perfit.bench.results import AnswerScores, CellResult
-from perfit.bench.statistics import compare
 from perfit_report.bench_page import bench_markdown, render_bench
 from perfit_report.bench_tables import clients_csv, summary_csv, tables
 
@@ -32,7 +32,7 @@ def results():
 
 
 def rows(title: str) -> dict[str, tuple[str, ...]]:
-    (table,) = (table for table in tables(BENCH, results()) if table.title == title)
+    (table,) = (table for table in tables(results()) if table.title == title)
     return {row[0]: row[1:] for row in table.rows}
 
 
@@ -56,23 +56,23 @@ def test_rounds_costs_targets_answers_and_grids():
 
 
 def test_markdown_keeps_its_columns():
-    markdown = bench_markdown(BENCH, results())
+    markdown = bench_markdown(results())
     assert "| lost | - | failed: the loss is nan \\| inf | no |" in markdown
     assert "owner/model · 2 clients, split by category, 2 a client · 2 rounds · seeds 0 · torch 0" in markdown
 
 
 def test_csv_has_the_numbers():
-    fedit, local, lost = csv.DictReader(io.StringIO(summary_csv(BENCH, results())))
+    fedit, local, lost = csv.DictReader(io.StringIO(summary_csv(results())))
     assert (fedit["personal"], fedit["minus_local"], fedit["minus_local_low"]) == ("12.0", "-4.0", "-5.0")
     assert (local["peak_memory"], local["seeds_to_12"], lost["point"]) == ("", "0", "failed")
-    lines = list(csv.DictReader(io.StringIO(clients_csv(BENCH, results()))))
+    lines = list(csv.DictReader(io.StringIO(clients_csv(results()))))
     assert [line["personal"] for line in lines[:4]] == ["20.0", "40.0", "10.0", "14.0"]
     assert lines[-1]["failure"] == "the loss is nan | inf"
 
 
 def test_the_page_loads_nothing_and_is_the_same_again():
-    page = render_bench(BENCH, results())
-    assert page == render_bench(BENCH, results())
+    page = render_bench(results())
+    assert page == render_bench(results())
     assert "http:" not in page
     assert "https:" not in page
     assert page.count("<svg") == 3
@@ -83,6 +83,6 @@ def test_a_page_without_any_result():
     bench = make_bench(methods={"fedit": {}})
     cell = make_cell("fedit")
     failed = CellResult(job=cell.job, environment="torch 0", failure="<b>nan</b>")
-    page = render_bench(bench, compare(bench, [cell], {cell.file: failed}))
+    page = render_bench(compare(bench, [cell], {cell.file: failed}))
     assert "<svg" not in page
     assert "failed: &lt;b&gt;nan&lt;/b&gt;" in page

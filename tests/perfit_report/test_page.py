@@ -48,7 +48,7 @@ def trained(client: str, rank: int, perplexities: tuple[float, float, float], **
         "truncated_records": 3,
         "losses": (3.0, 2.0),
         "perplexity": Perplexity(**dict(zip(("round_0", "before", "after"), perplexities, strict=True))),
-        "mask_sha256": "0" * 64,
+        "mask_digest": "0" * 64,
         "bytes_up": 100,
         "bytes_down": 50,
     }
@@ -65,7 +65,7 @@ def summary(round: int, *outcomes: UpdateRecord | ClientStatus, held: int = 30) 
         federation="desks",
         method="perfit",
         round=round,
-        base=Base(round=round - 1, adapter=Blob(key=f"rounds/{round - 1}/global.safetensors", sha256="0" * 64)),
+        base=Base(round=round - 1, adapter=Blob(key=f"rounds/{round - 1}/global.safetensors", digest="0" * 64)),
         minimum_clients=1,
         positions=40,
         positions_held=held,

@@ -29,14 +29,14 @@ def test_a_head_comes_back(head: Head):
 
 def test_the_text_of_a_head():
     assert json.loads(dump_head(Head(3, ADAPTER))) == {
-        "format": 2,
+        "format": 3,
         "round": 3,
-        "adapter": {"key": "rounds/3/global.safetensors", "sha256": "ab" * 32},
+        "adapter": {"key": "rounds/3/global.safetensors", "digest": "ab" * 32},
         "state": None,
         "summary": None,
         "branches": [],
     }
-    assert dump_head(Head(3, ADAPTER, STATE)).startswith(b'{\n "adapter": {\n  "key": "rounds/3/global.safetensors",')
+    assert dump_head(Head(3, ADAPTER, STATE)).startswith(b'{\n "adapter": {\n  "digest": "abab')
 
 
 def test_a_head_of_perfit_0_1():
@@ -52,11 +52,12 @@ def test_a_head_of_perfit_0_1():
     )
 
 
-def test_a_head_of_a_later_version():
-    text = json.dumps({**json.loads(dump_head(Head(3, ADAPTER))), "format": 3, "shards": 2})
-    with pytest.raises(StoreError, match="was written by a later version of perfit") as caught:
+@pytest.mark.parametrize("format", [2, 4])
+def test_a_head_of_another_version(format):
+    text = json.dumps({**json.loads(dump_head(Head(3, ADAPTER))), "format": format, "shards": 2})
+    with pytest.raises(StoreError, match="was written by another version of perfit") as caught:
         parse_head(WHERE, text.encode())
-    assert caught.value.fix == "upgrade perfit"
+    assert caught.value.fix.startswith("use that version, or give the federation another name")
 
 
 def changed(**fields: object) -> bytes:
@@ -75,12 +76,12 @@ def changed(**fields: object) -> bytes:
         b'"format"',
         b"{}",
         b'{"round": 1}',
-        b'{"format": 2}',
-        b'{"format": 2, "round": 1}',
+        b'{"format": 3}',
+        b'{"format": 3, "round": 1}',
         changed(adapter=None),
         changed(adapter="rounds/3/global.safetensors"),
         changed(adapter={"key": "rounds/3/global.safetensors"}),
-        changed(adapter={"key": "k", "sha256": "00", "size": 3}),
+        changed(adapter={"key": "k", "digest": "00", "size": 3}),
         changed(state=3),
         changed(colour="blue"),
         changed(round="3"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from hashlib import sha256
 from itertools import pairwise
 
 import pytest
+from blake3 import blake3
 
 from perfit_storage import (
     Blob,
@@ -18,6 +18,7 @@ from perfit_storage import (
     Head,
     ObjectNotFound,
     ObjectStore,
+    ObjectTooLarge,
     RoundPlace,
     StoreError,
     federation_names,
@@ -117,7 +118,7 @@ def test_head_moves_one_round_at_a_time(federation: FederationStore):
     assert federation.advance_head(heads[0], heads[1])
     assert federation.advance_head(heads[0], heads[1]), "a retry after success"
     assert federation.read_head() == heads[1]
-    assert heads[1] == Head(1, Blob("rounds/1/global.safetensors", sha256(b"global 1").hexdigest()))
+    assert heads[1] == Head(1, Blob("rounds/1/global.safetensors", blake3(b"global 1").hexdigest()))
     assert federation.read_blob(heads[1].adapter) == b"global 1"
     assert federation.advance_head(heads[1], heads[2])
     assert not federation.advance_head(heads[0], heads[1])
@@ -214,14 +215,14 @@ def test_masks_belong_to_one_client(federation: FederationStore):
         federation.put_mask("a", MASK, b"another")
     with pytest.raises(ObjectNotFound, match="search of client 'b'"):
         federation.get_mask("b", MASK)
-    with pytest.raises(StoreError, match="not a SHA-256"):
+    with pytest.raises(StoreError, match="not a digest"):
         federation.get_mask("b", "../../spec.yaml")
 
 
 def test_an_update_is_found_by_what_its_record_names(federation: FederationStore):
     assert federation.read_record(FIRST, "anna") is None
     blob = federation.put_update(FIRST, "anna", b"update")
-    assert blob == Blob("rounds/1/updates/anna.safetensors", sha256(b"update").hexdigest())
+    assert blob == Blob("rounds/1/updates/anna.safetensors", blake3(b"update").hexdigest())
     assert federation.read_record(FIRST, "anna") is None, "an update alone counts for nothing"
     assert federation.put_record(FIRST, "anna", b"trained on 3", always) == b"trained on 3"
     assert federation.read_record(FIRST, "anna") == b"trained on 3"
@@ -245,7 +246,7 @@ def test_an_update_without_record_is_not_overwritten(store: ObjectStore, federat
     """Another attempt may be about to record it; each record names its own bytes."""
     store.put("federations/demo/rounds/1/updates/anna.safetensors", b"of an attempt that ended there")
     blob = federation.put_update(FIRST, "anna", b"update")
-    assert blob.key == f"rounds/1/updates/anna.{sha256(b'update').hexdigest()}.safetensors"
+    assert blob.key == f"rounds/1/updates/anna.{blake3(b'update').hexdigest()}.safetensors"
     assert federation.read_blob(blob) == b"update"
     assert store.get("federations/demo/rounds/1/updates/anna.safetensors").data == b"of an attempt that ended there"
 
@@ -254,7 +255,7 @@ def test_an_update_without_record_is_not_overwritten(store: ObjectStore, federat
 def test_an_earlier_attempts_vectors_are_not_overwritten(federation: FederationStore, put: Callable[..., Blob]):
     first, again, second = put(federation, 1, b"first"), put(federation, 1, b"first"), put(federation, 1, b"second")
     assert first == again
-    assert second.key == first.key.replace(".safetensors", f".{sha256(b'second').hexdigest()}.safetensors")
+    assert second.key == first.key.replace(".safetensors", f".{blake3(b'second').hexdigest()}.safetensors")
     assert [federation.read_blob(blob) for blob in (first, second)] == [b"first", b"second"]
 
 
@@ -277,12 +278,34 @@ def test_racing_attempts_of_a_client_leave_one_whole_update(federation: Federati
 def test_corrupt_objects_are_found(store: ObjectStore, federation: FederationStore):
     for blob in (federation.put_global(FIRST, b"global"), federation.put_update(FIRST, "anna", b"update")):
         store.put(f"federations/demo/{blob.key}", b"Another")
-        with pytest.raises(CorruptObject, match=rf"{blob.key} has sha256 [0-9a-f]+, but its record says {blob.sha256}"):
+        with pytest.raises(CorruptObject, match=rf"{blob.key} has digest [0-9a-f]+, but its record says {blob.digest}"):
             federation.read_blob(blob)
+        with pytest.raises(CorruptObject, match=rf"{blob.key} has digest [0-9a-f]+, but its record says {blob.digest}"):
+            copied(federation, blob)
     for text in (b"{", b"[]", b'{"round": 1}'):
         store.put("federations/demo/head.json", text)
         with pytest.raises(CorruptObject, match=r"federations/demo/head\.json is not a head"):
             federation.read_head()
+
+
+def copied(federation: FederationStore, blob: Blob, limit: int = 10**7) -> bytes:
+    pieces = bytearray(limit)
+
+    def write(start: int, piece: memoryview) -> None:
+        pieces[start : start + len(piece)] = piece
+
+    size = federation.copy_blob(blob, write, limit)
+    return bytes(pieces[:size])
+
+
+def test_a_blob_comes_piece_by_piece(federation: FederationStore):
+    for data in (b"", b"update", bytes(range(256)) * 4097):
+        blob = federation.put_update(FIRST, "anna", data)
+        assert copied(federation, blob) == copied(federation, blob, len(data)) == data
+    with pytest.raises(ObjectTooLarge):
+        copied(federation, blob, len(data) - 1)
+    with pytest.raises(ObjectNotFound, match=r"there is no .*/rounds/1/updates/bob"):
+        copied(federation, Blob("rounds/1/updates/bob.safetensors", blob.digest))
 
 
 def test_a_federation_of_perfit_0_1_is_refused_with_what_to_do(store: ObjectStore, federation: FederationStore):
@@ -301,13 +324,13 @@ def test_a_federation_of_perfit_0_1_is_refused_with_what_to_do(store: ObjectStor
 def test_a_record_cannot_lead_out_of_the_federation(store: ObjectStore, federation: FederationStore):
     store.put("secret", b"of another")
     with pytest.raises(StoreError, match="cannot be the key"):
-        federation.read_blob(Blob("../../secret", sha256(b"of another").hexdigest()))
+        federation.read_blob(Blob("../../secret", blake3(b"of another").hexdigest()))
 
 
 def test_a_summary_is_never_overwritten(federation: FederationStore):
     first, again = (federation.put_summary(RoundPlace(9), text) for text in (b"round 9", b"round 9 otherwise"))
     assert first.key == "rounds/9/summary.json"
-    assert again.key == f"rounds/9/summary.{sha256(b'round 9 otherwise').hexdigest()}.json"
+    assert again.key == f"rounds/9/summary.{blake3(b'round 9 otherwise').hexdigest()}.json"
     assert federation.put_summary(RoundPlace(9), b"round 9") == first
     assert [federation.read_blob(blob) for blob in (first, again)] == [b"round 9", b"round 9 otherwise"]
     assert federation.has_blob(first.key)

@@ -94,6 +94,14 @@ def test_a_read_that_breaks_off_is_repeated(s3_server):
     open_store(uri, s3_server.environment).put("a", data)
     with proxied(s3_server, cuts=[100_000, 100_000]) as environment:
         assert open_store(uri, environment).get("a").data == data
+    with proxied(s3_server, cuts=[500_000, 700_000]) as environment:
+        copy = bytearray(len(data))
+
+        def write(start: int, piece: memoryview) -> None:
+            copy[start : start + len(piece)] = piece
+
+        assert open_store(uri, environment).copy("a", write, len(data)) == len(data)
+        assert copy == data
     with (
         proxied(s3_server, cuts=[100_000] * 3) as environment,
         pytest.raises(StoreUnreachable, match="cannot read"),

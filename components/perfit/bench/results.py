@@ -1,4 +1,4 @@
-"""The results of a cell, as its file holds them."""
+"""What is measured of a federation by round, and the results of a cell, as its file holds them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RoundResult(Section):
     Args:
         personal: Held-out perplexity under the client's personal adapter, which is that of its last round; under the
             base model if it has taken part in none.
-        shared: Held-out perplexity under what the client would start the next round from.
+        shared: Held-out perplexity under what the client would start the next round from; none if it is not known.
         bytes_up: Of the files that a participant's task would write for the server.
         bytes_down: Of the file that it would read.
-        seconds: Wall time of a participant's work: the round's, divided evenly among them.
+        seconds: Wall time of a participant's work: the round's, divided evenly among them; none if not measured.
     """
 
     personal: dict[str, float]
@@ -35,23 +35,19 @@ class RoundResult(Section):
     seconds: dict[str, float]
 
 
-class CellResult(Section):
-    """A cell that has run.
+class Measurements(Section):
+    """What was measured of a federation.
 
     Args:
-        job: What was run.
-        environment: Versions, threads and device.
         failure: Why it has no result: a training diverged, or a search was refused.
         trainable: Trainable parameters by client.
         start: Held-out perplexity before the first round, by client.
         rounds: The rounds.
-        validation: Perplexity on validation records under the last personal adapter, by client.
-        answers: By client; none if the file asks for none, or all of a client's held-out records were truncated.
+        validation: Perplexity on validation records under the last personal adapter, by client; may be none.
+        answers: By client; none if none were asked for, or all of a client's held-out records were truncated.
         peak_memory: Bytes, of the process or, if there is a GPU, on that; None where it cannot be read.
     """
 
-    job: Job
-    environment: str
     failure: str | None = None
     trainable: dict[str, int] = Field(default_factory=dict)
     start: dict[str, float] = Field(default_factory=dict)
@@ -59,3 +55,15 @@ class CellResult(Section):
     validation: dict[str, float] = Field(default_factory=dict)
     answers: dict[str, AnswerScores] = Field(default_factory=dict)
     peak_memory: int | None = None
+
+
+class CellResult(Measurements):
+    """A cell that has run.
+
+    Args:
+        job: What was run.
+        environment: Versions, threads and device.
+    """
+
+    job: Job
+    environment: str

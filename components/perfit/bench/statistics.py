@@ -1,17 +1,16 @@
-"""What the cells of a bench say of its methods: means over clients and seeds, and paired differences with intervals."""
+"""What was measured of a method: means over clients and seeds; intervals of means by the bootstrap."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from perfit.bench.results import CellResult, RoundResult
-from perfit.bench.spec import BenchSpec, Cell
+from perfit.bench.results import Measurements, RoundResult
 from perfit.seeds import derive_seed
 
 REPLICATES = 5000
@@ -51,7 +50,7 @@ class Point:
     """A point of a method's grid, with its results by seed."""
 
     values: Mapping[str, Any]
-    cells: tuple[CellResult, ...]
+    cells: tuple[Measurements, ...]
 
     @property
     def failures(self) -> list[str]:
@@ -60,8 +59,9 @@ class Point:
 
     @property
     def validation(self) -> float:
-        """Mean perplexity on validation records over seeds and clients; infinite if any cell failed."""
-        return math.inf if self.failures else _mean(cell.validation for cell in self.cells)
+        """Mean perplexity on validation records over seeds and clients; infinite if any cell failed or has none."""
+        measured = all(cell.validation for cell in self.cells)
+        return _mean(cell.validation for cell in self.cells) if measured else math.inf
 
     @cached_property
     def personal(self) -> np.ndarray:
@@ -69,9 +69,13 @@ class Point:
         return _table(cell.rounds[-1].personal for cell in self.cells)
 
     @cached_property
-    def shared(self) -> np.ndarray:
-        """Held-out perplexity under what clients would start from next: float64, shape (seeds, clients)."""
-        return _table(cell.rounds[-1].shared for cell in self.cells)
+    def shared(self) -> np.ndarray | None:
+        """Held-out perplexity under what clients would start from next, after the last round of which it is known.
+
+        float64, shape (seeds, clients); None if it is known of no round.
+        """
+        known = [[round.shared for round in cell.rounds if round.shared] for cell in self.cells]
+        return _table(rounds[-1] for rounds in known) if all(known) else None
 
     @property
     def worst(self) -> float:
@@ -89,8 +93,12 @@ class Point:
         return _mean(cell.start for cell in self.cells)
 
     def by_round(self, name: str) -> np.ndarray:
-        """Return ``personal`` or ``shared`` perplexities, means over clients: float64, shape (seeds, rounds)."""
-        return np.array([[_mean([getattr(round, name)]) for round in cell.rounds] for cell in self.cells])
+        """Return ``personal`` or ``shared`` perplexities, means over clients: float64, shape (seeds, rounds).
+
+        NaN where they were not measured.
+        """
+        rows = [[getattr(round, name) for round in cell.rounds] for cell in self.cells]
+        return np.array([[_mean([of]) if of else math.nan for of in row] for row in rows])
 
     def bytes_by_round(self) -> np.ndarray:
         """Return the bytes of all clients, both ways, up to each round: int64, shape (seeds, rounds)."""
@@ -102,9 +110,10 @@ class Point:
         return float(np.mean([sum(_sum(round, name) for round in cell.rounds) for cell in self.cells]))
 
     @property
-    def client_seconds(self) -> float:
-        """Wall time of one client in all rounds, mean over clients and seeds."""
-        return self.total("seconds") / self.personal.shape[1]
+    def client_seconds(self) -> float | None:
+        """Wall time of one client in all rounds, mean over clients and seeds; None if it was not measured."""
+        measured = all(round.seconds for cell in self.cells for round in cell.rounds)
+        return self.total("seconds") / self.personal.shape[1] if measured else None
 
     @property
     def trainable(self) -> float:
@@ -131,58 +140,6 @@ class Point:
         first = hits.argmax(axis=1)
         sent = self.bytes_by_round()[np.arange(len(first)), first]
         return Cost(target, int(reached.sum()), float(first[reached].mean() + 1), float(sent[reached].mean()))
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """A method with all points of its grid, and the paired differences of the chosen one to each baseline's."""
-
-    label: str
-    points: tuple[Point, ...]
-    differences: Mapping[str, Interval]
-
-    @property
-    def chosen(self) -> Point | None:
-        """The point with the lowest validation perplexity, of equals the first; None if all of them failed."""
-        return choose(self.points)
-
-
-def choose(points: Sequence[Point]) -> Point | None:
-    """Return the point with the lowest validation perplexity, of equals the first; None if all of them failed."""
-    best = min(points, key=lambda point: point.validation)
-    return best if math.isfinite(best.validation) else None
-
-
-def compare(bench: BenchSpec, cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[MethodResult]:
-    """Choose each method's point and compare the methods there.
-
-    Args:
-        bench: What the file says.
-        cells: All of its cells.
-        results: By the cell's file.
-    """
-    points = {label: _points(bench, label, cells, results) for label in bench.methods}
-    chosen = {label: choose(of) for label, of in points.items()}
-    return [MethodResult(label, of, _differences(bench, label, chosen)) for label, of in points.items()]
-
-
-def _points(
-    bench: BenchSpec, label: str, cells: Sequence[Cell], results: Mapping[str, CellResult]
-) -> tuple[Point, ...]:
-    own = [cell for cell in cells if cell.label == label]
-    return tuple(
-        Point(point, tuple(results[cell.file] for cell in own if cell.point == point)) for point in bench.points(label)
-    )
-
-
-def _differences(bench: BenchSpec, label: str, chosen: Mapping[str, Point | None]) -> dict[str, Interval]:
-    mine = chosen[label]
-    others = {other: chosen[other] for other in bench.baselines if other != label}
-    return {
-        other: bootstrap(mine.personal - point.personal, bench.split.keeps_clients)
-        for other, point in others.items()
-        if mine and point
-    }
 
 
 def bootstrap(values: np.ndarray, keeps_clients: bool) -> Interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ from perfit_components.steps.client_context import (
     state_file,
 )
 from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
+from perfit_components.steps.memory_bound import bounded_memory
 from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
         threads: CPU threads of the training; 0 for torch's own choice.
 
     Returns:
-        client, status (trained or failed) and reason: the part of the record that the task shows.
+        client, status (trained, failed or out_of_memory) and reason: the part of the record that the task shows.
     """
     with stoppable():
         result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
@@ -71,15 +72,22 @@ def _train(context: ClientContext, threads: int) -> Outcome:
             f"round {round} was committed without client {context.client.id!r}",
             "there is nothing to do: it may be sampled for a later round",
         )
-    participant = context.participant
     stop_after(context.spec.participation.client_deadline_seconds)
     context.say("loading")
     import torch  # imported only now: a round that is done does not need it
 
-    from perfit.client import run_client
-
     if threads:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share
+    # An accelerator's driver reserves far more than the host's memory, and bounds its own.
+    with nullcontext() if torch.cuda.is_available() else bounded_memory():
+        return _tune(context)
+
+
+def _tune(context: ClientContext) -> Outcome:
+    """Search if need be, tune, write the client's own files, then the update, then the record."""
+    from perfit.client import run_client
+
+    round, participant = context.round, context.participant
     model, data = context.loaded
     architecture = ensure_architecture(context)
     side = ClientRound(context.spec, model.space, architecture.mask, round)
@@ -117,8 +125,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
         own_weight=result.own_weight,
         tuned_weight=result.tuned_weight,
-        mask_sha256=architecture.sha256,
-        next_mask_sha256=following and following.sha256,
+        mask_digest=architecture.digest,
+        next_mask_digest=following and following.digest,
         bytes_up=bytes_up + architecture.bytes_up + (following.bytes_up if following else 0),
         bytes_down=bytes_down,
         update=update,
@@ -131,13 +139,13 @@ def _train(context: ClientContext, threads: int) -> Outcome:
 
 def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
     """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
-    output = {"client": name, "status": "failed", "reason": failure.reason}
+    output = {"client": name, "status": failure.status, "reason": failure.reason}
     with suppress(PerfitError):
         context = ClientContext.open(uri, round, name)
         output["client"] = context.client.id
         if not context.is_committed:
             output = _task_output(_put_failure(context, failure))
-    if output["status"] == "failed":
+    if output["status"] != "trained":
         print(format_failure(output["client"], output["reason"]), flush=True)
     return output
 
@@ -148,7 +156,7 @@ def _put_failure(context: ClientContext, failure: Failure) -> Outcome:
         tier=context.client.tier,
         rank=context.spec.rank_of(context.client),
         round=context.round,
-        status="failed",
+        status=failure.status,
         reason=failure.reason,
     )
     return parse_outcome(context.store.put_record(context.place, context.client.id, status.to_json(), is_final))
@@ -165,7 +173,7 @@ def _write_own_files(context: ClientContext, architecture: Architecture, result:
     spec, store, client = context.spec, context.store, context.client
     for name, content in peft_files(spec.expanded_lora, spec.model, result.adapter).items():
         store.put_client_file(client.id, f"{ADAPTER_DIRECTORY}/{name}", content)
-    header = context.header(result.adapter.budget, architecture.sha256)
+    header = context.header(result.adapter.budget, architecture.digest)
     state = dump_vectors(header, result.adapter.space, result.kept)
     store.put_client_file(client.id, state_file(context.place), state)
 
@@ -174,10 +182,10 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
     """Upload the update; return its blob (None if it has none) and its number of bytes."""
     if not result.updated.any():
         return None, 0
-    header = context.header(result.adapter.budget, architecture.sha256).at_base(context.plan.base.adapter.sha256)
+    header = context.header(result.adapter.budget, architecture.digest).at_base(context.plan.base.adapter.digest)
     data = dump_transfer(header, result.updated, result.upload)
     blob = context.store.put_update(context.place, context.client.id, data)
-    return Blob(key=blob.key, sha256=blob.sha256), len(data)
+    return Blob(key=blob.key, digest=blob.digest), len(data)
 
 
 def _baseline(context: ClientContext) -> float:

@@ -37,7 +37,7 @@ class Architecture:
     """A client's mask (bool, shape (N,)), its hash, and the bytes of its upload, 0 if that was in an earlier round."""
 
     mask: np.ndarray
-    sha256: str
+    digest: str
     bytes_up: int
 
 
@@ -119,9 +119,9 @@ class ClientContext:
         with tempfile.TemporaryDirectory() as downloads:
             return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
 
-    def header(self, budget: int, mask_sha256: str) -> AdapterHeader:
+    def header(self, budget: int, mask_digest: str) -> AdapterHeader:
         """Return the header of a file that the client writes in this round."""
-        return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_sha256)
+        return AdapterHeader.of_client(self.spec, self.client.id, self.round, budget, mask_digest)
 
     @property
     def checkpoint(self) -> StoredCheckpoint:
@@ -186,7 +186,7 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     """
     from perfit.client import find_architecture
 
-    store, client, planned = context.store, context.client, context.participant.mask_sha256
+    store, client, planned = context.store, context.client, context.participant.mask_digest
     model, data = context.loaded
     hashes = store.find_masks(client.id)
     if context.spec.search and planned and planned not in hashes:
@@ -197,9 +197,9 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     if planned and hashes:
         return _read_architecture(context, planned, 0 if context.spec.search else context.round)
     if hashes:  # It has not delivered yet: those that it found after its first one are for rounds to come.
-        stored = [_read_mask(context, sha256)[0] for sha256 in hashes]
+        stored = [_read_mask(context, digest)[0] for digest in hashes]
         first = min(stored, key=lambda file: file.header.round)
-        return _read_architecture(context, first.header.mask_sha256, context.round)
+        return _read_architecture(context, first.header.mask_digest, context.round)
     if context.spec.search:
         context.say("searching")
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
@@ -234,39 +234,39 @@ def ensure_next_architecture(
     (model, data), on_step = context.loaded, context.on_step(SEARCH)
     context.say("searching")
     mask = search_again(model, context.spec, client, number, data, held, received, kept, on_step, context.checkpoint)
-    sha256 = _put_mask(context, mask, number + 1)
-    store.put_client_file(client.id, name, sha256.encode())
-    return _read_architecture(context, sha256, number + 1)
+    digest = _put_mask(context, mask, number + 1)
+    store.put_client_file(client.id, name, digest.encode())
+    return _read_architecture(context, digest, number + 1)
 
 
 def _put_mask(context: ClientContext, mask: np.ndarray, round: int) -> str:
     """Upload a mask that is for a round and those after it, unless it is there already; return its hash."""
     store, client, space = context.store, context.client.id, context.loaded[0].space
-    sha256 = mask_hash(space, mask)
-    if sha256 not in store.find_masks(client):
-        header = replace(context.header(int(np.count_nonzero(mask)), sha256), round=round)
-        store.put_mask(client, sha256, dump_mask(header, space, mask))
+    digest = mask_hash(space, mask)
+    if digest not in store.find_masks(client):
+        header = replace(context.header(int(np.count_nonzero(mask)), digest), round=round)
+        store.put_mask(client, digest, dump_mask(header, space, mask))
     context.checkpoint.drop()
-    return sha256
+    return digest
 
 
-def _read_architecture(context: ClientContext, sha256: str, round: int) -> Architecture:
+def _read_architecture(context: ClientContext, digest: str, round: int) -> Architecture:
     """Read a mask; its bytes count if it was uploaded for this round."""
-    file, size = _read_mask(context, sha256)
-    return Architecture(file.mask, sha256, size if file.header.round == round else 0)
+    file, size = _read_mask(context, digest)
+    return Architecture(file.mask, digest, size if file.header.round == round else 0)
 
 
-def _read_mask(context: ClientContext, sha256: str) -> tuple[AdapterFile, int]:
-    data = context.store.get_mask(context.client.id, sha256)
+def _read_mask(context: ClientContext, digest: str) -> tuple[AdapterFile, int]:
+    data = context.store.get_mask(context.client.id, digest)
     try:
         file = AdapterFile.parse(data)
         _check_space(context, file)
-        if file.header.mask_sha256 != sha256:
-            raise AdapterFileError(f"it is mask {file.header.mask_sha256}")
+        if file.header.mask_digest != digest:
+            raise AdapterFileError(f"it is mask {file.header.mask_digest}")
         _ = file.mask  # of that hash, and of the header's budget
         return file, len(data)
     except AdapterFileError as error:
-        problem = f"the mask {sha256} of client {context.client.id!r}: {error}"
+        problem = f"the mask {digest} of client {context.client.id!r}: {error}"
         raise PerfitError(problem, "restore it from a backup of the store") from error
 
 
@@ -278,15 +278,15 @@ def read_download(context: ClientContext, architecture: Architecture) -> tuple[R
     """
     spec, client, participant = context.spec, context.client, context.participant
     side = ClientRound(spec, context.loaded[0].space, architecture.mask, context.round)
-    if participant.mask_sha256 is None:
+    if participant.mask_digest is None:
         return side.unknown(), 0
     blob = participant.download
     if blob is None:
         return Received(np.zeros_like(architecture.mask)), 0
-    data = context.store.read_blob(Blob(blob.key, blob.sha256))
+    data = context.store.read_blob(Blob(blob.key, blob.digest))
     budget = int(np.count_nonzero(architecture.mask))
-    base = context.plan.base.adapter.sha256
-    expected = AdapterHeader.of_download(spec, client.id, context.round, budget, architecture.sha256, base)
+    base = context.plan.base.adapter.digest
+    expected = AdapterHeader.of_download(spec, client.id, context.round, budget, architecture.digest, base)
     try:
         file = AdapterFile.parse(data)
         if file.header != expected:
@@ -316,8 +316,8 @@ def read_kept(context: ClientContext, architecture: Architecture) -> Vectors:
     spec, space = context.spec, context.loaded[0].space
     try:
         file = AdapterFile.parse(store.get_client_file(client.id, name))
-        same = file.header.mask_sha256 == architecture.sha256
-        held = architecture.mask if same else _read_mask(context, file.header.mask_sha256)[0].mask
+        same = file.header.mask_digest == architecture.digest
+        held = architecture.mask if same else _read_mask(context, file.header.mask_digest)[0].mask
         kept = file.named_vectors(spec.roles(space, held).trained)
         return ClientRound(spec, space, architecture.mask, context.round).carried(kept, held)
     except AdapterFileError as error:

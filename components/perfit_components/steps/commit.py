@@ -6,9 +6,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
 import numpy as np
+from blake3 import blake3
 
 from perfit.adapter_file import dump_server_vectors
 from perfit.aggregation import Cohort, threads
@@ -17,9 +17,9 @@ from perfit.errors import PerfitError
 from perfit.methods import VALUES
 from perfit.protocol import Base, ClientStatus, Limited, Outcome, Participant, Plan, RoundSummary, UpdateRecord
 from perfit.robustness import root_mean_square
-from perfit.round import merge, new_cohort, split_state
-from perfit_components.steps.context import FederationContext, StoredVectors, head_of, place_of
-from perfit_components.steps.contribution import read_contribution
+from perfit.round import merge, split_state
+from perfit_components.steps.context import FederationContext, head_of, place_of
+from perfit_components.steps.contribution import RoundReader
 from perfit_storage import Head, ObjectNotFound
 
 
@@ -106,7 +106,7 @@ def _recompute(context: FederationContext, after: Base) -> RoundSummary:
     plan = context.plan(head_of(after).place(after.round))
     result = _average(context, plan, _lost(context, after))
     named = (after.adapter, after.state, after.summary)
-    if [data and sha256(data).hexdigest() for data in result.files] != [blob and blob.sha256 for blob in named]:
+    if [data and blake3(data).hexdigest() for data in result.files] != [blob and blob.digest for blob in named]:
         raise PerfitError(
             f"{context.store.uri}/{after.adapter.key} or what belongs to it is missing, and the updates of round "
             f"{after.round} give other bytes than it had",
@@ -138,8 +138,8 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     from perfit.kernels import squared_distance
 
     ensure_base(context, plan.base)
-    spec, previous = context.spec, context.state(plan.base)
-    tally = _read(context, plan, previous, lost)
+    spec, reader = context.spec, RoundReader.of(context, plan)
+    previous, tally = reader.base, _read(reader, lost)
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.space, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
@@ -147,7 +147,7 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     squares = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)
     summary = _summary(context, plan, tally, root_mean_square(squares, np.count_nonzero(shared)))
     space = previous.space
-    del previous, tally, merged, shared  # before as much is needed for the files
+    del reader, previous, tally, merged, shared  # before as much is needed for the files
     return _Result(
         summary,
         dump_server_vectors(spec, space, plan.round, downloads),
@@ -155,25 +155,22 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     )
 
 
-def _read(context: FederationContext, plan: Plan, previous: StoredVectors, lost: Mapping[str, ClientStatus]) -> _Tally:
+def _read(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> _Tally:
     """Verify each participant's update, once, note the outcome and add the update to the cohort.
 
     While one thread waits for the store, another verifies: the cohort is the same in whatever order they come.
     """
-    space, lock, exchanged = previous.space, threading.Lock(), context.exchanged(plan, previous.space)
-    cohort, held = new_cohort(context.spec, space, previous.vectors), np.zeros(-(-space.size // 8), dtype=np.uint8)
+    lock, cohort, plan = threading.Lock(), reader.new_cohort(), reader.plan
+    held = np.zeros(-(-cohort.size // 8), dtype=np.uint8)
 
     def read(participant: Participant) -> Outcome:
-        contribution = lost.get(participant.client) or read_contribution(
-            context, plan, participant, previous, exchanged
-        )
+        contribution = lost.get(participant.client) or reader.read(participant, cohort)
         if isinstance(contribution, ClientStatus):
             return contribution
-        packed = np.packbits(contribution.mask)
         with lock:
-            held[:] |= packed
+            held[:] |= contribution.mask
         if contribution.update is not None:
-            cohort.add(participant.client, contribution.update)
+            cohort.add(participant.client, contribution.update, contribution.measured)
         return contribution.record
 
     with ThreadPoolExecutor(threads()) as pool:
@@ -212,7 +209,7 @@ def _architectures(context: FederationContext, base: Base, outcomes: Sequence[Ou
         return {}
     known = context.summary_of(base).architectures if base.summary else {}
     records = [record for record in outcomes if isinstance(record, UpdateRecord)]
-    return known | {record.client: record.next_mask_sha256 or record.mask_sha256 for record in records}
+    return known | {record.client: record.next_mask_digest or record.mask_digest for record in records}
 
 
 def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) -> None:
@@ -225,7 +222,7 @@ def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) ->
         f"participation.minimum_clients is {minimum}. The head stays where it was. Without an update:"
     )
     raise PerfitError(
-        "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in lost)]),
+        "\n".join([head, *(f"  {status.text}" for status in lost)]),
         "repair these clients and run again (those that delivered do not train again), or lower minimum_clients",
     )
 

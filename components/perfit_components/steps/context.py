@@ -123,7 +123,7 @@ class FederationContext:
         """
         if plan.exchanged is None:
             return np.zeros(space.size, dtype=bool)
-        data = self.store.read_blob(Blob(plan.exchanged.key, plan.exchanged.sha256))
+        data = self.store.read_blob(Blob(plan.exchanged.key, plan.exchanged.digest))
         try:
             return AdapterFile.parse(data).mask
         except AdapterFileError as error:
@@ -180,7 +180,7 @@ class FederationContext:
         """
         if after.summary is None:
             raise PerfitError(f"no round of {self.spec.name!r} is committed yet", "run a round first")
-        data = self.store.read_blob(Blob(after.summary.key, after.summary.sha256))
+        data = self.store.read_blob(Blob(after.summary.key, after.summary.digest))
         try:
             return RoundSummary.parse(data)
         except MessageError as error:
@@ -200,7 +200,7 @@ class FederationContext:
         return summaries[::-1]
 
     def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
-        data = self.store.read_blob(Blob(blob.key, blob.sha256))
+        data = self.store.read_blob(Blob(blob.key, blob.digest))
         try:
             file = AdapterFile.parse(data)
             expected = AdapterHeader.of_server(self.spec, file.space, base.round)
@@ -237,7 +237,7 @@ def base_of(head: Head) -> Base:
 def head_of(base: Base) -> Head:
     """Return the head at which a round was planned."""
     adapter, state, summary = (
-        blob and Blob(blob.key, blob.sha256) for blob in (base.adapter, base.state, base.summary)
+        blob and Blob(blob.key, blob.digest) for blob in (base.adapter, base.state, base.summary)
     )
     branches = tuple(Branch(branch.number, branch.first_round) for branch in base.branches)
     return Head(base.round, adapter, state, summary, branches)

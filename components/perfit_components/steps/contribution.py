@@ -7,12 +7,17 @@ is compared with the plan, and any failure other than an outage of the store onl
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from mmap import PAGESIZE
+from typing import TypeVar
 
 import numpy as np
 
 from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader
+from perfit.aggregation import Cohort
 from perfit.protocol import (
     MAX_OUTCOME_BYTES,
     ClientStatus,
@@ -23,11 +28,15 @@ from perfit.protocol import (
     cut,
     parse_outcome,
 )
-from perfit.round import ClientRound, update_of
+from perfit.robustness import Measure
+from perfit.round import Reach, new_cohort, update_of
+from perfit.scratch import Scratch, ScratchError
 from perfit.space import LoraSpace
-from perfit.updates import Update
+from perfit.updates import Update, count_bits
 from perfit_components.steps.context import FederationContext, StoredVectors, place_of
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
+
+T = TypeVar("T")
 
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
@@ -46,44 +55,84 @@ class Contribution:
 
     Args:
         record: Its record of the round.
-        mask: Its architecture: bool, shape (N,).
-        update: What it shares; None if the method shares nothing.
+        mask: Its architecture as ``np.packbits`` packs it: uint8, shape (ceil(N / 8),).
+        update: What it shares; None if it shares nothing in the round.
+        measured: The update's measure.
     """
 
     record: UpdateRecord
     mask: np.ndarray
-    update: Update | None
+    update: Update | None = None
+    measured: Measure | None = None
 
 
-def read_contribution(
-    context: FederationContext, plan: Plan, participant: Participant, base: StoredVectors, exchanged: np.ndarray
-) -> Contribution | ClientStatus:
-    """Read what a participant wrote in a round.
+@dataclass(frozen=True)
+class RoundReader:
+    """Reads what the participants of a round wrote.
 
     Args:
         context: The federation's context.
         plan: The round's plan.
-        participant: A participant of the plan.
         base: All vectors of the server at the start of the round.
-        exchanged: bool, shape (N,): the positions that the round exchanges.
+        reach: Where the round's clients train and exchange.
+        scratch: Where updates are kept.
+    """
 
-    Returns:
-        A contribution that follows the plan, or why there is none.
+    context: FederationContext
+    plan: Plan
+    base: StoredVectors
+    reach: Reach
+    scratch: Scratch
+
+    @classmethod
+    def of(cls, context: FederationContext, plan: Plan) -> RoundReader:
+        """Read what the updates of a round are checked against.
+
+        Raises:
+            PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
+        """
+        base = context.state(plan.base)
+        reach = Reach(context.spec, base.space, plan.round, np.packbits(context.exchanged(plan, base.space)))
+        vectors, size = len(context.spec.algorithm.uploads), base.space.size
+        budgets = [base.space.budget(participant.rank) for participant in plan.participants]
+        kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
+        return cls(context, plan, base, reach, Scratch(sum(kept) + len(kept) * (vectors + 2) * PAGESIZE))
+
+    def new_cohort(self) -> Cohort:
+        """Return the cohort that the round's updates are added to."""
+        return new_cohort(self.context.spec, self.base.space, self.base.vectors, self.scratch.release)
+
+    def read(self, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
+        """Read what a participant wrote; the cohort measures its update, and does not change.
+
+        Returns:
+            A contribution that follows the plan, or why there is none.
+
+        Raises:
+            StoreUnreachable: The store does not answer; no client is refused for that.
+            ScratchError: The disk is full.
+        """
+
+        def verified() -> Contribution | ClientStatus:
+            outcome = _reported(self.context, self.plan, participant)
+            return outcome if isinstance(outcome, ClientStatus) else _verified(self, participant, outcome, cohort)
+
+        return _or_refused(verified, self.plan, participant)
+
+
+def read_outcome(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    """Read what a participant says of itself in a round, to show how far the round is: its update is not looked at.
 
     Raises:
-        StoreUnreachable: The store does not answer; no client is refused for that.
+        StoreUnreachable: The store does not answer.
     """
+    return _or_refused(lambda: _reported(context, plan, participant), plan, participant)
+
+
+def _or_refused(read: Callable[[], T], plan: Plan, participant: Participant) -> T | ClientStatus:
     try:
-        data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
-        if data is None:
-            reason = "its task left no record: it did not start, or its pod died"
-            return _status(plan, participant, "missing", reason)
-        outcome = parse_outcome(data)
-        _check_participant(outcome, plan, participant)
-        if isinstance(outcome, ClientStatus):
-            return outcome
-        return _verified(context, plan, participant, outcome, base, exchanged)
-    except StoreUnreachable:
+        return read()
+    except (StoreUnreachable, ScratchError):
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:
         return _status(plan, participant, "refused", str(error))
@@ -91,15 +140,24 @@ def read_contribution(
         return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
 
 
-def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:
+def _reported(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
+    if data is None:
+        return _status(plan, participant, "missing", "its task left no record: it did not start, or its pod died")
+    outcome = parse_outcome(data)
+    _check_participant(outcome, plan, participant)
+    return outcome
+
+
+def read_mask(store: FederationStore, client: str, digest: str, space: LoraSpace) -> np.ndarray | None:
     """Read an architecture again, for a report: bool, shape (N,); None if its client has changed or removed it.
 
     Raises:
         StoreUnreachable: The store does not answer.
     """
     try:
-        file = _parse_mask(store.get_mask(client, sha256, limit=_mask_bytes(space)), space)
-        return file.mask if file.header.mask_sha256 == sha256 else None
+        file = _parse_mask(store.get_mask(client, digest, limit=_mask_bytes(space)), space)
+        return file.mask if file.header.mask_digest == digest else None
     except StoreUnreachable:
         raise
     except Exception:  # as above
@@ -121,54 +179,69 @@ def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, partici
             raise Refused(f"its record says {name} {getattr(outcome, name)!r}, the plan {value!r}")
 
 
-def _verified(
-    context: FederationContext,
-    plan: Plan,
-    participant: Participant,
-    record: UpdateRecord,
-    base: StoredVectors,
-    exchanged: np.ndarray,
-) -> Contribution:
+def _verified(reader: RoundReader, participant: Participant, record: UpdateRecord, cohort: Cohort) -> Contribution:
     """Check a mask and an update, each parsed once, against the plan."""
-    from perfit.kernels import largest_magnitude
-
-    spec, client, space = context.spec, participant.client, base.space
-    if participant.mask_sha256 not in (None, record.mask_sha256):
-        raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
-    expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
+    context, plan, space = reader.context, reader.plan, reader.base.space
+    client, digest = participant.client, record.mask_digest
+    if participant.mask_digest not in (None, digest):
+        raise Refused(f"its record says mask_digest {digest!r}, the plan {participant.mask_digest!r}")
+    expected = AdapterHeader.of_client(context.spec, client, plan.round, space.budget(participant.rank), digest)
     file = _verified_mask(context, expected, space)
     _check_next_mask(context, plan, record, expected, space)
-    side = ClientRound(spec, space, file.mask, plan.round)
-    known = participant.mask_sha256 is not None
-    positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
-    for name, mask in (("budget", side.active), ("shared", positions)):
-        if getattr(record, name) != np.count_nonzero(mask):
-            raise Refused(
-                f"its record says {name} {getattr(record, name)}, the plan and its mask {np.count_nonzero(mask)}"
-            )
-    if not positions.any():
-        return Contribution(record, file.mask, None)
+    active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
+    for name, positions in (("budget", active), ("shared", shared)):
+        if getattr(record, name) != (count := count_bits(positions)):
+            raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
+    if not record.shared:
+        return Contribution(record, file.packed_mask)
+    received = _received_update(reader, client, record)
+    _check_header(received, expected.at_base(plan.base.adapter.digest), "update")
+    vectors = _vectors(reader, received, shared, record)
+    update = Update(reader.scratch.keep(shared), space.size, vectors, record.samples)
+    measured = cohort.measure(update)
+    for name, largest in measured.largest.items():
+        if not math.isfinite(largest):
+            raise Refused(f"its {name} are not finite")
+        if largest > MAX_MAGNITUDE:
+            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
+    return Contribution(record, file.packed_mask, update, measured)
+
+
+def _received_update(reader: RoundReader, client: str, record: UpdateRecord) -> AdapterFile:
+    """Copy an update to the scratch file, while it is hashed."""
     key = record.update.key if record.update else ""
-    place = re.escape(str(place_of(plan)))
+    place = re.escape(str(place_of(reader.plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
-    method, exchange = spec.algorithm, spec.exchange
-    limit = _HEADER_BYTES + (5 * len(method.uploads) + 1) * record.shared  # at most 4 a value, its scale, its bit
-    update = context.store.read_blob(Blob(key, record.update.sha256), limit=limit)
-    file_of_update = _parse(update, "update", _HEADER_BYTES)
-    _check_header(file_of_update, expected.at_base(plan.base.adapter.sha256), "update")
-    transfer = file_of_update.transfer(positions, method.uploads, exchange.dtype)
+    scratch, limit = reader.scratch, _update_bytes(len(reader.context.spec.algorithm.uploads), record.shared)
+    start = scratch.reserve(limit)
+    blob = Blob(key, record.update.digest)
+    size = reader.context.store.copy_blob(blob, lambda at, piece: scratch.write(start + at, piece), limit)
+    return _parse(scratch.view(start, size), "update", _HEADER_BYTES)
+
+
+def _vectors(
+    reader: RoundReader, received: AdapterFile, shared: np.ndarray, record: UpdateRecord
+) -> dict[str, np.ndarray]:
+    """Return an update's vectors, in the scratch file; their values may be of any size, or not finite."""
+    spec, exchange = reader.context.spec, reader.context.spec.exchange
+    if not exchange.sends_changes:
+        return received.raw_vectors(record.shared, spec.algorithm.uploads)
+    positions = np.unpackbits(shared, count=reader.base.space.size).view(bool)
+    transfer = received.transfer(positions, spec.algorithm.uploads, exchange.dtype)
     if (sent := np.count_nonzero(transfer.positions)) != exchange.count(record.shared):
         raise Refused(f"its update has {sent} values, the plan {exchange.count(record.shared)}")
-    checked = update_of(spec, base.vectors, positions, transfer, record.samples)
-    for name, vector in checked.vectors.items():
-        if not (largest := largest_magnitude(vector)) <= MAX_MAGNITUDE:  # nor NaN
-            raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
-    return Contribution(record, file.mask, checked)
+    update = update_of(spec, reader.base.vectors, positions, transfer, record.samples)
+    return {name: reader.scratch.keep(vector) for name, vector in update.vectors.items()}
+
+
+def _update_bytes(vectors: int, positions: int) -> int:
+    """Return the maximum size of an update: 4 bytes a value, and at most one for its scale and its bit."""
+    return _HEADER_BYTES + (5 * vectors + 1) * positions
 
 
 def _verified_mask(context: FederationContext, expected: AdapterHeader, space: LoraSpace) -> AdapterFile:
-    data = context.store.get_mask(expected.client, expected.mask_sha256, limit=_mask_bytes(space))
+    data = context.store.get_mask(expected.client, expected.mask_digest, limit=_mask_bytes(space))
     file = _parse_mask(data, space)
     _check_header(file, expected, "mask", skip="round")
     return file
@@ -178,12 +251,12 @@ def _check_next_mask(
     context: FederationContext, plan: Plan, record: UpdateRecord, expected: AdapterHeader, space: LoraSpace
 ) -> None:
     """Check that a client names a mask for the next round if it had to search for one, and only then."""
-    following, due = record.next_mask_sha256, context.spec.searches_after(plan.round)
+    following, due = record.next_mask_digest, context.spec.searches_after(plan.round)
     if due != (following is not None):
         when = "search" if due else "do not search"
-        raise Refused(f"its record says next_mask_sha256 {following!r}, but clients {when} again after this round")
+        raise Refused(f"its record says next_mask_digest {following!r}, but clients {when} again after this round")
     if following:
-        _ = _verified_mask(context, replace(expected, mask_sha256=following), space).mask  # of its hash and budget
+        _ = _verified_mask(context, replace(expected, mask_digest=following), space).packed_mask  # of its budget
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:
@@ -193,7 +266,7 @@ def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:
     return file
 
 
-def _parse(data: bytes, what: str, header_bytes: int) -> AdapterFile:
+def _parse(data: bytes | np.ndarray, what: str, header_bytes: int) -> AdapterFile:
     if int.from_bytes(data[:8], "little") > header_bytes:  # as JSON it may need 30 times the memory
         raise Refused(f"its {what} is not an adapter file: its header has more than {header_bytes:,} bytes")
     return AdapterFile.parse(data)

@@ -89,28 +89,28 @@ class _Planner:
     def _parts(self, client: ClusterClient, exchanged: np.ndarray) -> dict[str, str | Blob | None]:
         held, space = self._architecture(client), self.stored.space
         if held is None:
-            return {"mask_sha256": None, "download": None}
-        sha256 = self.hashes.get(client.id) or mask_hash(space, held)
+            return {"mask_digest": None, "download": None}
+        digest = self.hashes.get(client.id) or mask_hash(space, held)
         shared = self.context.spec.roles(space, held).shared
-        blob = self._put_download(client, sha256, shared, shared & exchanged) if (shared & exchanged).any() else None
-        return {"mask_sha256": sha256, "download": blob}
+        blob = self._put_download(client, digest, shared, shared & exchanged) if (shared & exchanged).any() else None
+        return {"mask_digest": digest, "download": blob}
 
-    def _put_download(self, client: ClusterClient, sha256: str, shared: np.ndarray, positions: np.ndarray) -> Blob:
+    def _put_download(self, client: ClusterClient, digest: str, shared: np.ndarray, positions: np.ndarray) -> Blob:
         spec, store, number = self.context.spec, self.context.store, self.place.number
         budget = self.stored.space.budget(spec.rank_of(client))
-        header = AdapterHeader.of_download(spec, client.id, number, budget, sha256, self.base.adapter.sha256)
+        header = AdapterHeader.of_download(spec, client.id, number, budget, digest, self.base.adapter.digest)
         transfer = download(spec, self.stored.vectors, positions, number, client)
         data = dump_transfer(header, shared, transfer)
         if spec.search is None:
             blob = store.put_download_of_rank(self.place, spec.rank_of(client), data)
         else:
             blob = store.put_download(self.place, client.id, data)
-        return Blob(key=blob.key, sha256=blob.sha256)
+        return Blob(key=blob.key, digest=blob.digest)
 
     def put_exchanged(self, exchanged: np.ndarray) -> Blob:
         """Write the positions that the round exchanges, which the server alone may read."""
         space, count = self.stored.space, int(np.count_nonzero(exchanged))
         header = AdapterHeader.of_server(self.context.spec, space, self.place.number)
-        header = replace(header, budget=count, mask_sha256=mask_hash(space, exchanged))
+        header = replace(header, budget=count, mask_digest=mask_hash(space, exchanged))
         blob = self.context.store.put_exchanged(self.place, dump_mask(header, space, exchanged))
-        return Blob(key=blob.key, sha256=blob.sha256)
+        return Blob(key=blob.key, digest=blob.digest)

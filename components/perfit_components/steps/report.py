@@ -38,7 +38,7 @@ def draw_report(context: FederationContext, last: int) -> RoundReport:
     with TemporaryDirectory() as directory:
         masks = _Masks(Path(directory), space)
         for client, record in (last_records(summaries) if context.spec.search else {}).items():
-            mask = read_mask(context.store, client, record.mask_sha256, space)
+            mask = read_mask(context.store, client, record.mask_digest, space)
             if mask is not None:
                 masks.add(client, mask)
         html = render_report(context.spec, summaries, space, masks)

@@ -10,7 +10,7 @@ import typer
 import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, data, logs, read, rollback, run
+from perfit_pipelines.cli import adapters, bench, compare, data, logs, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 
@@ -36,7 +36,7 @@ def _root(
     """Personalised federated instruction tuning on Kubeflow Pipelines."""
 
 
-for commands in (run, logs, read, adapters, rollback, data, bench, cluster, deploy, doctor):
+for commands in (run, logs, read, adapters, rollback, data, bench, compare, cluster, deploy, doctor):
     commands.register(app)
 
 

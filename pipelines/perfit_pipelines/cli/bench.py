@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +15,9 @@ from perfit.errors import PerfitError
 from perfit_pipelines.options import INTERRUPTED, STATE, errors, out
 
 if TYPE_CHECKING:
+    from perfit.bench.comparison import Comparison
     from perfit.bench.results import CellResult
-    from perfit.bench.spec import BenchSpec, Cell
+    from perfit.bench.spec import Cell
 
 _ERROR = "perfit.errors.PerfitError: "
 
@@ -33,6 +34,7 @@ def bench(
     ] = None,
 ) -> None:
     """Compare methods on one data set; run again, it goes on with the first run that is not done."""
+    from perfit.bench.comparison import compare
     from perfit.bench.plan import plan_cells
 
     plan, cells = plan_cells(file, STATE / "bench")
@@ -42,7 +44,7 @@ def bench(
     except KeyboardInterrupt:
         errors.print("stopped; run the same command again to go on with the run that was interrupted", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    _write(plan, cells, results, output or directory)
+    write_comparison(compare(plan, cells, results), output or directory)
 
 
 def _run_cells(cells: Sequence[Cell], directory: Path) -> dict[str, CellResult]:
@@ -82,19 +84,18 @@ def _run(cell: Cell, directory: Path) -> None:
     log.unlink()
 
 
-def _write(plan: BenchSpec, cells: Sequence[Cell], results: Mapping[str, CellResult], directory: Path) -> None:
-    from perfit.bench.statistics import compare
+def write_comparison(comparison: Comparison, directory: Path) -> None:
+    """Print the tables, and write them as HTML, Markdown and CSV."""
     from perfit_report.bench_page import bench_markdown, render_bench
     from perfit_report.bench_tables import clients_csv, summary_csv
     from perfit_storage.files import write_atomically
 
-    methods = compare(plan, cells, results)
-    markdown = bench_markdown(plan, methods)
+    markdown = bench_markdown(comparison)
     pages = {
-        "report.html": render_bench(plan, methods),
+        "report.html": render_bench(comparison),
         "report.md": markdown,
-        "summary.csv": summary_csv(plan, methods),
-        "clients.csv": clients_csv(plan, methods),
+        "summary.csv": summary_csv(comparison),
+        "clients.csv": clients_csv(comparison),
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():

@@ -20,7 +20,7 @@ from perfit_storage.files import write_atomically
 def committed(head: Head) -> str:
     """Return where a federation is, and to which rounds it was rolled back on the way."""
     back = (f"; rolled back to round {b.first_round - 1} (branch {b.number})" for b in head.branches)
-    return f"round {head.round} committed, global adapter sha256 {head.adapter.sha256[:12]}{''.join(back)}"
+    return f"round {head.round} committed, global adapter digest {head.adapter.digest[:12]}{''.join(back)}"
 
 
 def status_json(context: FederationContext, head: Head, summaries: Sequence[RoundSummary]) -> str:

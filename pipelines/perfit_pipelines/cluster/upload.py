@@ -53,8 +53,10 @@ class Version:
         return f"pipelines/details/{self.pipeline_id}/version/{self.version_id}"
 
 
-def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images) -> Version:
-    """Compile a federation's pipeline and upload it, unless the same is already there.
+def upload(
+    kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images, first: int = 1
+) -> Version:
+    """Compile a federation's pipeline, of a tuning from round ``first``, and upload it, unless it is already there.
 
     Raises:
         PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it, or does not understand all of it.
@@ -62,7 +64,7 @@ def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store:
     name = f"{spec.name}-{_SHORT[pipeline]}"
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
-        compile_pipeline(spec, pipeline, store, file, images)
+        compile_pipeline(spec, pipeline, store, file, images, first)
         content = file.read_bytes()
         version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
         pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id

@@ -10,7 +10,6 @@ from kubernetes.client import V1Node
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint
-from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, unknown
 from perfit_pipelines.doctor.namespace_check import check_account, check_namespace, check_quotas, check_volumes
 from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes
@@ -18,6 +17,7 @@ from perfit_pipelines.doctor.pipelines_check import check_pipelines
 from perfit_pipelines.doctor.secrets_check import RoleKeys, check_secrets
 from perfit_pipelines.doctor.store_check import check_store
 from perfit_pipelines.doctor.store_owner_check import check_authority, check_store_owner
+from perfit_pipelines.kube import Cluster, NotAllowed
 
 _ALLOW_FIX = "let an administrator bind you to the Role and ClusterRole perfit-doctor of manifests/, or run it"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from perfit.cluster_spec import CA_FILE, ClusterSpec
-from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, warn
 from perfit_pipelines.doctor.secrets_check import RoleKeys
 from perfit_pipelines.doctor.store_check import NAME, with_endpoint
+from perfit_pipelines.kube import Cluster, NotAllowed
 from perfit_storage import StoreError, open_store
 
 _ARTIFACT_SECRET = "mlpipeline-minio-artifact"

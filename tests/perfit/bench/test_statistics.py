@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from perfit.bench.comparison import choose, compare
 from perfit.bench.results import AnswerScores, CellResult
-from perfit.bench.statistics import Cost, Interval, Point, bootstrap, choose, compare
+from perfit.bench.statistics import Cost, Interval, Point, bootstrap
 
 from .helpers import by_client, make_bench, make_cell, make_result
 
@@ -111,7 +112,7 @@ def test_methods_are_compared_at_their_chosen_points_by_client_and_seed():
         local.file: make_result(local, [(12, 15)]),
         lost.file: CellResult(job=lost.job, environment="", failure="the loss is nan"),
     }
-    fedit, of_local, of_lost = compare(bench, [one, two, local, lost], results)
+    fedit, of_local, of_lost = compare(bench, [one, two, local, lost], results).methods
     assert fedit.chosen.values == {"training.steps": 2}
     assert fedit.differences == {"local": Interval(-2, -2, -2)}
     assert (of_local.differences, of_lost.differences, of_lost.chosen) == ({}, {}, None)

@@ -182,7 +182,7 @@ def random_updates(rng: np.random.Generator, ranks: list[int]) -> dict[str, Upda
     for number, rank in enumerate(ranks):
         held = WIDE.plain_mask(rank)
         vector = rng.normal(0, 1, np.count_nonzero(held)).astype(np.float32)
-        updates[f"client-{number}"] = Update(held, {"values": vector}, int(rng.integers(1, 100)))
+        updates[f"client-{number}"] = Update.at(held, {"values": vector}, int(rng.integers(1, 100)))
     return updates
 
 

@@ -41,8 +41,8 @@ def test_at_rate_1_without_momentum_it_is_fedit_bit_for_bit():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         values, after = awkward_values(rng), []
-        updates = [Update(SPACE.plain_mask(2), {"values": awkward_values(rng)}, samples=3)]
-        updates.append(Update(SPACE.plain_mask(1), {"values": awkward_values(rng)[SMALL]}, samples=seed + 1))
+        updates = [Update.at(SPACE.plain_mask(2), {"values": awkward_values(rng)}, samples=3)]
+        updates.append(Update.at(SPACE.plain_mask(1), {"values": awkward_values(rng)[SMALL]}, samples=seed + 1))
         for spec in (fedit, plain):
             state = spec.algorithm.init(values)
             cohort = new_cohort(spec, SPACE, state)

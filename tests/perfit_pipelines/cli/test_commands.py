@@ -199,7 +199,7 @@ def test_status(finished):
     result = finished.home.stored("status")
     head = finished.home.site.store.read_head()
     lines = result.out.splitlines()
-    assert lines[0] == f"{finished.home.site.uri}: round 2 committed, global adapter sha256 {head.adapter.sha256[:12]}"
+    assert lines[0] == f"{finished.home.site.uri}: round 2 committed, global adapter digest {head.adapter.digest[:12]}"
     rounds = [line.split() for line in lines if line.split()[1:4] == ["2", "of", "2"]]
     assert [row[0] for row in rounds] == ["1", "2"]
     assert [line for line in lines if line.startswith(" ann")]

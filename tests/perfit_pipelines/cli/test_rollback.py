@@ -29,9 +29,9 @@ def test_a_rollback_says_what_was_and_what_is_and_what_to_do(home):
     result = home.stored("rollback", 0)
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines() == [
-        f"{home.site.uri}: round 2 committed, global adapter sha256 {last.adapter.sha256[:12]}",
-        "after the rollback: round 0 committed, global adapter sha256 "
-        f"{initial.adapter.sha256[:12]}; rolled back to round 0 (branch 1)",
+        f"{home.site.uri}: round 2 committed, global adapter digest {last.adapter.digest[:12]}",
+        "after the rollback: round 0 committed, global adapter digest "
+        f"{initial.adapter.digest[:12]}; rolled back to round 0 (branch 1)",
         "no longer counted, but kept: rounds/1/ to rounds/2/",
         "rolled back; the next round is rounds/1.1/",
         "Change the federation file, or the same rounds come out again: leave clients out, tighten `aggregation`.",
@@ -39,7 +39,7 @@ def test_a_rollback_says_what_was_and_what_is_and_what_to_do(home):
     ]
     assert {key for key, data in files(home.site.root).items() if before.get(key) != data} == {"head.json"}
     assert home.stored("status").out.splitlines() == [
-        f"{home.site.uri}: round 0 committed, global adapter sha256 {initial.adapter.sha256[:12]}; "
+        f"{home.site.uri}: round 0 committed, global adapter digest {initial.adapter.digest[:12]}; "
         "rolled back to round 0 (branch 1)"
     ]
 

@@ -1,0 +1,78 @@
+"""A temporary file whose content is read as arrays, so that what a round collects may be larger than the memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+
+import numpy as np
+
+from perfit.errors import PerfitError
+
+
+class ScratchError(PerfitError):
+    """The disk is full, or cannot be written: no client's fault."""
+
+
+class Scratch:
+    """A temporary file of this process alone, seen as read-only arrays.
+
+    Its pages belong to the system, which writes them to the disk when memory is short. Threads may write, read and
+    release at the same time.
+
+    Args:
+        capacity: Bytes that may be reserved. What is not written takes neither memory nor disk.
+    """
+
+    def __init__(self, capacity: int):
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as the arrays
+        capacity += mmap.PAGESIZE
+        os.ftruncate(self._file.fileno(), capacity)
+        self._map = mmap.mmap(self._file.fileno(), capacity, prot=mmap.PROT_READ)
+        self._end, self._lock = 0, threading.Lock()
+
+    def reserve(self, size: int) -> int:
+        """Return where so many bytes may be written: a multiple of the size of a page."""
+        with self._lock:
+            start = self._end
+            self._end += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        if start + size > len(self._map):
+            raise ValueError(f"{size:,} bytes do not fit behind the {start:,} of {len(self._map):,} that are reserved")
+        return start
+
+    def write(self, start: int, data: memoryview | bytes) -> None:
+        """Write bytes.
+
+        Raises:
+            ScratchError: The disk is full, or cannot be written.
+        """
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = os.pwrite(self._file.fileno(), rest, start)
+                rest, start = rest[written:], start + written
+        except OSError as error:
+            raise ScratchError(
+                f"the files of this round cannot be kept in {tempfile.gettempdir()}: {error.strerror}",
+                f"make room there, or let TMPDIR name another directory; {self._end:,} bytes are needed so far",
+            ) from error
+
+    def view(self, start: int, size: int) -> np.ndarray:
+        """Return bytes that were written: uint8, shape (size,)."""
+        return np.frombuffer(self._map, np.uint8, size, start)
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        """Return an array with the content of a contiguous one, which lies in the file.
+
+        Raises:
+            ScratchError: As :meth:`write`.
+        """
+        start = self.reserve(array.nbytes)
+        self.write(start, memoryview(array).cast("B"))
+        return self.view(start, array.nbytes).view(array.dtype)
+
+    def release(self) -> None:
+        """Take the pages out of this process's memory, until an array is looked at again."""
+        self._map.madvise(mmap.MADV_DONTNEED)

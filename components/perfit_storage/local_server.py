@@ -128,6 +128,11 @@ class LocalS3Server:
         self._directory = directory.absolute()
         self._users = tuple(users)
 
+    @staticmethod
+    def has_data(directory: Path) -> bool:
+        """Whether a server has ever run on this directory."""
+        return (directory / "data").is_dir()
+
     @property
     def environment(self) -> dict[str, str]:
         """The administrator's settings, for ``open_store`` or a child process; available inside the context."""

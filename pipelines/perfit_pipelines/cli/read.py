@@ -25,10 +25,10 @@ def status(federation: NameOption = None, store: StoreOption = None) -> None:
     """Show which rounds of a federation are committed, and each client's results."""
     from perfit_pipelines.cli.results import client_table, committed, round_table
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         context = used.federation(federation)
         head, summaries = context.store.read_head(), context.summaries()
-    out.print(f"{context.store.uri}: {committed(head)}", markup=False)
+    out.print(f"{used.shown(context.store.uri)}: {committed(head)}", markup=False)
     if summaries:
         out.print(round_table(summaries))
         out.print(client_table(summaries))
@@ -42,7 +42,7 @@ def report(
     """Draw the report of all committed rounds."""
     from perfit_pipelines.cli.results import write_report
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         write_report(used.federation(federation), output)
     out.print(f"wrote {output}", markup=False)
 
@@ -56,7 +56,7 @@ def export(
     """Write a client's personal adapter as a directory that PEFT loads."""
     from perfit_pipelines.cli.results import committed, export_adapter
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         context = used.federation(federation)
         export_adapter(context, client, directory)
         head = context.store.read_head()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perfit.errors import PerfitError
+from perfit_pipelines import places
 from perfit_pipelines.cli.stores import Store, StoreOption, use_store
 from perfit_pipelines.options import (
     INTERRUPTED,
-    STATE,
     ClientImage,
     File,
     Pipeline,
@@ -110,15 +110,23 @@ def compile_(
     out.print(f"wrote {output}: upload it in the Kubeflow UI, or with kfp.Client", markup=False)
 
 
-def run(file: File, store: StoreOption = None) -> None:
+def run(
+    file: File,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory for adapters, report and log; else a place of the user's own."),
+    ] = None,
+    store: StoreOption = None,
+) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
     from perfit_pipelines.cli.results import client_table, export_adapter
 
     spec = load_federation(file)
-    directory = STATE / spec.name
-    with use_store(store or spec.store) as used:
-        out.print(f"federation {spec.name}: {spec.method.name}, store {used.uri}", markup=False)
+    uri = store or spec.store
+    directory = output or places.results(spec.name, uri)
+    with use_store(uri) as used:
+        out.print(f"federation {spec.name}: {spec.method.name}, store {used}", markup=False)
         results = _results(spec, used)
         last = results.summaries[-1].round if results else 0
         if results and results.context.spec == spec and last >= spec.rounds:

@@ -10,6 +10,7 @@ import yaml
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
+from perfit_pipelines import places
 from perfit_storage import StoreError
 from perfit_storage.local_server import find_weed
 
@@ -17,6 +18,8 @@ from ...perfit_components.running import files
 from ..commands import perfit
 from ..goldens import documents
 
+READING = [("status",), ("report",), ("export", "ann", "adapter"), ("rollback", "0")]
+"""Commands on a federation that exists."""
 RECORDS = [
     {"instruction": f"What is {topic} {n}?", "context": "", "response": f"{topic} {n}.", "category": topic}
     for topic in ("art", "bread", "cats")
@@ -185,12 +188,12 @@ def test_run_shows_every_stage_and_where_things_are(finished):
             f"{record.budget:,}",
             *(f"{value:.2f}" for value in (values.round_0, values.before, values.after)),
         ]
-    assert lines[-2].startswith("adapters: .perfit/tiny/adapters/<client>")
-    assert lines[-1] == "report:   .perfit/tiny/report.html"
+    assert lines[-2].startswith("adapters: results/adapters/<client>")
+    assert lines[-1] == "report:   results/report.html"
 
 
 def test_run_leaves_adapters_and_report(finished):
-    here = files(finished.home.directory / ".perfit/tiny")
+    here = files(finished.home.results)
     stored = files(finished.home.site.root)
     for client in ("ann", "bob"):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -204,7 +207,7 @@ def test_an_exported_adapter_is_loaded_by_peft(finished, tiny_llama):
     from safetensors.numpy import load
     from transformers import AutoModelForCausalLM
 
-    directory = finished.home.directory / ".perfit/tiny/adapters/bob"
+    directory = finished.home.results / "adapters/bob"
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory)
     weights = load((directory / "adapter_model.safetensors").read_bytes())
     loaded = {
@@ -235,7 +238,10 @@ def test_status_of_a_federation_without_a_round(home):
 
 def test_a_store_without_federations_or_with_several(home):
     result = home.stored("status")
-    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run one first: perfit run FILE")
+    assert (result.code, result.err.splitlines()[1]) == (
+        1,
+        "  fix: run one first: perfit run FILE; or name the store that has one with --store",
+    )
     site = home.site.prepare()
     home.edit("name: tiny", "name: small")
     home.site.prepare()
@@ -248,7 +254,7 @@ def test_a_store_without_federations_or_with_several(home):
         ],
     )
     assert home.stored("status", "-f", "tiny").out.startswith(f"{site.uri}: round 0")
-    assert "there is no federation 'none'" in home.stored("status", "-f", "none").err
+    assert "holds no federation 'none'" in home.stored("status", "-f", "none").err
 
 
 def test_report(finished, tmp_path):
@@ -389,9 +395,60 @@ def test_without_a_store_the_command_keeps_an_s3_server_of_its_own(home):
         find_weed()
     except StoreError as error:
         pytest.skip(str(error))
-    result = home.perfit("status")
+    directory = home.directory / ".perfit/s3"
+    no_federation = (
+        "holds no federation\n  fix: run one first: perfit run FILE; or name the store that has one with --store\n"
+    )
+    for command in READING:
+        result = home.perfit(*command)
+        assert (result.code, result.err) == (1, f"error: the store of this machine, {directory}, {no_federation}")
+    assert not directory.parent.exists()
+    home.edit("rounds: 2", "rounds: 1")
+    result = home.perfit("run", home.file)
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"federation tiny: perfit, store s3://perfit in {directory}\n")
+    assert result.out.endswith(f"report:   {directory.parent}/federations/tiny/report.html\n")
+    assert (directory / "users.json").stat().st_mode & 0o777 == 0o600
+    status = home.perfit("status").out
+    assert status.startswith(f"s3://perfit/federations/tiny in {directory}: round 1 committed, ")
+    result = home.perfit("status", "-f", "small")
     assert (result.code, result.err) == (
         1,
-        "error: the store s3://perfit holds no federation\n  fix: run one first: perfit run FILE\n",
+        f"error: the store s3://perfit in {directory} holds no federation 'small'\n  fix: it holds: tiny\n",
     )
-    assert (home.directory / ".perfit/s3/users.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_commands_that_read_make_nothing_in_a_store_that_does_not_exist(home):
+    for command in READING:
+        result = home.perfit(*command, "--store", (home.directory / "none").as_uri())
+        assert (result.code, result.err.splitlines()[0]) == (
+            1,
+            f"error: the store file://{home.directory}/none holds no federation",
+        )
+    assert not (home.directory / "none").exists()
+    assert not (home.directory / ".perfit").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"PERFIT_HOME": "/given"}, "/given"),
+        ({"PERFIT_HOME": "relative"}, "{cwd}/relative"),
+        ({"XDG_DATA_HOME": "/data"}, "/data/perfit"),
+        ({"XDG_DATA_HOME": "relative"}, "{home}/.local/share/perfit"),
+        ({}, "{home}/.local/share/perfit"),
+    ],
+)
+def test_where_a_user_has_everything(tmp_path, monkeypatch, variables, place):
+    monkeypatch.chdir(tmp_path)
+    for name in ("PERFIT_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(places.home()) == place.format(cwd=tmp_path, home=Path.home())
+
+
+def test_federations_of_one_name_in_two_stores_leave_their_results_in_two_places():
+    places_of_results = {places.results("tiny", store) for store in (None, "s3://a", "s3://b")}
+    assert len(places_of_results) == 3
+    assert {path.parent for path in places_of_results} == {places.home() / "federations"}

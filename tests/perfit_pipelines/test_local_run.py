@@ -139,6 +139,24 @@ def test_a_run_whose_clients_all_fail_says_why(make, temporary):
     assert f"client ann has no result: {home.directory}/data/ann.jsonl" in result.out
     assert home.site.store.read_head().round == 0
     assert list(temporary.iterdir()) == []
+    status = home.stored("status").out.splitlines()
+    assert status[1] == "round 1 is not committed: 0 of 1 clients have a result so far"
+    assert status[2].startswith(f"ann (failed) in round 1: {home.directory}/data/ann.jsonl: no usable record: line 1: ")
+    home.edit("sequence_length: 8", "sequence_length: 64")  # as the reason says, under the same name
+    assert home.stored("run", home.file).code == 0
+    assert home.site.store.read_head().round == 2
+
+
+def test_a_run_goes_on_without_a_client_whose_records_are_missing(make):
+    home = make(rounds=1)
+    missing = home.directory / "data/bob.jsonl"
+    missing.rename(missing.with_suffix(".away"))
+    result = home.stored("run", home.file)
+    assert result.code == 0, result.err
+    assert result.err == f"going on without bob:\nclient bob: {missing}: no such file\n  fix: check the path\n"
+    reason = f"bob (failed) in round 1: {missing}: no such file\n  fix: check the path\n"
+    assert reason in result.out
+    assert home.stored("status").out.endswith(reason)
 
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])
@@ -177,6 +195,7 @@ def test_a_round_is_committed_without_the_client_that_fails(make):
     assert sorted(path.name for path in (home.results / "adapters").iterdir()) == ["ann"]
     (status,) = [line.split() for line in home.stored("status").out.splitlines() if " of 2 " in line]
     assert (status[:4], status[-2:]) == (["1", "1", "of", "2"], ["bob", "failed"])
+    assert f"\nbob (failed) in round 1: {reason.removeprefix('client bob has no result: ')}" in result.out
     page = (home.results / "report.html").read_text()
     assert "no usable record: line 1: the prompt alone has" in page
 

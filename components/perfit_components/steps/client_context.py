@@ -180,6 +180,7 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
     sha256 = mask_hash(model.space, mask)
     file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
+    context.federation.check_unchanged()
     store.put_mask(client.id, sha256, file)
     context.checkpoint.drop()
     return Architecture(mask, sha256, len(file))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_components.steps.context import FederationContext, StoredVectors, place_of
 from perfit_storage import Blob, FederationStore, StoreError, StoreUnreachable
+
+T = TypeVar("T")
 
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
@@ -73,16 +77,39 @@ def read_contribution(
     Raises:
         StoreUnreachable: The store does not answer; no client is refused for that.
     """
-    try:
+    outcome = read_outcome(context, plan, participant)
+    if outcome is None:
+        reason = "its task left no record: it did not start, or its pod died"
+        return _status(plan, participant, "missing", reason)
+    if isinstance(outcome, ClientStatus):
+        return outcome
+    return _or_refusal(plan, participant, lambda: _verified(context, plan, participant, outcome, base, exchanged))
+
+
+def read_outcome(
+    context: FederationContext, plan: Plan, participant: Participant
+) -> UpdateRecord | ClientStatus | None:
+    """Read what a participant says of its round, of which nothing but whom it is about is verified; None if nothing.
+
+    Raises:
+        StoreUnreachable: The store does not answer.
+    """
+
+    def read() -> UpdateRecord | ClientStatus | None:
         data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
         if data is None:
-            reason = "its task left no record: it did not start, or its pod died"
-            return _status(plan, participant, "missing", reason)
+            return None
         outcome = parse_outcome(data)
         _check_participant(outcome, plan, participant)
-        if isinstance(outcome, ClientStatus):
-            return outcome
-        return _verified(context, plan, participant, outcome, base, exchanged)
+        return outcome
+
+    return _or_refusal(plan, participant, read)
+
+
+def _or_refusal(plan: Plan, participant: Participant, read: Callable[[], T]) -> T | ClientStatus:
+    """Return what is read of a participant, or why that refuses it."""
+    try:
+        return read()
     except StoreUnreachable:
         raise
     except (Refused, MessageError, AdapterFileError, StoreError) as error:

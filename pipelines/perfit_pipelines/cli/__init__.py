@@ -8,9 +8,10 @@ import typer
 
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import bench, data, read, rollback, run
+from perfit_pipelines.cli import bench, data, federations, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
+from perfit_pipelines.writing import fix_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Personalised federated instruction tuning on Kubeflow Pipelines.",
 )
-for commands in (run, read, rollback, data, bench, cluster, deploy, doctor):
+for commands in (run, read, federations, rollback, data, bench, cluster, deploy, doctor):
     commands.register(app)
 
 
@@ -27,8 +28,16 @@ def main() -> None:
     try:
         app()
     except PerfitError as error:
-        errors.print("[bold red]error:[/]", end=" ")
-        errors.print(printable(error.problem, keep="\n"), markup=False)
-        errors.print("  [bold]fix:[/]", end=" ")
-        errors.print(printable(error.fix, keep="\n"), markup=False)
+        _show(error.problem, error.fix)
         sys.exit(1)
+    except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
+        where = f"{error.filename}: " if error.filename else ""
+        _show(f"{where}{error.strerror or error}", fix_of(error))
+        sys.exit(1)
+
+
+def _show(problem: str, fix: str) -> None:
+    errors.print("[bold red]error:[/]", end=" ")
+    errors.print(printable(problem, keep="\n"), markup=False)
+    errors.print("  [bold]fix:[/]", end=" ")
+    errors.print(printable(fix, keep="\n"), markup=False)

@@ -9,6 +9,7 @@ import typer
 
 from perfit_pipelines.cli.stores import StoreOption, use_store
 from perfit_pipelines.options import out
+from perfit_pipelines.writing import writing
 
 NameOption = Annotated[
     str | None, typer.Option("--federation", "-f", help="Name of the federation, if the store has several.")
@@ -23,15 +24,17 @@ def register(app: typer.Typer) -> None:
 
 def status(federation: NameOption = None, store: StoreOption = None) -> None:
     """Show which rounds of a federation are committed, and each client's results."""
-    from perfit_pipelines.cli.results import client_table, committed, round_table
+    from perfit_pipelines.cli.results import client_table, committed, lost_lines, pending, round_table
 
     with use_store(store, existing=True) as used:
         context = used.federation(federation)
-        head, summaries = context.store.read_head(), context.summaries()
+        head, summaries, waiting = context.store.read_head(), context.summaries(), pending(context)
     out.print(f"{used.shown(context.store.uri)}: {committed(head)}", markup=False)
     if summaries:
         out.print(round_table(summaries))
         out.print(client_table(summaries))
+    for line in (*lost_lines(summaries[-1].lost if summaries else ()), *waiting):
+        out.print(line, markup=False)
 
 
 def report(
@@ -58,7 +61,8 @@ def export(
 
     with use_store(store, existing=True) as used:
         context = used.federation(federation)
-        export_adapter(context, client, directory)
+        with writing(directory):
+            export_adapter(context, client, directory)
         head = context.store.read_head()
     out.print(
         f"wrote {directory}; load it with PeftModel.from_pretrained(base_model, {str(directory)!r})", markup=False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perfit.errors import PerfitError
+from perfit.errors import PerfitError, printable
 from perfit_pipelines import places
 from perfit_pipelines.cli.stores import Store, StoreOption, use_store
 from perfit_pipelines.options import (
@@ -21,11 +21,11 @@ from perfit_pipelines.options import (
     errors,
     out,
 )
+from perfit_pipelines.writing import write_file, writing
 from perfit_storage import ObjectNotFound
-from perfit_storage.files import write_atomically
 
 if TYPE_CHECKING:
-    from perfit.cluster_spec import ClusterClient, ClusterSpec
+    from perfit.cluster_spec import ClusterSpec
     from perfit.protocol import RoundSummary
     from perfit_components.steps.context import FederationContext
 
@@ -57,10 +57,7 @@ def init(
     """Write a commented federation file to start from."""
     if file.exists() and not force:
         raise PerfitError(f"{file} exists", "give another name, or --force to overwrite it")
-    try:
-        write_atomically(file, _TEMPLATE.read_bytes())
-    except OSError as error:
-        raise PerfitError(f"{file} cannot be written: {error}", "give a path in a directory that exists") from error
+    write_file(file, _TEMPLATE.read_bytes())
     out.print(f"wrote {file}; edit its clients, then: perfit validate {file}", markup=False)
 
 
@@ -70,19 +67,22 @@ def validate(
         float | None, typer.Option(help="Estimate of the loss's smoothness L: also check the step size of Theorem 1.")
     ] = None,
 ) -> None:
-    """Check a federation file and the records that are on this machine."""
+    """Check a federation file, and its model and records as far as they are on this machine."""
     from perfit.convergence import step_size_limit
     from perfit.federation_file import load_federation
+    from perfit_pipelines.cli.checks import check_federation
 
     spec = load_federation(file)
-    for line in check_data(spec):
-        out.print(line, markup=False)
+    checked = check_federation(spec)
+    for line in (*checked.lines, *checked.unknown):
+        out.print(printable(line, keep="\n"), markup=False)
     if smoothness is not None:
         limit = step_size_limit(smoothness, spec.training.steps)
         rate = spec.training.learning_rate
         verdict = "within" if rate <= limit else "above"
         out.print(f"learning rate {rate:g} is {verdict} the step size of Theorem 1, {limit:.3g}", markup=False)
-    out.print(f"{file} is valid: {spec.method.name}, {len(spec.clients)} clients, {spec.rounds} rounds", markup=False)
+    valid = "is valid as far as it can be known here" if checked.unknown else "is valid"
+    out.print(f"{file} {valid}: {spec.method.name}, {len(spec.clients)} clients, {spec.rounds} rounds", markup=False)
 
 
 def compile_(
@@ -120,7 +120,7 @@ def run(
 ) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
-    from perfit_pipelines.cli.results import client_table, export_adapter
+    from perfit_pipelines.cli.results import client_table, export_adapter, lost_lines
 
     spec = load_federation(file)
     uri = store or spec.store
@@ -135,9 +135,12 @@ def run(
             _run_pipeline(spec, used, directory, first=min(last + 1, spec.rounds))
             results = _results(spec, used)
         for record in results.summaries[-1].trained:
-            export_adapter(results.context, record.client, directory / "adapters" / record.client)
-        write_atomically(directory / "report.html", results.page)
+            with writing(adapter := directory / "adapters" / record.client):
+                export_adapter(results.context, record.client, adapter)
+        write_file(directory / "report.html", results.page)
     out.print(client_table(results.summaries))
+    for line in lost_lines(results.summaries[-1].lost):
+        out.print(line, markup=False)
     out.print(f"adapters: {directory}/adapters/<client>  (PeftModel.from_pretrained loads them)", markup=False)
     out.print(f"report:   {directory}/report.html", markup=False)
 
@@ -158,7 +161,7 @@ def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -
     from perfit_pipelines.cli.display import RunDisplay
     from perfit_pipelines.local_run import run_locally
 
-    check_data(spec)
+    _check_quorum(spec)
     try:
         with RunDisplay(spec, out) as display:
             run_locally(spec, used.uri, used.environment, directory, display.on_line, first)
@@ -167,36 +170,14 @@ def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -
         raise typer.Exit(INTERRUPTED) from None
 
 
-def check_data(spec: ClusterSpec) -> list[str]:
-    """Read all client data that are on this machine.
+def _check_quorum(spec: ClusterSpec) -> None:
+    """Read the records that are here; go on without clients whose records are no use, if enough others are left."""
+    from perfit_pipelines.cli.checks import check_records
 
-    Returns:
-        For each file a line: how many records it has, and which were skipped.
-
-    Raises:
-        PerfitError: Files are missing or records cannot be used; every client with such data is named.
-    """
-    lines, problems, fixes = [], [], []
-    for client in spec.clients:
-        for uri in filter(None, (client.data, client.held_out)):
-            try:
-                lines.append(_check_source(spec, client, uri))
-            except PerfitError as error:
-                problems.append(f"client {client.id}: {error.problem}")
-                fixes.append(error.fix)
-    if problems:
-        raise PerfitError("\n".join(problems), "; ".join(dict.fromkeys(fixes)))
-    return lines
-
-
-def _check_source(spec: ClusterSpec, client: ClusterClient, uri: str) -> str:
-    from perfit.federation_file import is_local
-    from perfit.records import check_records
-
-    if not is_local(uri):
-        return f"{client.id}: {uri} is not on this machine and was not read"
-    checked = check_records(uri, spec.data.bad_records)
-    if len(checked.usable) < 2 and not client.held_out:
-        raise PerfitError(f"{uri}: one record, of which none can be held out", "give more records, or held_out records")
-    skipped = "".join(f"\n  skipped line {line}: {reason}" for line, reason in checked.skipped)
-    return f"{client.id}: {uri}: {len(checked.usable)} records{skipped}"
+    checked = check_records(spec)
+    error, left = checked.error(), len(spec.clients) - len(checked.errors)
+    if error and left < spec.participation.minimum_clients:
+        raise error
+    if error:
+        errors.print(f"[bold yellow]going on without[/] {', '.join(checked.errors)}:", soft_wrap=True)
+        errors.print(f"{printable(error.problem, keep=chr(10))}\n  fix: {error.fix}", markup=False)

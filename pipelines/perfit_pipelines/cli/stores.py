@@ -19,6 +19,7 @@ from perfit_pipelines.options import checked_store
 
 if TYPE_CHECKING:
     from perfit_components.steps.context import FederationContext
+    from perfit_storage import FederationStore
 
 StoreOption = Annotated[
     str | None,
@@ -67,7 +68,7 @@ class Store:
             PerfitError: The store cannot be reached, has no federation, or has several and none was named.
         """
         from perfit_components.steps.context import FederationContext
-        from perfit_storage import FederationStore, ObjectNotFound
+        from perfit_storage import ObjectNotFound
 
         if name is None:
             names = self.names()
@@ -76,16 +77,26 @@ class Store:
                 raise PerfitError(f"the store {self} holds {content}", "name one with --federation" if names else _FIX)
             name = names[0]
         try:
-            return FederationContext.of(FederationStore.open(self.uri, name, self.environment))
+            return FederationContext.of(self.files(name))
         except ObjectNotFound as error:
-            raise ObjectNotFound(f"the store {self} holds no federation {name!r}", self._others()) from error
+            raise self.no_federation(name) from error
 
-    def _others(self) -> str:
+    def files(self, name: str) -> FederationStore:
+        """Return the files of a federation, whether there are any or not."""
+        from perfit_storage import FederationStore
+
+        return FederationStore.open(self.uri, name, self.environment)
+
+    def no_federation(self, name: str) -> PerfitError:
+        """Return the error for a federation that is not there, which names those that are."""
+        from perfit_storage import ObjectNotFound
+
         try:
             names = self.names()
         except PerfitError:  # a client's key may not list them
-            return _FIX
-        return f"it holds: {', '.join(names)}" if names else _FIX
+            names = []
+        fix = f"it holds: {', '.join(names)}" if names else _FIX
+        return ObjectNotFound(f"the store {self} holds no federation {name!r}", fix)
 
 
 @contextmanager

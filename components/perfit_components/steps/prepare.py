@@ -118,8 +118,11 @@ def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
     Before that, what killed writers left is removed.
     """
     store.sweep()
-    has_masks, has_rounds = store.has_masks(), store.has_rounds()  # before the head, which is written before them
     stored = _Stored.read(store)
+    if stored.head is not None and stored.head.round:
+        return _go_on(spec, store, stored)
+    has_masks, has_rounds = store.has_masks(), store.has_rounds()
+    stored = _Stored.read(store)  # again, now that these are known: whoever wrote them had found a head
     if stored.head is None:
         if has_masks or has_rounds:
             raise PerfitError(
@@ -137,7 +140,8 @@ def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
 def _go_on(spec: ClusterSpec, store: FederationStore, stored: _Stored) -> None:
     """Take over what of the file may change while a federation exists."""
     text, model = spec.to_yaml().encode(), stored.model
-    if stored.spec is not None and (difference := _difference(spec, stored.spec, store.uri)):
+    before = stored.spec and parse_federation(stored.spec.decode(), f"{store.uri}/spec.yaml")
+    if before and (difference := spec.difference(before)):
         raise PerfitError(
             f"the name {spec.name!r} is already used by another federation at {store.uri}: {difference}",
             "choose another name, continue with the file that the federation was created with, or delete that "
@@ -171,15 +175,25 @@ def _found_again(spec: ClusterSpec, store: FederationStore, stored: _Stored) -> 
         return _fill_cache(spec, stored.model)
     source, model = _prepared_model(spec, stored.model)
     new = _beginning(spec, store, _space(spec, source))
-    difference = stored.spec and _difference(spec, stored.spec, store.uri)
-    if difference or (new.adapter, new.state) != (old.adapter, old.state):
+    before = stored.spec and parse_federation(stored.spec.decode(), f"{store.uri}/spec.yaml")
+    anew = (new.adapter, new.state) != (old.adapter, old.state) or (before and _plans_differ(spec, before))
+    if anew:
         new = old.rolled_back_to(new)
         if store.has_masks() or not store.found_again(old, new):
             raise _meanwhile(store, "head.json")
-        print(f"no client of {spec.name!r} has begun to tune: it is founded again, as {difference}", flush=True)
+        print(f"federation {spec.name!r} is founded again: no client had begun to tune", flush=True)
     _write_files(spec, store, stored, model)
-    if difference and store.read_head() != new:
+    if anew and store.read_head() != new:
         raise _meanwhile(store, "head.json")
+
+
+def _plans_differ(one: ClusterSpec, other: ClusterSpec) -> bool:
+    """Whether the first round would be planned otherwise, or its clients would do something else."""
+    plans = [
+        (spec.participation, [(client.id, client.tier, spec.rank_of(client)) for client in spec.clients])
+        for spec in (one, other)
+    ]
+    return plans[0] != plans[1] or one.difference(other) is not None
 
 
 def _write_files(spec: ClusterSpec, store: FederationStore, stored: _Stored, model: ModelManifest) -> None:
@@ -239,7 +253,3 @@ def _fill_cache(spec: ClusterSpec, model: ModelManifest) -> None:
 
     if spec.cluster.model_cache and cached_model(spec.model, model_cache(), model.commit) is None:
         _prepared_model(spec, model)
-
-
-def _difference(spec: ClusterSpec, stored: bytes, uri: str) -> str | None:
-    return spec.difference(parse_federation(stored.decode(), f"{uri}/spec.yaml"))

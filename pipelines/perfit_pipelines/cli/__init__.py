@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -26,13 +28,18 @@ for commands in (run, read, federations, rollback, data, bench, cluster, deploy,
 def main() -> None:
     """Run the command; a user's mistake is reported as problem and fix, without a traceback."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except PerfitError as error:
         _show(error.problem, error.fix)
         sys.exit(1)
     except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
         where = f"{error.filename}: " if error.filename else ""
         _show(f"{where}{error.strerror or error}", fix_of(error))
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries once more to write what is left
         sys.exit(1)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import places
-from perfit_pipelines.cli.stores import Store, StoreOption, use_store
+from perfit_pipelines.cli.stores import Store, StoreOption, is_unused, use_store
 from perfit_pipelines.options import (
     INTERRUPTED,
     ClientImage,
@@ -125,6 +125,8 @@ def run(
     spec = load_federation(file)
     uri = store or spec.store
     directory = output or places.results(spec.name, uri)
+    if unused := is_unused(uri):  # before one is made
+        _check_quorum(spec)
     with use_store(uri) as used:
         out.print(f"federation {spec.name}: {spec.method.name}, store {used}", markup=False)
         results = _results(spec, used)
@@ -132,6 +134,8 @@ def run(
         if results and results.context.spec == spec and last >= spec.rounds:
             out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
         else:
+            if not unused:
+                _check_quorum(spec)
             _run_pipeline(spec, used, directory, first=min(last + 1, spec.rounds))
             results = _results(spec, used)
         for record in results.summaries[-1].trained:
@@ -161,7 +165,6 @@ def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -
     from perfit_pipelines.cli.display import RunDisplay
     from perfit_pipelines.local_run import run_locally
 
-    _check_quorum(spec)
     try:
         with RunDisplay(spec, out) as display:
             run_locally(spec, used.uri, used.environment, directory, display.on_line, first)

@@ -128,6 +128,11 @@ def use_store(uri: str | None, *, existing: bool = False) -> Iterator[Store]:
         yield Store(places.local_files().as_uri(), dict(os.environ))
 
 
+def is_unused(uri: str | None) -> bool:
+    """Whether a command's store would be this machine's own, and there is none yet."""
+    return uri is None and not places.local_s3().exists() and not places.local_files().exists()
+
+
 def _import_context() -> None:
     import perfit_components.steps.context  # noqa: F401
 

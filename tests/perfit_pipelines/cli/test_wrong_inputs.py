@@ -120,7 +120,7 @@ ROWS = {
     "store: a URL": Row(
         VALIDATE,
         change("store", "http://minio:9000/bucket"),
-        "federation.yaml:{store}: store: the store URI holds credentials",
+        "federation.yaml:{store}: store: holds credentials; leave them out",
         FIX_KEY,
     ),
     "store: a bucket that cannot be": Row(

@@ -23,7 +23,6 @@ _FIXES = {
     errno.EPERM: _RIGHTS,
     errno.ENOENT: _PLACE,
     errno.ENOTDIR: _PLACE,
-    errno.EEXIST: _PLACE,
     errno.EISDIR: "give the name of a file",
 }
 
@@ -42,6 +41,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FileExistsError as error:  # by a directory that was to be made
+        raise PerfitError(f"{path} cannot be written: {os.strerror(errno.ENOTDIR)}", _PLACE) from error
     except OSError as error:
         raise PerfitError(f"{path} cannot be written: {error.strerror or error}", fix_of(error)) from error
 

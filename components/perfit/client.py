@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VALIDATION_FRACTION = 0.25
-"""The fraction of a client's training records that methods with a ``start`` hook set aside in each round."""
+"""Of a client's training records, what methods with a ``start`` hook set aside: the same records in all rounds."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class ClientResult:
         losses: Loss of every step, nats per response token.
         perplexity_before: Held-out perplexity under the values that the round started from.
         perplexity_after: Held-out perplexity under the personal adapter.
+        own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
+        tuned_weight: That of the tuned values in what it has now, the rest being what it started from; likewise.
     """
 
     adapter: SparseAdapter
@@ -78,6 +80,8 @@ class ClientResult:
     losses: list[float]
     perplexity_before: float
     perplexity_after: float
+    own_weight: float | None
+    tuned_weight: float | None
 
 
 def load_expanded(spec: FederationSpec, cache: Path) -> ExpandedModel:
@@ -95,7 +99,8 @@ def load_prepared(spec: FederationSpec, source: str) -> ExpandedModel:
     Raises:
         PerfitError: It is no model, or a target module does not exist.
     """
-    model, space = expand(load_model(source, spec.training.precision), spec.expanded_lora)
+    base = load_model(source, spec.training.precision, spec.training.quantization)
+    model, space = expand(base, spec.expanded_lora)
     return ExpandedModel(model, load_tokenizer(source), space)
 
 
@@ -123,7 +128,7 @@ def load_client_data(
     examples = load(client.data)
     if client.held_out:
         return ClientData(examples, load(client.held_out))
-    seed = derive_seed(spec.training.seed, "held-out", client.id)
+    seed = derive_seed(spec.training.seed, "held-out")  # Of no client: what several have is on one side in all of them.
     return ClientData(*split_held_out(examples, spec.data.held_out_fraction, seed))
 
 
@@ -148,22 +153,64 @@ def find_architecture(
     Raises:
         TrainingDiverged: The loss is not finite.
     """
-    rank = spec.rank_of(client)
     if spec.search is None:
-        return model.space.plain_mask(rank)
-    initial = model.space.initial_values(spec.training.seed)
+        return model.space.plain_mask(spec.rank_of(client))
+    return _search(model, spec, client, 0, data, model.space.initial_values(spec.training.seed), on_step, checkpoint)
+
+
+def search_again(
+    model: ExpandedModel,
+    spec: FederationSpec,
+    client: Client,
+    round: int,
+    data: ClientData,
+    held: np.ndarray,
+    received: Received,
+    kept: Vectors,
+    on_step: OnStep | None = None,
+    checkpoint: CheckpointFile | None = None,
+) -> np.ndarray:
+    """Return the architecture that a client has after a round, bool, shape (N,); the arguments are those of its round.
+
+    It does not follow from the round's tuning. What the server sent is at the client's own positions alone, so that a
+    search from the global values starts from the initial ones off its architecture: A as drawn, B zero.
+
+    Raises:
+        PerfitError: Of some module only A or only B would be left.
+        TrainingDiverged: The loss is not finite.
+    """
+    start = model.space.initial_values(spec.training.seed)
+    if spec.search.start == "global":
+        side = ClientRound(spec, model.space, held, round)
+        start[side.roles.trained] = side.begin(received, kept).values
+    return _search(model, spec, client, round, data, start, on_step, checkpoint)
+
+
+def _search(
+    model: ExpandedModel,
+    spec: FederationSpec,
+    client: Client,
+    round: int,
+    data: ClientData,
+    start: np.ndarray,
+    on_step: OnStep | None,
+    checkpoint: CheckpointFile | None,
+) -> np.ndarray:
+    """Search from given values, float32, shape (N,); round 0 is the search before a client's first round."""
+    whose = "" if spec.search.metric == "common" else client.id
+    again = (round,) if round else ()
     return search_architecture(
         model.peft,
         model.space,
-        data.train.examples,
+        _training_parts(spec, data)[0].examples,
         model.tokenizer,
         spec.search,
         spec.training,
-        initial=initial,
-        rank=rank,
-        seed=derive_seed(spec.training.seed, "search", client.id),
+        initial=start,
+        rank=spec.rank_of(client),
+        seed=derive_seed(spec.training.seed, "search", whose, *again),
         on_step=on_step,
-        checkpoints=_checkpoints(checkpoint, model, spec, client, 0, data, spec.search.steps, {"values": initial}),
+        checkpoints=_checkpoints(checkpoint, model, spec, client, round, data, spec.search.steps, {"search": start}),
     )
 
 
@@ -197,11 +244,8 @@ def run_client(
         TrainingDiverged: The loss or the held-out perplexity is not finite.
     """
     side = ClientRound(spec, model.space, held, round)
-    examples, score = data.train, None
-    if spec.algorithm.start:
-        seed = derive_seed(spec.training.seed, "validation", round, client.id)
-        examples, validation = split_held_out(data.train, VALIDATION_FRACTION, seed)
-        score = _scorer(model, side, validation, spec.training.batch_size)
+    examples, validation = _training_parts(spec, data)
+    score = _scorer(model, side, validation, spec.training.batch_size) if validation else None
     start, active = side.begin(received, kept, score), side.active[side.roles.trained]
     inputs = {"held": held, "values": start.values, "exchanged": received.positions}
     inputs |= {f"received/{name}": vector for name, vector in received.vectors.items()}
@@ -221,16 +265,27 @@ def run_client(
             callbacks=[gradients],
             checkpoints=checkpoints,
         )
-        after = _held_out_perplexity(model, spec, data)
-        if not math.isfinite(before + after):
-            raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
         values, gradient = start.values.copy(), np.zeros_like(start.values)
         values[active], gradient[active] = read_values(vectors), gradients.mean()
-    tuned = Tuned(values, gradient)
+    end = side.end(start, values, score)
+    after = evaluate(model, spec, data, side.dense(end.values))
+    if not math.isfinite(before + after):
+        raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
+    tuned = Tuned(end.values, gradient)
     upload, kept = side.finish(received, start, tuned, derive_seed(spec.training.seed, "upload", round, client.id))
-    samples = len(data.train.examples)
-    exchanged, updated = received.positions, received.positions & side.active
-    return ClientResult(side.adapter(values), exchanged, updated, upload, samples, kept, losses, before, after)
+    return ClientResult(
+        adapter=side.adapter(end.values),
+        exchanged=received.positions,
+        updated=received.positions & side.active,
+        upload=upload,
+        samples=len(examples.examples),
+        kept=kept,
+        losses=losses,
+        perplexity_before=before,
+        perplexity_after=after,
+        own_weight=start.own_weight,
+        tuned_weight=end.weight,
+    )
 
 
 def evaluate(model: ExpandedModel, spec: FederationSpec, data: ClientData, values: np.ndarray) -> float:
@@ -249,13 +304,20 @@ def _checkpoints(
     steps: int,
     inputs: Vectors,
 ) -> Checkpoints:
-    """Return the checkpoints of a training, which are none if it is too short. Round 0 is the search."""
+    """Return the checkpoints of a training, which are none if it is too short. Round 0 is the first search."""
     every = spec.training.checkpoint_steps
     if file is None or every is None or steps <= every:
         return Checkpoints()
     training = training_hash(spec, client, round, (data.train, data.held_out), inputs)
     # At most 17 bytes a position (values, two moments, scores, mask), 26 a loss, and the names of the tensors.
     return Checkpoints(file, training, every, limit=20 * model.space.size + 32 * steps + 2**24)
+
+
+def _training_parts(spec: FederationSpec, data: ClientData) -> tuple[ExampleSet, ExampleSet | None]:
+    """Return a client's records to train on, and those to validate on; None if its method has no use for them."""
+    if spec.algorithm.start is None or len(set(data.train.digests)) < 2:
+        return data.train, None
+    return split_held_out(data.train, VALIDATION_FRACTION, derive_seed(spec.training.seed, "validation"))
 
 
 def _held_out_perplexity(model: ExpandedModel, spec: FederationSpec, data: ClientData) -> float:
@@ -329,4 +391,4 @@ def _at(start: ClientStart, positions: np.ndarray) -> ClientStart:
     """Return what a client began with at some of its T trained positions (bool, shape (T,))."""
     received = {name: vector[positions] for name, vector in start.received.items()}
     kept = {name: vector[positions] for name, vector in start.kept.items()}
-    return ClientStart(start.values[positions], received, kept)
+    return ClientStart(start.values[positions], received, kept, start.own_weight)

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from perfit.locations import StoreUri, federation_file_problem, is_local, place_of
 from perfit.sections import Name, Section, key_error
-from perfit.spec import Client, FederationSpec
+from perfit.spec import Client, FederationSpec, Quantization
 
 _QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
@@ -63,6 +63,19 @@ class Toleration(Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
 
+class TierTraining(Section):
+    """What the trainings of a tier do otherwise than the section ``training`` says, for machines of unequal strength.
+
+    None of it changes what the values in the store mean, so it may change while a federation exists.
+    """
+
+    batch_size: int | None = Field(default=None, ge=1)
+    gradient_accumulation: int | None = Field(default=None, ge=1)
+    precision: Literal["float32", "bfloat16"] | None = None
+    quantization: Quantization | None = None
+    gradient_checkpointing: bool | None = None
+
+
 class Tier(Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
 
@@ -72,6 +85,7 @@ class Tier(Section):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
+    training: TierTraining = TierTraining()
 
     @property
     def threads(self) -> int:
@@ -180,6 +194,15 @@ class ClusterSpec(FederationSpec):
                 if records.setdefault(place, owner) != owner:
                     raise _shared((*where, key), owner, records[place], f"the records {place!r}", key)
         return self
+
+    def of_client(self, client: Client) -> Self:
+        """Return the federation as a client trains in it: ``training`` has the values of its tier."""
+        return self.of_tier(client.tier)
+
+    def of_tier(self, tier: str) -> Self:
+        """Return the federation as the clients of a tier train in it."""
+        own = self.tiers[tier].training.model_dump(exclude_none=True)
+        return self.model_copy(update={"training": self.training.model_copy(update=own)})
 
     def tiers_in_use(self) -> list[str]:
         """Return the tiers that have clients, in the order of the file."""

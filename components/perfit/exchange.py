@@ -34,7 +34,7 @@ class Exchange(Section):
     """
 
     holders: int = Field(default=2, ge=1)
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     top: float = Field(default=1.0, gt=0, le=1)
     masks_first: bool = False
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from perfit.errors import PerfitError
 from perfit.methods import Search
+from perfit.quantization import weight_bytes
 from perfit.space import LoraSpace
-from perfit.spec import Training
+from perfit.spec import Quantization, Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,6 +60,7 @@ def memory_need(
     trained: int,
     vectors: int = 0,
     search: Search | None = None,
+    quantization: Quantization | None = None,
 ) -> MemoryNeed:
     """Estimate what a client needs.
 
@@ -69,6 +71,7 @@ def memory_need(
         trained: Number of values that the client trains.
         vectors: Number of further vectors of that length that its method needs.
         search: How the client searches for its architecture, None if it does not.
+        quantization: How the model's weights are held, as :func:`perfit.quantization.check_quantization` returns it.
     """
     config = model.config.get_text_config()
     width = 4 if training.precision == "float32" else 2
@@ -83,7 +86,7 @@ def memory_need(
     searching = space.size * (16 + 5 + _PRUNING[search.scope]) if search else 0
     tuning = trained * (16 + 8 + 4 * vectors) + space.size * 8
     return MemoryNeed(
-        weights=sum(parameter.numel() for parameter in model.parameters()) * width,
+        weights=weight_bytes(model, width, quantization),
         adapter=max(searching, tuning),
         activations=checkpoints if training.gradient_checkpointing else layers * layer,
         logits=tokens * config.vocab_size * 4 * _LOGIT_COPIES,
@@ -109,5 +112,5 @@ def check_memory(key: str, available: int, need: MemoryNeed) -> None:
             f"{key}: {available / 2**30:.2f} GiB cannot hold a training that needs about "
             f"{need.total / 2**30:.2f} GiB ({parts})",
             "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
-            "training.gradient_checkpointing, or use precision bfloat16",
+            "training.gradient_checkpointing, or use precision bfloat16 or a quantization",
         )

@@ -8,6 +8,7 @@ from perfit.cluster_spec import ClusterSpec
 from perfit.lora import expand
 from perfit.memory import check_memory, memory_need
 from perfit.models import model_skeleton
+from perfit.quantization import check_quantization
 from perfit.round import trained_in_turn
 from perfit.space import LoraSpace
 
@@ -28,6 +29,8 @@ def check_model(spec: ClusterSpec, source: str) -> LoraSpace:
     model = model_skeleton(source)
     space = expand(model, spec.expanded_lora)[1]
     for name in spec.tiers_in_use():
+        training = spec.of_tier(name).training
+        quantization = check_quantization(source, training.quantization)
         if (memory := spec.tiers[name].training_memory) is None:
             continue
         key, available = memory
@@ -35,10 +38,11 @@ def check_model(spec: ClusterSpec, source: str) -> LoraSpace:
         need = memory_need(
             model,
             space,
-            spec.training,
+            training,
             trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
             vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
             search=spec.search if rank < space.rank else None,
+            quantization=quantization,
         )
         check_memory(f"tiers.{name}.{key}", available, need)
     return space

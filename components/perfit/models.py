@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from perfit.errors import PerfitError
 from perfit.locations import PACKAGE, PINNED, is_path
 from perfit.model_files import SUFFIXES, ModelManifest, check_files
+from perfit.quantization import check_quantization, keep_quantised_layout, quantization_config
+from perfit.spec import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -252,19 +254,28 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: str, precision: str) -> PreTrainedModel:
+def load_model(source: str, precision: str, quantization: Quantization | None = None) -> PreTrainedModel:
     """Load a prepared model on its device, with frozen parameters of ``precision`` (float32 or bfloat16).
 
+    Args:
+        source: Its directory.
+        precision: Of what is not quantised, and of the arithmetic.
+        quantization: Of the linear modules; None for as the files are.
+
     Raises:
-        PerfitError: The source holds no causal language model.
+        PerfitError: The source holds no causal language model, or its files are quantised in an unsupported way.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_quantization(source, quantization)
     # Several accelerators split one model by layers; the data parallelism is between clients.
     devices = torch.cuda.device_count()
-    placement = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
-    model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **placement)
+    options = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
+    if quantization:
+        options["quantization_config"] = quantization_config(quantization, precision)
+    model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **options)
+    keep_quantised_layout(model)
     return model.requires_grad_(False)
 
 

@@ -153,6 +153,9 @@ class Perplexity(Message):
     after: PerplexityValue
 
 
+Weight = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
 class UpdateRecord(Message):
     """The record of a client that delivered in a round.
 
@@ -170,8 +173,11 @@ class UpdateRecord(Message):
         truncated_records: Number of records that were cut to the sequence length.
         losses: Loss of every step, nats per response token.
         perplexity: Perplexity on the held-out records.
+        own_weight: The weight of its own last values in what it started from; None if its method does not choose it.
+        tuned_weight: The weight of the tuned values in what it ended with; None if its method does not choose it.
         mask_sha256: Hash of its architecture.
-        bytes_up: Bytes of its update and, in the round in which it found it, of its mask; with their headers.
+        next_mask_sha256: Hash of the one that it has from the next round on; None if it did not search again.
+        bytes_up: Bytes of its update and, in the round in which it found them, of its masks; with their headers.
         bytes_down: Bytes of its download, with its header.
         update: Its update in the store; None if nothing is exchanged.
     """
@@ -190,7 +196,10 @@ class UpdateRecord(Message):
     # A JSON array is a list, which is strictly no tuple.
     losses: Annotated[tuple[FiniteFloat, ...], Strict(False), FailFast()] = Field(min_length=1, max_length=100_000)
     perplexity: Perplexity
+    own_weight: Weight | None = None
+    tuned_weight: Weight | None = None
     mask_sha256: Sha256
+    next_mask_sha256: Sha256 | None = None
     bytes_up: NonNegativeInt
     bytes_down: NonNegativeInt
     update: Blob | None = None

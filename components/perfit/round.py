@@ -16,7 +16,7 @@ import numpy as np
 from perfit.adapter import SparseAdapter
 from perfit.aggregation import Cohort
 from perfit.exchange import Exchange, Packed, Transfer, pack
-from perfit.methods import VALUES, AfterTuning, ClientStart, Roles, Tuned, Vectors
+from perfit.methods import VALUES, AfterTuning, ClientStart, Mix, Roles, Tuned, Vectors
 from perfit.methods.method import Score
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
@@ -93,6 +93,26 @@ class ClientRound:
         downloads, _ = split_state(self.spec, initial_state(self.spec, self.space))
         return Received(positions, {name: vector[positions] for name, vector in downloads.items()})
 
+    def carried(self, kept: Vectors, held: np.ndarray) -> Vectors:
+        """Return what the client kept while its architecture was ``held``, at the positions that it trains now.
+
+        Positions that are new to it start as in its first round: with the initial values, and zero under other names.
+        What it kept at positions that it does not hold any more is lost.
+
+        Args:
+            kept: By name, each float32, of the length of the positions that it trained.
+            held: bool, shape (N,).
+        """
+        if held is self.held or np.array_equal(held, self.held):
+            return kept
+        before, now = self.spec.roles(self.space, held).trained, self.roles.trained
+        carried = {}
+        for name, vector in kept.items():
+            dense = self.initial.copy() if name == VALUES else np.zeros_like(self.initial)
+            dense[before] = vector
+            carried[name] = dense[now]
+        return carried
+
     def begin(self, received: Received, kept: Vectors, score: Score | None = None) -> ClientStart:
         """Return what the client begins with.
 
@@ -101,7 +121,8 @@ class ClientRound:
 
         Args:
             received: What the server sent.
-            kept: What :meth:`finish` returned to keep in the client's last round, at the trained positions.
+            kept: What :meth:`finish` returned to keep in the client's last round, at the trained positions; see
+                :meth:`carried`.
             score: For methods with a ``start`` hook.
         """
         method, roles = self.spec.algorithm, self.roles
@@ -111,10 +132,22 @@ class ClientRound:
         spread[VALUES] = own.copy()
         for name, vector in received.vectors.items():
             spread[name][exchanged] = vector
-        values = spread[VALUES]
-        if method.start and score:
-            values = method.start(self.spec.method, own, values, score)
-        return ClientStart(values.astype(np.float32), spread, kept)
+        values, own_weight = spread[VALUES], None
+        if method.start and score and not np.array_equal(own, values):
+            mix = method.start(self.spec.method, own, values, score)
+            values, own_weight = mix.values, mix.weight
+        return ClientStart(values.astype(np.float32), spread, kept, own_weight)
+
+    def end(self, start: ClientStart, tuned: np.ndarray, score: Score | None = None) -> Mix:
+        """Return what the client has after its training, which gave the values ``tuned`` (float32, shape (T,)).
+
+        The weight is None where the method leaves no choice.
+        """
+        method = self.spec.algorithm
+        if method.end and score and not np.array_equal(tuned, start.values):
+            mix = method.end(self.spec.method, tuned, start.values, score)
+            return Mix(mix.values.astype(np.float32), mix.weight)
+        return Mix(tuned, None)
 
     def dense(self, values: np.ndarray) -> np.ndarray:
         """Return all N positions, float32, of a client whose trained positions have ``values``, shape (T,)."""

@@ -39,7 +39,7 @@ def search_architecture(
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> np.ndarray:
-    """Find the positions that matter most to these examples.
+    """Find the positions that matter most to these examples, or draw them if the metric needs no data.
 
     Args:
         model: PEFT model with the expanded LoRA, dense; its values are overwritten.
@@ -50,7 +50,7 @@ def search_architecture(
         options: How to train while pruning; ``steps`` is for tuning and not used here.
         initial: Values that the search starts from, float32, shape (N,).
         rank: The client's rank, which gives the budget.
-        seed: Seed of the order of the examples and of the order among ties.
+        seed: Seed of the order of the examples and of the order among ties, which is all that a drawn mask follows.
         on_step: Reports progress.
         checkpoints: What the search goes on from, and where it leaves others.
 
@@ -63,20 +63,24 @@ def search_architecture(
     """
     if rank == space.rank:
         return np.ones(space.size, dtype=bool)
-    set_dense(model, space, initial)
-    pruner = _Pruner(model, space, search, rank, seed, initial)
-    train(
-        model,
-        examples,
-        tokenizer,
-        options,
-        steps=search.steps,
-        seed=seed,
-        on_step=on_step,
-        callbacks=[pruner],
-        checkpoints=checkpoints,
-    )
-    mask = pruner.mask
+    if search.is_drawn:
+        everything, scores = np.ones(space.size, dtype=bool), np.zeros(space.size, dtype=np.float32)
+        mask = prune(space, everything, scores, rank=rank, redundant=0, scope=search.scope, seed=seed)
+    else:
+        set_dense(model, space, initial)
+        pruner = _Pruner(model, space, search, rank, seed, initial)
+        train(
+            model,
+            examples,
+            tokenizer,
+            options,
+            steps=search.steps,
+            seed=seed,
+            on_step=on_step,
+            callbacks=[pruner],
+            checkpoints=checkpoints,
+        )
+        mask = pruner.mask
     if dead := dead_layers(space, mask):
         raise PerfitError(
             f"the search by method.metric {search.metric} left only A or only B of {len(dead)} modules, of which the "

@@ -20,7 +20,7 @@ class Section(BaseModel):
     @classmethod
     def _no_bool(cls, value, info):
         # pydantic would take `yes` for 1.
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
             raise ValueError(f"{value!r} is a boolean, which this key does not take")
         return value
 

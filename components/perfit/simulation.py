@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from perfit.client import (
     load_client_data,
     load_expanded,
     run_client,
+    search_again,
 )
+from perfit.errors import PerfitError
 from perfit.methods import Vectors
 from perfit.round import (
     ClientRound,
@@ -43,7 +46,7 @@ class State:
     Args:
         round: Number of rounds done.
         vectors: The server's vectors, each float32 of shape (N,); ``values`` are the global values.
-        architectures: Architecture of each client that has taken part: bool, shape (N,), by id.
+        architectures: Architecture of each client that has taken part, for its next round: bool, shape (N,), by id.
         results: Last result of each client that has taken part, by id.
     """
 
@@ -72,6 +75,12 @@ class Simulation:
         Raises:
             PerfitError: Something that the spec names does not exist or is unusable.
         """
+        for client, key in product(spec.clients, ("precision", "quantization")):
+            if getattr(spec.of_client(client).training, key) != getattr(spec.training, key):
+                raise PerfitError(
+                    f"tiers.{client.tier}.training.{key}: a simulation has one model for all clients",
+                    f"leave {key} out there, or use `perfit run`",
+                )
         model = load_expanded(spec, cache)
         return cls(spec, model, {c.id: load_client_data(spec, c, model.tokenizer) for c in spec.clients})
 
@@ -80,7 +89,8 @@ class Simulation:
         return State(0, initial_state(self.spec, self.model.space), {}, {})
 
     def next_round(self, state: State, on_step: OnStep | None = None) -> State:
-        """Run a round: every participant searches if it has no architecture yet, and tunes; the server merges.
+        """Run a round: every participant searches if it has no architecture yet or it is time again, and tunes; the
+        server merges.
 
         Raises:
             TrainingDiverged: A client's loss is not finite; one client's failure ends the simulation.
@@ -94,7 +104,7 @@ class Simulation:
         for client in participants:
             if client.id not in architectures:
                 architectures[client.id] = find_architecture(
-                    self.model, spec, client, self.data[client.id], _reporter(on_step, 0, client)
+                    self.model, spec.of_client(client), client, self.data[client.id], _reporter(on_step, 0, client)
                 )
             side, last = ClientRound(spec, space, architectures[client.id], number), state.results.get(client.id)
             if client.id in known:
@@ -102,17 +112,12 @@ class Simulation:
                 start = Received.by(download(spec, state.vectors, positions, number, client))
             else:
                 start = side.unknown()
-            results[client.id] = result = run_client(
-                self.model,
-                spec,
-                client,
-                number,
-                self.data[client.id],
-                side.held,
-                start,
-                last.kept if last else {},
-                _reporter(on_step, number, client),
-            )
+            kept = side.carried(last.kept, last.adapter.mask) if last else {}
+            own = spec.of_client(client)
+            inputs = self.model, own, client, number, self.data[client.id], side.held, start, kept
+            results[client.id] = result = run_client(*inputs, _reporter(on_step, number, client))
+            if spec.searches_after(number):
+                architectures[client.id] = search_again(*inputs, _reporter(on_step, 0, client))
             if result.updated.any():
                 update = update_of(spec, state.vectors, result.updated, result.upload, result.samples)
                 cohort.add(client.id, update)
@@ -133,7 +138,8 @@ class Simulation:
                 continue
             side = ClientRound(spec, space, held, state.round + 1)
             sent = download(spec, state.vectors, side.roles.shared & exchanged, state.round + 1, client)
-            yield client, side.dense(side.begin(Received.by(sent), last.kept if last else {}).values)
+            kept = side.carried(last.kept, last.adapter.mask) if last else {}
+            yield client, side.dense(side.begin(Received.by(sent), kept).values)
 
     def _known(self, state: State, participants: Iterable[Client]) -> dict[str, np.ndarray]:
         """Return the architectures, of those who take part, that the server knows before a round."""

@@ -24,6 +24,9 @@ from perfit.space import LoraSpace
 DEFAULT_METHOD = "perfit"
 DEFAULT_EXPANSION = 2
 
+Quantization = Literal["int8", "nf4"]
+"""How the frozen base model's linear modules are held: :mod:`perfit.quantization`."""
+
 
 def _method_name(value: Any) -> Any:
     return value.get("name", DEFAULT_METHOD) if isinstance(value, dict) else getattr(value, "name", None)
@@ -57,6 +60,7 @@ class Lora(Section):
 class Training(Section):
     """Local training at a constant rate, ``steps`` optimiser steps per round.
 
+    ``quantization`` is that of the frozen base model's linear modules, ``precision`` of all else and of the arithmetic.
     A client that was stopped goes on from its last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
     """
 
@@ -69,6 +73,7 @@ class Training(Section):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     sequence_length: int = Field(default=512, ge=8)
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0)
     checkpoint_steps: int | None = Field(default=50, ge=1)
@@ -199,6 +204,10 @@ class FederationSpec(Section):
         """How clients search for their architectures, None if they do not."""
         return self.algorithm.search(self.method)
 
+    def searches_after(self, round: int) -> bool:
+        """Whether the clients of a round search again, for an architecture to have from the next round on."""
+        return self.search is not None and self.search.every > 0 and round % self.search.every == 0
+
     @property
     def expansion(self) -> int:
         """Expanded rank divided by ``lora.rank``; 1 if clients do not search."""
@@ -226,6 +235,10 @@ class FederationSpec(Section):
     def clients_by_id(self) -> dict[str, Client]:
         """The clients by id."""  # not cached: model_copy would copy it too
         return {client.id: client for client in self.clients}
+
+    def of_client(self, client: Client) -> Self:
+        """Return the federation as a client trains in it."""
+        return self
 
     def rank_of(self, client: Client) -> int:
         """Return a client's own rank, which gives its budget."""

@@ -94,7 +94,7 @@ def train(
         try:
             trainer.train()
         finally:
-            _leave_autocast(trainer)
+            _restore(trainer)
     return losses.values
 
 
@@ -155,8 +155,10 @@ class _Trainer(Trainer):
             return super().training_step(*args, **kwargs)
 
 
-def _leave_autocast(trainer: Trainer) -> None:
-    """Take the autocast of bfloat16 off the model, where accelerate would leave it for evaluations to come."""
+def _restore(trainer: Trainer) -> None:
+    """Take off the model what would stay for evaluations and trainings to come: autocast, gradient checkpointing."""
+    if trainer.args.gradient_checkpointing:
+        trainer.model.gradient_checkpointing_disable()
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     vars(trainer.model).pop("_is_accelerate_prepared", None)  # or the next training would run without
 

@@ -82,7 +82,8 @@ def last_records(summaries: Sequence[RoundSummary]) -> dict[str, UpdateRecord]:
 def scalar_metrics(summary: RoundSummary) -> dict[str, float]:
     """Return a round's metrics under flat names.
 
-    Perplexities and the last loss are means over the clients that delivered, absent if nobody did; bytes are sums.
+    Perplexities and the last loss are means over the clients that delivered, weights over those that chose one; each
+    is absent if there are none. Bytes are sums.
     """
     trained = summary.trained
     metrics = {
@@ -96,5 +97,8 @@ def scalar_metrics(summary: RoundSummary) -> dict[str, float]:
     if trained:
         for when in ("round_0", "before", "after"):
             metrics[f"perplexity_{when}_mean"] = np.mean([getattr(record.perplexity, when) for record in trained])
+        for name in ("own_weight", "tuned_weight"):
+            if weights := [w for record in trained if (w := getattr(record, name)) is not None]:
+                metrics[f"{name}_mean"] = np.mean(weights)
         metrics["loss_last_mean"] = np.mean([record.losses[-1] for record in trained])
     return {name: float(value) for name, value in metrics.items()}

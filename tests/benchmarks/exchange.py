@@ -80,18 +80,19 @@ def perfit(dtype: str, seed: int = 0, **exchange: Any) -> Cell:
     return Cell("perfit", seed, {"dtype": dtype, **exchange})
 
 
+FLOAT32 = {"dtype": "float32"}
 CELLS = (
     *(perfit(dtype) for dtype in ("float32", "bfloat16", "int8")),
-    Cell("fedit"),
+    Cell("fedit", exchange=FLOAT32),
     *(perfit(dtype, seed) for seed in (1, 2) for dtype in ("float32", "bfloat16", "int8")),
     perfit("float32", holders=1),
-    Cell("ffa-lora"),
-    Cell("fedsa-lora"),
+    Cell("ffa-lora", exchange=FLOAT32),
+    Cell("fedsa-lora", exchange=FLOAT32),
     perfit("bfloat16", top=0.25),
     perfit("float16"),
     perfit("bfloat16", masks_first=True),
     perfit("int8", top=0.25),
-    Cell("local"),
+    Cell("local", exchange=FLOAT32),
     *(perfit(dtype, holders=1) for dtype in ("bfloat16", "int8", "float16")),
     *(perfit("float32", seed, holders=1) for seed in (1, 2)),
 )

@@ -83,8 +83,8 @@ def measure(
         search=spec.search,
     )
     ids = np.random.default_rng(0).integers(10, 1000, (2 * batch_size, tokens)).tolist()
-    examples = ExampleSet("random", tuple(Example(i, i) for i in ids), tuple(range(len(ids))))
-    data = ClientData(examples, ExampleSet("random", examples.examples[:1], (1,)))
+    examples = ExampleSet("random", tuple(Example(i, i) for i in ids), tuple(range(len(ids))), (b"",) * len(ids))
+    data = ClientData(examples, ExampleSet("random", examples.examples[:1], (1,), (b"",)))
     if search:
         find_architecture(model, spec, spec.clients[0], data)
     else:

@@ -26,7 +26,7 @@ RUN_ID = re.compile(r"id ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 @pytest.fixture(scope="module")
 def installed(cluster: Cluster, home: Home) -> Home:
-    """The overlay with the federation's keys, applied; MinIO's users made."""
+    """The overlay with the federation's keys, applied; the store's users made."""
     endpoint = ["--endpoint", cluster.pods_endpoint] if cluster.pods_endpoint else []
     succeed(
         cluster.perfit(
@@ -34,7 +34,9 @@ def installed(cluster: Cluster, home: Home) -> Home:
             "--context", cluster.context, "--namespace", cluster.namespace, *endpoint,
         )
     )  # fmt: skip
-    if cluster.overlay != "existing-minio":
+    if cluster.overlay == "seaweedfs":
+        cluster.kubectl("wait", "pod/seaweedfs-0", "-n", "perfit", "--for=condition=ready", "--timeout=10m")
+    elif cluster.overlay != "existing-minio":
         cluster.kubectl("wait", "job/minio-setup", "-n", "perfit", "--for=condition=complete", "--timeout=1h")
     return home
 

@@ -12,13 +12,16 @@ from typing import Any
 import yaml
 
 from perfit_pipelines.deploy.kubectl import find_kubectl
+from perfit_pipelines.deploy.overlay import MINIO, SEAWEEDFS, StoreServer
 
 Object = dict[str, Any]
 """A Kubernetes object as in its YAML."""
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OVERLAYS = ["base", *sorted(f"overlays/{path.name}" for path in (MANIFESTS / "overlays").iterdir())]
-WITH_STORE = [overlay for overlay in OVERLAYS if overlay != "overlays/existing-minio"]
+WITH_SEAWEEDFS = ["overlays/seaweedfs"]
+WITH_MINIO = [overlay for overlay in OVERLAYS if overlay not in ("overlays/existing-minio", *WITH_SEAWEEDFS)]
+WITH_STORE = WITH_MINIO + WITH_SEAWEEDFS
 
 
 @functools.cache
@@ -45,6 +48,11 @@ def only(overlay: str, kind: str, name: str) -> Object:
 def identity(item: Object) -> tuple[str, str | None, str]:
     """The object's kind, namespace and name."""
     return item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]
+
+
+def store_of(overlay: str) -> StoreServer:
+    """The store that an overlay of `WITH_STORE` brings."""
+    return SEAWEEDFS if overlay in WITH_SEAWEEDFS else MINIO
 
 
 def run_namespace(overlay: str) -> str:

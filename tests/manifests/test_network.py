@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .network import Peer, allows, matches
-from .rendering import OVERLAYS, WITH_STORE, of_kind, pod_templates, run_namespace
+from .rendering import OVERLAYS, WITH_MINIO, WITH_STORE, of_kind, pod_templates, run_namespace, store_of
 
 DNS = Peer("10.244.9.1", "kube-system", {"k8s-app": "kube-dns"})
 API_SERVER = Peer("172.18.0.2")
@@ -19,8 +19,14 @@ KFP = {
 }
 MYSQL = Peer("10.244.9.5", "kubeflow", {"app": "mysql"})
 MINIO = Peer("10.244.1.1", "perfit", {"app.kubernetes.io/name": "minio"})
+SEAWEEDFS = Peer("10.244.1.4", "perfit", {"app.kubernetes.io/name": "seaweedfs"})
 SETUP = Peer("10.244.1.2", "perfit", {"app.kubernetes.io/name": "minio-setup"})
 ROLES = ("client", "prepare", "server")
+
+
+def store(overlay: str) -> Peer:
+    """The store of an overlay that brings one."""
+    return {"minio": MINIO, "seaweedfs": SEAWEEDFS}[store_of(overlay).name]
 
 
 def task(overlay: str, role: str = "client") -> Peer:
@@ -40,8 +46,10 @@ def may(overlay: str, source: Peer, target: Peer, port: int, protocol: str = "TC
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("overlay", WITH_STORE)
 def test_tasks_reach_the_store_and_nothing_else_of_it(overlay, role):
-    assert may(overlay, task(overlay, role), MINIO, 9000)
-    assert not may(overlay, task(overlay, role), MINIO, 9001)
+    port = store_of(overlay).port
+    assert may(overlay, task(overlay, role), store(overlay), port)
+    for other in (port + 1, 8888, 9333, 18333):
+        assert not may(overlay, task(overlay, role), store(overlay), other)
     assert not may(overlay, task(overlay, role), SETUP, 9000)
 
 
@@ -90,20 +98,24 @@ def test_other_pods_of_the_run_namespace_keep_their_freedom(overlay):
     assert may(overlay, HUB, other, 8888)
 
 
-@pytest.mark.parametrize("overlay", WITH_STORE)
-def test_the_store_answers_tasks_and_its_setup_alone(overlay):
+@pytest.mark.parametrize("overlay", WITH_MINIO)
+def test_minios_setup_reaches_minio(overlay):
     assert may(overlay, SETUP, MINIO, 9000)
     assert may(overlay, SETUP, DNS, 53, "UDP")
+
+
+@pytest.mark.parametrize("overlay", WITH_STORE)
+def test_the_store_answers_nobody_else(overlay):
     elsewhere = Peer("10.244.2.2", "other", {"perfit/role": "client"})
     within = Peer("10.244.1.3", "perfit", {})
     for source in (stranger(run_namespace(overlay)), stranger("kubeflow"), elsewhere, within, HUB):
-        assert not may(overlay, source, MINIO, 9000)
+        assert not may(overlay, source, store(overlay), store_of(overlay).port)
 
 
 @pytest.mark.parametrize("overlay", WITH_STORE)
 def test_the_store_asks_nobody(overlay):
     for target, port in ((HUB, 443), (API_SERVER, 6443), (DNS, 53), (task(overlay), 8080)):
-        assert not may(overlay, MINIO, target, port)
+        assert not may(overlay, store(overlay), target, port)
     for target, port in ((HUB, 443), (API_SERVER, 6443), (stranger("other"), 80)):
         assert not may(overlay, SETUP, target, port)
 
@@ -119,7 +131,7 @@ def test_an_existing_store_is_reached_at_its_address_alone():
 @pytest.mark.parametrize("overlay", WITH_STORE)
 def test_these_tests_know_the_pods_by_their_real_labels(overlay):
     labels = [template["metadata"]["labels"] for _, template in pod_templates(overlay)]
-    for pod in (MINIO, SETUP):
+    for pod in (store(overlay), *([SETUP] if store_of(overlay).setup_job else [])):
         assert any(pod.labels.items() <= real.items() for real in labels)
 
 

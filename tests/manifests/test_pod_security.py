@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from .pod_security import CONTROLS, violations
-from .rendering import MANIFESTS, OVERLAYS, WITH_STORE, containers, only, pod_templates
+from .rendering import MANIFESTS, OVERLAYS, WITH_STORE, containers, only, pod_templates, store_of
 from .test_rendering import KUBERNETES, schema_errors
 
 
@@ -43,7 +43,11 @@ def test_pods_write_to_volumes_alone_as_the_projects_user_and_without_a_token(ov
         assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in containers(spec)), where
         assert spec["automountServiceAccountToken"] is False, where
         assert all({"requests", "limits"} <= set(container["resources"]) for container in containers(spec)), where
-    assert names == ["StatefulSet perfit/minio", "Job perfit/minio-setup"]
+    store = store_of(overlay)
+    assert names == [
+        f"StatefulSet perfit/{store.name}",
+        *([f"Job perfit/{store.setup_job}"] if store.setup_job else []),
+    ]
 
 
 GOOD = {

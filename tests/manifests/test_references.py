@@ -6,19 +6,27 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfit_pipelines.deploy.render import ROOT_SECRET, USER_SECRETS
+from perfit_pipelines.deploy.render import USER_SECRETS
 
-from .rendering import OVERLAYS, WITH_STORE, Object, identity, of_kind, pod_templates, render, run_namespace, walk
+from .rendering import (
+    OVERLAYS,
+    WITH_STORE,
+    Object,
+    identity,
+    of_kind,
+    pod_templates,
+    render,
+    run_namespace,
+    store_of,
+    walk,
+)
 
 Identity = tuple[str, str | None, str]
 """Kind, namespace (None without one) and name."""
 
 RUN = "the run namespace"
 
-FROM_DEPLOY = {
-    ("Secret", "perfit", ROOT_SECRET),
-    *(("Secret", "perfit", name) for name in USER_SECRETS),
-}
+FROM_DEPLOY = {("Secret", "perfit", name) for name in USER_SECRETS}
 FROM_KUBEFLOW = {("ConfigMap", RUN, "kfp-launcher"), ("Secret", RUN, "mlpipeline-minio-artifact")}
 """What others bring."""
 
@@ -41,7 +49,9 @@ KINDS = {"secrets": "Secret", "configmaps": "ConfigMap", "serviceaccounts": "Ser
 def test_whatever_is_referred_to_is_there(overlay):
     run = run_namespace(overlay)
     provided = {(kind, run if place == RUN else place, name) for kind, place, name in FROM_DEPLOY | FROM_KUBEFLOW}
-    if overlay not in WITH_STORE:
+    if overlay in WITH_STORE:
+        provided.add(("Secret", "perfit", store_of(overlay).root_secret))
+    else:
         provided = {entry for entry in provided if entry[1] == run}
     named = {*by_pods(overlay), *by_roles(overlay), *by_services(overlay)}
     assert named - {identity(item) for item in render(overlay)} == provided

@@ -11,11 +11,14 @@ import pytest
 import yaml
 
 from perfit.cluster_spec import Cluster
+from perfit_pipelines.deploy.render import USER_SECRETS
 
 from .network import matches
 from .rendering import (
     MANIFESTS,
     OVERLAYS,
+    WITH_MINIO,
+    WITH_SEAWEEDFS,
     WITH_STORE,
     containers,
     identity,
@@ -24,6 +27,7 @@ from .rendering import (
     pod_templates,
     render,
     run_namespace,
+    store_of,
     walk,
 )
 
@@ -81,23 +85,45 @@ def test_runs_have_their_namespace_where_kubeflow_runs_them():
 
 @pytest.mark.parametrize("overlay", WITH_STORE)
 def test_selectors_select_the_pods_that_are_meant(overlay):
-    minio = only(overlay, "StatefulSet", "minio")["spec"]
-    labels = minio["template"]["metadata"]["labels"]
-    setup = only(overlay, "Job", "minio-setup")["spec"]["template"]["metadata"]["labels"]
-    service = only(overlay, "Service", "minio")["spec"]
-    assert matches(minio["selector"], labels)
+    server = store_of(overlay)
+    store = only(overlay, "StatefulSet", server.name)["spec"]
+    labels = store["template"]["metadata"]["labels"]
+    service = only(overlay, "Service", server.name)["spec"]
+    assert matches(store["selector"], labels)
     assert matches({"matchLabels": service["selector"]}, labels)
-    assert not matches({"matchLabels": service["selector"]}, setup)
-    assert service["ports"][0]["targetPort"] in [
-        port["name"] for port in minio["template"]["spec"]["containers"][0]["ports"]
-    ]
+    (port,) = service["ports"]
+    (listens,) = store["template"]["spec"]["containers"][0]["ports"]
+    assert (port["port"], port["targetPort"]) == (server.port, listens["name"])
+    assert listens["containerPort"] == server.port
+
+
+@pytest.mark.parametrize("overlay", WITH_MINIO)
+def test_the_service_is_not_the_setups(overlay):
+    setup = only(overlay, "Job", "minio-setup")["spec"]["template"]["metadata"]["labels"]
+    assert not matches({"matchLabels": only(overlay, "Service", "minio")["spec"]["selector"]}, setup)
+
+
+@pytest.mark.parametrize("overlay", WITH_SEAWEEDFS)
+def test_seaweedfs_mounts_what_its_script_reads(overlay):
+    files = {name: (MANIFESTS / "base/seaweedfs" / name).read_text() for name in ("start.sh", "users.awk")}
+    assert only(overlay, "ConfigMap", "seaweedfs-start")["data"] == files
+    pod = only(overlay, "StatefulSet", "seaweedfs")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["/bin/sh", "/start/start.sh"]
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {*("/start", "/clients", "/data", "/tmp")}
+    (clients,) = (volume["projected"]["sources"] for volume in pod["volumes"] if volume["name"] == "clients")
+    assert clients == [{"secret": {"name": name, "optional": True}} for name in USER_SECRETS]
+    references = [entry["valueFrom"]["secretKeyRef"]["key"] for entry in container["env"] if "valueFrom" in entry]
+    assert references == [store_of(overlay).root_user, store_of(overlay).root_password]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_images_are_pinned(overlay):
     for where, template in pod_templates(overlay):
         for container in containers(template["spec"]):
-            assert re.fullmatch(r"[a-z.]+/[a-z/]+(:RELEASE[-.\dTZ]+|@sha256:[\da-f]{64})", container["image"]), where
+            assert re.fullmatch(
+                r"[a-z.]+/[a-z/]+(:RELEASE[-.\dTZ]+|:\d+\.\d+|@sha256:[\da-f]{64})", container["image"]
+            ), where
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -138,9 +164,10 @@ def test_quotas_do_not_keep_kubeflow_from_coming_back():
             }
 
 
-def test_the_stores_pods_fit_in_its_quota():
-    quota = only("base", "ResourceQuota", "perfit")["spec"]["hard"]
-    templates = [template for _, template in pod_templates("base")]
+@pytest.mark.parametrize("overlay", WITH_STORE)
+def test_the_stores_pods_fit_in_its_quota(overlay):
+    quota = only(overlay, "ResourceQuota", "perfit")["spec"]["hard"]
+    templates = [template for _, template in pod_templates(overlay)]
     for side in ("requests", "limits"):
         for resource, unit in (("cpu", 1), ("memory", 2**30)):
             asked = [quantity(c["resources"][side][resource]) for t in templates for c in containers(t["spec"])]

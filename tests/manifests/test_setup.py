@@ -18,9 +18,9 @@ import pytest
 
 from perfit_pipelines.deploy.render import USER_SECRETS
 
-from .rendering import MANIFESTS, WITH_STORE, only
+from .rendering import MANIFESTS, WITH_MINIO, only
 
-STORE = MANIFESTS / "base/store"
+STORE = MANIFESTS / "base/minio"
 MARK = "perfit-no-self-service"
 SHELLS = [shell for shell in ("dash", "bash --posix", "busybox ash") if shutil.which(shell.split()[0])]
 
@@ -250,7 +250,7 @@ def test_it_says_no_secret(minio):
         assert secret not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("overlay", WITH_STORE)
+@pytest.mark.parametrize("overlay", WITH_MINIO)
 def test_the_job_mounts_what_the_script_reads(overlay):
     assert only(overlay, "ConfigMap", "minio-setup")["data"]["setup.sh"] == (STORE / "setup.sh").read_text()
     job = only(overlay, "Job", "minio-setup")["spec"]["template"]["spec"]

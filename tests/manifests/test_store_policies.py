@@ -23,7 +23,7 @@ from perfit_storage import (
 
 from ..perfit_pipelines.store_roles import role_server
 from .iam import PolicedStore, evaluate
-from .rendering import MANIFESTS, WITH_STORE, only
+from .rendering import MANIFESTS, WITH_MINIO, only
 
 HASH = "0123456789abcdef" * 4
 FOUNDING, FIRST = RoundPlace(0), RoundPlace(1)
@@ -31,7 +31,7 @@ TRAPS = ("ann", "plan", "summary", "report", "global", "state", "head", "spec")
 """Clients that are called as the server's own files and directories are."""
 
 
-NO_SELF_SERVICE = json.loads((MANIFESTS / "base/store/policies/no-self-service.json").read_text())
+NO_SELF_SERVICE = json.loads((MANIFESTS / "base/minio/policies/no-self-service.json").read_text())
 
 
 def policies_of(name: str) -> list[dict]:
@@ -221,7 +221,7 @@ def test_users_may_not_manage_their_own_keys():
     assert not evaluate([allow_all, NO_SELF_SERVICE], "admin:CreateServiceAccount", "")
 
 
-@pytest.mark.parametrize("overlay", WITH_STORE)
+@pytest.mark.parametrize("overlay", WITH_MINIO)
 def test_the_setup_gets_these_policies(overlay):
     data = only(overlay, "ConfigMap", "minio-policies")["data"]
     assert {name: json.loads(text) for name, text in data.items()} == {"no-self-service.json": NO_SELF_SERVICE}

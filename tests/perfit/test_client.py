@@ -11,6 +11,8 @@ from numpy.testing import assert_array_equal
 
 from perfit.adapter import SparseAdapter
 from perfit.client import (
+    VALIDATION_FRACTION,
+    ClientData,
     ClientResult,
     evaluate,
     find_architecture,
@@ -20,9 +22,12 @@ from perfit.client import (
 )
 from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import perplexity
+from perfit.examples import ExampleSet, split_held_out
 from perfit.exchange import BLOCK
 from perfit.lora import set_dense
+from perfit.methods.perfit_adaptive import WEIGHTS
 from perfit.round import ClientRound
+from perfit.seeds import derive_seed
 from perfit.spec import Client
 
 from .methods.helpers import everything
@@ -49,10 +54,20 @@ def run_one(spec, client_id: str, model=None, data=None, round: int = 1) -> Clie
 
 def test_records_are_split_by_client(make_federation):
     _, data = loaded(make_federation())
-    assert [(len(d.train.examples), len(d.held_out.examples)) for d in data.values()] == [(6, 2), (4, 1)]
+    assert [(len(d.train.examples), len(d.held_out.examples)) for d in data.values()] == [(7, 1), (4, 1)]
     again = loaded(make_federation())[1]
     assert data["ann"].held_out.lines == again["ann"].held_out.lines
     assert not set(data["ann"].train.lines) & set(data["ann"].held_out.lines)
+
+
+def test_records_that_two_clients_have_are_on_one_side_in_both(make_federation, tiny_tokenizer, tmp_path):
+    write_records(tmp_path / "ann.jsonl", "rain", 40)
+    lines = (tmp_path / "ann.jsonl").read_text().splitlines()
+    (tmp_path / "eve.jsonl").write_text("\n".join(reversed(lines[10:])))
+    clients = [Client(id=name, data=str(tmp_path / f"{name}.jsonl")) for name in ("ann", "eve")]
+    ann, eve = (load_client_data(make_federation(), client, tiny_tokenizer) for client in clients)
+    assert set(eve.held_out.digests) <= set(ann.held_out.digests)
+    assert set(eve.train.digests) <= set(ann.train.digests)
 
 
 def test_held_out_data_of_its_own(make_federation, tiny_tokenizer, tmp_path):
@@ -133,6 +148,57 @@ def test_rounds_shuffle_differently(make_federation):
     first, again, second = (run_one(spec, "ann", round=round) for round in (1, 1, 2))
     assert first.losses == again.losses
     assert first.losses != second.losses
+
+
+def test_a_client_that_chooses_its_start_never_trains_on_its_validation_records(make_federation):
+    model, data = loaded(make_federation())
+    seed = derive_seed(make_federation().training.seed, "validation")
+    part, validation = split_held_out(data["ann"].train, VALIDATION_FRACTION, seed)
+    assert validation.examples
+    rest = {"ann": ClientData(part, data["ann"].held_out)}
+    adaptive, plain = (
+        make_federation(method={"name": name, "search_steps": 3, "warmup_steps": 1, "pruning_iterations": 2})
+        for name in ("perfit-adaptive", "perfit")
+    )
+    for round in (1, 2):
+        result = run_one(adaptive, "ann", model, data, round)
+        expected = run_one(plain, "ann", model, rest, round)
+        assert (result.losses, result.samples) == (expected.losses, len(part.examples))
+    mask = find_architecture(model, adaptive, adaptive.client("ann"), data["ann"])
+    assert_array_equal(mask, find_architecture(model, plain, plain.client("ann"), rest["ann"]))
+
+
+def test_the_loss_on_validation_records_chooses_between_own_and_shared_values(make_federation):
+    spec = make_federation(method={"name": "perfit-adaptive"}, training={"steps": 12, "batch_size": 6})
+    model, data = loaded(spec)
+    start = start_of(model, spec, "ann")
+    tuned = run(model, spec, "ann", data, start)
+    assert tuned.own_weight is None
+    received = everything(ClientRound(spec, model.space, start.mask, 2).roles, {"values": start.dense()})
+    again = run_client(model, spec, spec.client("ann"), 2, data["ann"], start.mask, received, tuned.kept)
+    assert again.own_weight > 0
+    assert {tuned.tuned_weight, again.tuned_weight} <= set(WEIGHTS) - {0}  # it still learns
+    _, validation = split_held_out(
+        data["ann"].train, VALIDATION_FRACTION, derive_seed(spec.training.seed, "validation")
+    )
+    judged = ClientData(data["ann"].train, validation)
+    tuned_loss, start_loss = (evaluate(model, spec, judged, v.dense()) for v in (tuned.adapter, start))
+    assert tuned_loss < start_loss  # which is why
+
+
+def test_a_client_with_one_record_to_train_on_starts_from_the_servers_values(make_federation, tiny_tokenizer, tmp_path):
+    spec = make_federation(method={"name": "perfit-adaptive"})
+    model, data = loaded(spec)
+    train = data["ann"].train
+    one = ExampleSet("one", train.examples[:1], train.lines[:1], train.digests[:1])
+    start = start_of(model, spec, "ann")
+    kept = {"values": np.ones(start.budget, dtype=np.float32)}
+    received = everything(ClientRound(spec, model.space, start.mask, 2).roles, {"values": start.dense()})
+    result = run_client(
+        model, spec, spec.client("ann"), 2, ClientData(one, data["ann"].held_out), start.mask, received, kept
+    )
+    assert (result.own_weight, result.tuned_weight) == (None, None)
+    assert result.perplexity_before == evaluate(model, spec, data["ann"], start.dense())
 
 
 def test_uploads_are_rounded_by_draws_of_their_own_for_each_client_and_round(make_federation):

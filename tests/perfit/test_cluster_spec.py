@@ -111,6 +111,18 @@ def test_quantities_in_bytes(quantity, size):
     assert quantity_bytes(quantity) == size
 
 
+def test_a_tier_may_train_otherwise():
+    federation = ClusterSpec.model_validate(
+        FULL | {"tiers": {**FULL["tiers"], "small": {"training": {"batch_size": 1, "precision": "float32"}}}}
+    )
+    weak = federation.of_tier("small").training
+    assert (weak.batch_size, weak.precision) == (1, "float32")
+    assert weak == federation.training.model_copy(update={"batch_size": 1, "precision": "float32"})
+    assert federation.of_tier("big") == federation
+    # Like all that a tier says, it may change while a federation exists.
+    assert federation.difference(ClusterSpec.model_validate(FULL)) is None
+
+
 def test_tiers_in_use_are_in_the_order_of_the_file():
     assert ClusterSpec.model_validate(FULL).tiers_in_use() == ["big", "small"]
     assert spec().tiers_in_use() == ["default"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import groupby, pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from perfit.errors import PerfitError
-from perfit.examples import IGNORE_INDEX, Example, ExampleSet, load_examples, split_held_out, tokenize
+from perfit.examples import IGNORE_INDEX, Example, ExampleSet, draw_held_out, load_examples, split_held_out, tokenize
 from perfit.records import BadRecord
 
 from .tiny import tiny_tokenizer as make_tokenizer
@@ -151,31 +152,109 @@ def test_load_examples_names_what_it_leaves_out(tmp_path, tiny_tokenizer):
         load_examples(source, tiny_tokenizer, 60, "refuse")
 
 
-def example_set(n: int) -> ExampleSet:
-    return ExampleSet(
-        "a.jsonl", tuple(Example([i], [i], i == 0) for i in range(n)), tuple(range(1, n + 1)), ((99, "bad"),)
-    )
+def example_set(texts: Iterable[str]) -> ExampleSet:
+    """One example for each text; the first is truncated."""
+    digests = tuple(hashlib.sha256(text.encode()).digest() for text in texts)
+    count = len(digests)
+    examples = tuple(Example([i], [i], i == 0) for i in range(count))
+    return ExampleSet("a.jsonl", examples, tuple(range(1, count + 1)), digests, ((99, "bad"),))
+
+
+def numbered(count: int) -> ExampleSet:
+    return example_set(map(str, range(count)))
+
+
+@pytest.mark.parametrize("split", [draw_held_out, split_held_out])
+@pytest.mark.parametrize(("n", "fraction"), [(10, 0.2), (2, 0.001), (2, 0.999), (7, 0.001), (7, 0.999), (100, 0.2)])
+def test_both_parts_have_records_and_together_all(split, n, fraction):
+    train, held_out = split(numbered(n), fraction, seed=0)
+    assert train.lines and held_out.lines
+    assert sorted(train.lines + held_out.lines) == list(range(1, n + 1))
+    for part in (train, held_out):
+        assert list(part.lines) == sorted(part.lines)
+        assert [e.input_ids for e in part.examples] == [[line - 1] for line in part.lines]
+        assert list(part.digests) == [numbered(n).digests[line - 1] for line in part.lines]
+    assert train.truncated + held_out.truncated == 1
+    assert (train.skipped, held_out.skipped) == (((99, "bad"),), ())
+
+
+@pytest.mark.parametrize("split", [draw_held_out, split_held_out])
+def test_a_split_follows_its_seed(split):
+    splits = [split(numbered(50), 0.2, seed)[1].lines for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
 
 
 @pytest.mark.parametrize(
     ("n", "fraction", "held"), [(10, 0.2, 2), (2, 0.2, 1), (2, 0.9, 1), (7, 0.001, 1), (7, 0.99, 6)]
 )
-def test_held_out_sizes(n, fraction, held):
-    train, held_out = split_held_out(example_set(n), fraction, seed=0)
-    assert (len(train.examples), len(held_out.examples)) == (n - held, held)
-    assert sorted(train.lines + held_out.lines) == list(range(1, n + 1))
-    assert all(e.input_ids == [line - 1] for e, line in zip(train.examples, train.lines, strict=True))
-    assert train.truncated + held_out.truncated == 1
-    assert (train.skipped, held_out.skipped) == (((99, "bad"),), ())
-
-
-def test_the_held_out_split_follows_its_seed():
-    splits = [split_held_out(example_set(50), 0.2, seed)[1].lines for seed in (0, 0, 1)]
-    assert splits[0] == splits[1] != splits[2]
-    assert np.all(np.diff(splits[0]) > 0)
+def test_sizes_of_a_split_by_count(n, fraction, held):
+    assert len(draw_held_out(numbered(n), fraction, seed=0)[1].lines) == held
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(1, 0.2), (10, 0.0), (10, 1.0), (10, float("nan"))])
-def test_impossible_splits(n, fraction):
+def test_impossible_splits_by_count(n, fraction):
     with pytest.raises(PerfitError, match=r"^a\.jsonl: "):
-        split_held_out(example_set(n), fraction, seed=0)
+        draw_held_out(numbered(n), fraction, seed=0)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
+def test_a_split_by_hash_holds_out_about_its_fraction(fraction):
+    held = len(split_held_out(numbered(10_000), fraction, seed=0)[1].lines)
+    assert abs(held / 10_000 - fraction) < 4 * (fraction * (1 - fraction) / 10_000) ** 0.5
+
+
+def said(part: ExampleSet) -> set[bytes]:
+    return set(part.digests)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_trained_on_is_not_held_out_when_the_file_has_grown(seed):
+    for more in (5, 500):
+        (train, held_out), (later_train, later_held_out) = (
+            split_held_out(numbered(n), 0.2, seed) for n in (1000, 1000 + more)
+        )
+        assert not said(train) & said(later_held_out)
+        assert said(train) <= said(later_train)
+        assert said(held_out) <= said(later_held_out)
+
+
+def test_a_few_records_that_grow_one_by_one():
+    for seed in range(100):
+        parts = [split_held_out(numbered(n), 0.2, seed) for n in range(5, 40)]
+        assert not any(said(train) & said(held) for (train, _), (_, held) in pairwise(parts))
+
+
+def test_the_order_of_the_records_does_not_matter():
+    one, other = (split_held_out(example_set(map(str, order)), 0.2, 0) for order in (range(50), reversed(range(50))))
+    assert [said(part) for part in one] == [said(part) for part in other]
+
+
+def test_records_that_say_the_same_are_on_one_side():
+    for seed in range(20):
+        train, held_out = split_held_out(example_set(["a", "b", "c", "a", "b", "c", "a"]), 0.3, seed)
+        assert not said(train) & said(held_out)
+        assert len(train.lines) + len(held_out.lines) == 7
+
+
+@pytest.mark.parametrize("texts", ["a", "aaa"])
+def test_records_that_all_say_the_same_cannot_be_split(texts):
+    with pytest.raises(PerfitError, match=r"^a\.jsonl: \d usable record\(s\), all of the same messages"):
+        split_held_out(example_set(texts), 0.2, seed=0)
+
+
+def test_one_text_in_three_schemas_has_one_digest(tmp_path, tiny_tokenizer):
+    records = [
+        {"instruction": "Plus?", "input": "2 3", "output": "5"},
+        {"context": "2 3", "instruction": "Plus?", "response": "5", "category": "sums"},
+        {
+            "messages": [
+                {"role": "user", "content": "Plus?\n\n2 3", "name": "ann"},
+                {"content": "5", "role": "assistant"},
+            ]
+        },
+        {"instruction": "Plus?", "output": "5"},
+    ]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    digests = load_examples(str(source), tiny_tokenizer, 60).digests
+    assert digests[0] == digests[1] == digests[2] != digests[3]

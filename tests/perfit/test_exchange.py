@@ -173,7 +173,11 @@ def test_how_many_changes_are_uploaded(top, positions, count):
 
 @pytest.mark.parametrize(
     ("options", "changes"),
-    [({}, False), ({"top": 0.5}, True), *(({"dtype": dtype}, dtype != "float32") for dtype in DTYPES)],
+    [
+        ({}, True),
+        ({"dtype": "float32", "top": 0.5}, True),
+        *(({"dtype": dtype}, dtype != "float32") for dtype in DTYPES),
+    ],
 )
 def test_values_are_uploaded_only_if_all_of_them_cross_as_they_are(options, changes):
     assert Exchange(**options).sends_changes == changes

@@ -18,7 +18,6 @@ GRADIENTS = [[1.0, 2.0, 5.0], [-3.0, 0.5, 2.0]]
         ("taylor", [2 * 1 + 1 * 3, 3 * 2 + 4 * 0.5, 0 + 0.5 * 2]),
         ("gradient", [1 + 3, 2 + 0.5, 5 + 2]),
         ("magnitude", [2, 1, 0.5]),
-        ("random", [0, 0, 0]),
     ],
 )
 def test_two_steps(metric, expected):

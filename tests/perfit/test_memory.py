@@ -146,7 +146,7 @@ def test_a_tier_that_is_too_small(tier, memory):
     )
     assert caught.value.fix == (
         "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
-        "training.gradient_checkpointing, or use precision bfloat16"
+        "training.gradient_checkpointing, or use precision bfloat16 or a quantization"
     )
 
 

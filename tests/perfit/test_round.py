@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 from perfit.exchange import DTYPES, Packed, Transfer
-from perfit.methods import METHODS, ClientStart, Method, MethodOptions, Tuned
+from perfit.methods import METHODS, ClientStart, Method, MethodOptions, Mix, Tuned
 from perfit.round import (
     ClientRound,
     Received,
@@ -49,6 +49,18 @@ def tuned(*values: float) -> Tuned:
 def received(side: ClientRound, **vectors: np.ndarray) -> Received:
     """What a client receives at all its shared positions."""
     return Received(side.roles.shared, vectors)
+
+
+def test_what_is_kept_is_carried_to_another_architecture():
+    spec = make_spec({"name": "perfit"})
+    before, side = mask(0, 2, 4, 5), ClientRound(spec, SPACE, mask(0, 1, 3, 5), round=2)
+    kept = {"values": floats(7, 8, 9, 6), "control": floats(1, 2, 3, 4)}
+    carried = side.carried(kept, before)
+    # It held 0 and 5 before; what it had at 2 and 4 is lost, and 1 and 3 are new.
+    assert_array_equal(carried["values"], [7, DRAWN[1], DRAWN[3], 6])
+    assert_array_equal(carried["control"], [1, 0, 0, 4])
+    assert side.carried(kept, side.held) is kept
+    assert side.carried({}, before) == {}
 
 
 def test_a_client_that_shares_everything_starts_from_the_servers_values():
@@ -203,8 +215,8 @@ class Choosing(MethodOptions):
     name: Literal["choosing"] = "choosing"
 
 
-def better(options: Choosing, own: np.ndarray, shared: np.ndarray, score) -> np.ndarray:
-    return min(own, shared, key=score)
+def better(options: Choosing, own: np.ndarray, shared: np.ndarray, score) -> Mix:
+    return min(Mix(own, 1), Mix(shared, 0), key=lambda mix: score(mix.values))
 
 
 @pytest.fixture
@@ -222,6 +234,7 @@ def test_a_start_hook_chooses_by_the_score(choosing):
 
     assert_array_equal(choosing.begin(server, own, distance(0)).values, [1, 1, 1])
     assert_array_equal(choosing.begin(server, own, distance(4)).values, [3, 3, 3])
+    assert choosing.begin(server, own, distance(4)).own_weight == 1
     # In its first round its own values are the initial ones.
     assert_array_equal(choosing.begin(server, {}, distance(0)).values, DRAWN[SMALL])
 

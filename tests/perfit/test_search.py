@@ -9,17 +9,20 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from perfit.client import find_architecture
+from perfit.client import find_architecture, search_again
 from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import perplexity
 from perfit.lora import dense_weights, set_dense
+from perfit.round import Received
 from perfit.search import search_architecture
+from perfit.seeds import derive_seed
 from perfit.training import features
 
 from .tiny import base_hash, loaded
 
-METRICS = ("taylor", "magnitude", "gradient", "random")
-CASES = list(itertools.product(METRICS, ("matrix", "layer", "global")))
+SEARCHED, DRAWN = ("taylor", "magnitude", "gradient"), ("random", "common")
+SCOPES = ("matrix", "layer", "global")
+CASES = list(itertools.product((*SEARCHED, *DRAWN), SCOPES))
 
 
 def find(spec, client_id: str, model=None, data=None, **more) -> np.ndarray:
@@ -88,11 +91,11 @@ def test_exactly_its_budget_when_all_scores_tie(make_federation, metric, scope):
     # With A and B zero no parameter has a weight or a gradient, and training moves none.
     for client, rank in [("ann", 2), ("bob", 1)]:
         mask = find_from(np.zeros(model.space.size, np.float32), spec, client, model, data)
-        assert not dense_values(model).any()
+        assert metric in DRAWN or not dense_values(model).any()
         assert np.count_nonzero(mask) == model.space.budget(rank)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [*SEARCHED, *DRAWN])
 def test_with_expansion_1_the_largest_client_has_nothing_to_prune(make_federation, metric):
     spec = make_federation(method={"metric": metric}, lora={"expansion": 1})
     model, data = loaded(spec)
@@ -231,6 +234,43 @@ def test_clients_have_masks_of_their_own(make_federation):
         assert 0 < np.count_nonzero(ann & bob) < np.count_nonzero(ann)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_drawn_mask_needs_no_step(make_federation, scope):
+    ann, bob = make_federation().clients
+    clients = [{**ann.model_dump(), "rank": 2}, {**bob.model_dump(), "rank": 1}]
+    masks, steps = {}, []
+    for metric, seed in itertools.product(DRAWN, (0, 1)):
+        spec = make_federation(
+            method={"metric": metric, "scope": scope}, training={"seed": seed}, clients=clients, lora={"expansion": 4}
+        )
+        model, data = loaded(spec)
+        for client in ("ann", "bob"):
+            mask = find(spec, client, model, data, on_step=lambda step, *_: steps.append(step))
+            masks[metric, seed, client] = mask
+    assert steps == []
+    for metric, seed in itertools.product(DRAWN, (0, 1)):
+        within = not np.any(masks[metric, seed, "bob"] & ~masks[metric, seed, "ann"])
+        assert within == (metric == "common")  # Of rank 1 and 2: one mask for all means that one holds the other.
+        assert np.any(masks[metric, 0, "ann"] != masks[metric, 1, "ann"])
+
+
+@pytest.mark.parametrize("start", ["initial", "global"])
+def test_what_a_search_again_starts_from(make_federation, start):
+    spec = make_federation(method={"search_every": 1, "search_from": start})
+    model, data = loaded(spec)
+    held = model.space.plain_mask(1)
+    received = Received(held & model.space.a_mask, {"values": drawn(model)[held & model.space.a_mask]})
+    kept = {"values": np.full(np.count_nonzero(held), 0.25, np.float32)}
+    found = search_again(model, spec, spec.client("bob"), 2, data["bob"], held, received, kept)
+    initial = model.space.initial_values(spec.training.seed)
+    if start == "global":  # The server's values where it sent some, the client's own elsewhere in its mask.
+        initial[held] = 0.25
+        initial[held & model.space.a_mask] = drawn(model)[held & model.space.a_mask]
+    seed = derive_seed(spec.training.seed, "search", "bob", 2)
+    assert_array_equal(found, find_from(initial, spec, "bob", model, data, seed))
+    assert np.any(found != find(spec, "bob", model, data))
+
+
 def test_a_searched_architecture_trains_better_than_the_worst(make_federation):
     # What Taylor calls important carries more of the trained loss than what it prunes.
     spec = make_federation(
@@ -252,7 +292,7 @@ def test_a_searched_architecture_trains_better_than_the_worst(make_federation):
     assert results[0] < results[1]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", SEARCHED)
 def test_a_search_that_diverges_says_so(make_federation, metric):
     spec = make_federation(
         method={"metric": metric, "search_steps": 3, "warmup_steps": 0, "pruning_iterations": 3},

@@ -85,7 +85,7 @@ def test_methods_without_a_search_do_not_expand(method):
 
 def test_what_is_exchanged_by_default():
     exchange = spec().exchange
-    assert (exchange.holders, exchange.dtype, exchange.top, exchange.masks_first) == (2, "float32", 1, False)
+    assert (exchange.holders, exchange.dtype, exchange.top, exchange.masks_first) == (2, "bfloat16", 1, False)
 
 
 def test_a_single_client_may_keep_the_default():
@@ -169,7 +169,7 @@ def test_what_may_change(changes):
         ({"training": {"seed": 1}}, "training.seed is 0 here and 1 there"),
         ({"data": {"bad_records": "skip"}}, "data.bad_records is 'refuse' here and 'skip' there"),
         ({"exchange": {"holders": 1}}, "exchange.holders is 2 here and 1 there"),
-        ({"exchange": {"dtype": "bfloat16"}}, "exchange.dtype is 'float32' here and 'bfloat16' there"),
+        ({"exchange": {"dtype": "float32"}}, "exchange.dtype is 'bfloat16' here and 'float32' there"),
         ({"exchange": {"top": 0.5}}, "exchange.top is 1.0 here and 0.5 there"),
         ({"exchange": {"masks_first": True}}, "exchange.masks_first is False here and True there"),
         ({"clients": [CLIENTS[0], {**CLIENTS[1], "rank": 3}]}, "rank of client bob is 2 here and 3 there"),

@@ -182,6 +182,8 @@ SEARCH = {"search_steps": 3, "warmup_steps": 1, "pruning_iterations": 2}
 def federation(model: str, data: Path, /, **sections: Any) -> ClusterSpec:
     """Make a federation of two clients, the second of half the rank; sections by keyword are merged in.
 
+    The exchange is in float32, so that what crosses can be compared exactly; tests of other types, the default among
+    them, say so.
     The section ``method`` is merged into a search of few steps where it is perfit's; any other method's replaces it.
     """
     tree: dict[str, Any] = {
@@ -189,6 +191,7 @@ def federation(model: str, data: Path, /, **sections: Any) -> ClusterSpec:
         "model": model,
         "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]},
         "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "sequence_length": 64},
+        "exchange": {"dtype": "float32"},
         "rounds": 1,
         "clients": [
             {"id": "ann", "data": str(data / "ann.jsonl")},

@@ -19,8 +19,9 @@ from .running import THREE
         {"method": {"name": "fedit"}, "exchange": {"dtype": "int8", "top": 0.5}},
         {"method": {"name": "local"}},
         {"participation": {"fraction": 0.5}, "exchange": {"masks_first": True}},
+        {"method": {"search_every": 1, "search_from": "global"}},
     ],
-    ids=["perfit", "fedit in int8", "local", "partly, masks first"],
+    ids=["perfit", "fedit in int8", "local", "partly, masks first", "searching again"],
 )
 def test_bytes_and_perplexities_are_those_of_the_steps(make_site, sections):
     site = make_site(**THREE, rounds=3, **sections).run()

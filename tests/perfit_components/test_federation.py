@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from numpy.testing import assert_allclose
 
+from perfit.errors import PerfitError
 from perfit.methods import METHODS
+from perfit.protocol import parse_outcome
+from perfit.simulation import Simulation
 
 from .running import TWO_TIERS, files, in_memory
 
@@ -24,6 +28,17 @@ CASES = {
     "perfit-largest": {"exchange": {"top": 0.25, "dtype": "int8"}, "rounds": 3},
     "perfit-everything": {"exchange": {"holders": 1}},
     "perfit-masks-first": {"exchange": {"masks_first": True}, "rounds": 3},
+    "perfit-search-again": {"method": {"search_every": 1, "search_from": "global"}, "rounds": 3},
+    "perfit-common-again": {
+        "method": {"metric": "common", "search_every": 2},
+        "exchange": {"dtype": "int8"},
+        "rounds": 3,
+    },
+    "perfit-local-again": {"method": {"name": "perfit-local", "search_every": 1}, "rounds": 3},
+    "perfit-participation-again": HALF_OF_THREE | {"method": {"search_every": 1, "search_from": "global"}},
+    "perfit-unlike-tiers": {
+        "tiers": {"strong": {}, "weak": {"training": {"batch_size": 1, "gradient_checkpointing": True}}},
+    },
     "local-bfloat16": {"exchange": {"dtype": "bfloat16"}, "method": {"name": "local"}},
     "scaffold-float16": {"exchange": {"dtype": "float16"}, "method": {"name": "scaffold"}},
     "scaffold-int8": {"exchange": {"dtype": "int8"}, "method": {"name": "scaffold"}},
@@ -50,6 +65,20 @@ def test_the_steps_leave_what_the_simulation_gives(make_site, case):
         f"rounds/{site.spec.rounds}/exchanged.safetensors"
     }
     assert vectors <= set(expected)
+
+
+def test_a_weak_tier_may_hold_the_model_in_fewer_bits(make_site, tmp_path):
+    plain, quantised = TWO_TIERS, {**TWO_TIERS, "tiers": {"strong": {}, "weak": {"training": {"quantization": "int8"}}}}
+    sites = [make_site(**sections, name=name).run() for name, sections in (("plain", plain), ("int8", quantised))]
+    strong, weak = (
+        [parse_outcome(files(site.root)[f"rounds/1/updates/{client}.json"]).losses for site in sites]
+        for client in ("ann", "bob")
+    )
+    assert strong[0] == strong[1]
+    assert weak[0] != weak[1]
+    assert_allclose(weak[0], weak[1], rtol=0.05)
+    with pytest.raises(PerfitError, match=r"^tiers\.weak\.training\.quantization: a simulation has one model"):
+        Simulation.load(sites[1].spec, tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -158,6 +158,20 @@ def test_a_client_is_described_by_the_last_round_that_it_delivered():
     assert late[:8] == ["late default", "delivered", "1", "10", "8.00", "7.00", "10.00", "+25.0 %"]
 
 
+def test_the_weights_that_clients_chose_are_beside_the_perplexities_that_they_gave():
+    spec = make_spec({"ann": 1, "bob": 1, "new": 1}, method={"name": "perfit-adaptive"})
+    chosen = {"ann": (0.25, 0.0), "bob": (1.0, 0.5), "new": (None, None)}
+    shown = summary(1, *(trained(c, 1, (20, 15, 12), own_weight=o, tuned_weight=t) for c, (o, t) in chosen.items()))
+    metrics = scalar_metrics(shown)
+    assert (metrics["own_weight_mean"], metrics["tuned_weight_mean"]) == ((0.25 + 1) / 2, (0 + 0.5) / 2)
+    cells = [row[5:7] for row in rows(section(render_report(spec, [shown], SPACE, {}), "Clients"))]
+    assert cells == [
+        ["15.00 own 25 %", "12.00 tuned 0 %"],
+        ["15.00 own 100 %", "12.00 tuned 50 %"],
+        ["15.00", "12.00"],
+    ]
+
+
 def test_clients_that_never_delivered_have_no_numbers():
     *_, absent, reason, unasked = rows(section(page(), "Clients"))
     assert absent == ["absent default", "refused never delivered", "2", "20"] + ["\u2013"] * 10

@@ -21,7 +21,7 @@ from perfit.bench.results import AnswerScores, CellResult, RoundResult
 from perfit.bench.spec import Generation, Job
 from perfit.client import ClientData, evaluate
 from perfit.errors import PerfitError, TrainingDiverged
-from perfit.examples import split_held_out
+from perfit.examples import draw_held_out
 from perfit.lora import set_dense
 from perfit.round import download, split_state
 from perfit.sampling import sample_clients
@@ -48,19 +48,19 @@ def run_cell(job: Job, cache: Path, on_round: OnRound = lambda number, result: N
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    simulation, validation = _load(job, cache)
+    simulation, validation = load(job, cache)
     try:
         return _run(job, simulation, validation, on_round)
     except (TrainingDiverged, PerfitError) as error:
         return CellResult(job=job, environment=_environment(), failure=str(error).partition("\n")[0])
 
 
-def _load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
+def load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
     """Return the simulation, and each client's data with the validation records in place of the held-out ones."""
     simulation, data, validation = Simulation.load(job.spec, cache), {}, {}
     for client, records in simulation.data.items():
         seed = derive_seed(job.spec.training.seed, "bench-validation", client)
-        train, chosen = split_held_out(records.train, job.validation_fraction, seed)
+        train, chosen = draw_held_out(records.train, job.validation_fraction, seed)
         data[client], validation[client] = ClientData(train, records.held_out), ClientData(train, chosen)
     return replace(simulation, data=data), validation
 
@@ -120,11 +120,13 @@ def round_result(
 def _bytes(simulation: Simulation, before: State, after: State, client: Client, base: str) -> tuple[int, int]:
     """Return the bytes up and down of a client's round: of the very files that the pipeline's steps would write."""
     spec, space, number = simulation.spec, simulation.model.space, after.round
-    result, held = after.results[client.id], after.architectures[client.id]
+    result = after.results[client.id]
+    held, following = result.adapter.mask, after.architectures[client.id]
     budget, sha256 = int(np.count_nonzero(held)), mask_hash(space, held)
     header = AdapterHeader.of_client(spec, client.id, number, budget, sha256)
     is_first = client.id not in before.results
-    up = len(dump_mask(header, space, held)) if is_first else 0
+    size = len(dump_mask(header, space, held))
+    up = size * (is_first + (not np.array_equal(following, held)))
     if result.updated.any():
         up += len(dump_transfer(header.at_base(base), result.updated, result.upload))
     if not result.exchanged.any() or (is_first and spec.search):  # then the server does not know its architecture yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,4 +111,20 @@ def _federation(
         tree[section][name] = value
         where[(section, name)] = lines.get((*own, "grid", key)) or lines[("grid", key)]
     tree["training"]["seed"] = seed
-    return validated(FederationSpec, tree, where, source)
+    spec = validated(FederationSpec, tree, where, source)
+    if searching := bench.methods[label].search_steps_of:
+        key = (*own, "search_steps_of")
+        other = _federation(bench, searching, next(bench.points(searching)), seed, clients, lines, source)
+        if not (steps := search_steps(other)):
+            problem = f"{'.'.join(key)}: clients of {searching!r} take no steps to search"
+            raise PerfitError(f"{source}:{lines[key]}: {problem}", "name a method with a search by its data")
+        longer = spec.training.steps + math.ceil(steps / bench.rounds)
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": longer})})
+    return spec
+
+
+def search_steps(spec: FederationSpec) -> int:
+    """Return how many steps a client that takes part in each round spends on its searches."""
+    if spec.search is None or spec.search.is_drawn:
+        return 0
+    return spec.search.steps * (1 + sum(map(spec.searches_after, range(1, spec.rounds + 1))))

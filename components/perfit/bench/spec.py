@@ -8,7 +8,7 @@ a grid are chosen by validation records alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Self
@@ -49,6 +49,12 @@ Grid = Annotated[dict[str, Values], AfterValidator(_check_grid)]
 """Values by the key of a federation file, with dots: ``training.learning_rate``, ``method.mu``."""
 
 
+def _check_labels(key: tuple[str, ...], labels: Iterable[str], known: Iterable[str]) -> None:
+    for label in labels:
+        if label not in known:
+            raise key_error(key, f"{label!r} is not among the methods {', '.join(known)}")
+
+
 class BenchSplit(Split):
     """How the data set is split among clients, again for each seed.
 
@@ -75,8 +81,13 @@ class Generation(Section):
 
 
 class Entry(Section):
-    """A method: its section of the federation file (``name`` is the entry's own if left out), and a grid."""
+    """A method: its section of the federation file (``name`` is the entry's own if left out), and a grid.
 
+    ``search_steps_of`` is the label of a method whose clients search: this one's train so many steps more, divided
+    evenly among the rounds and rounded up, as that one's clients spend on their searches if they take part in each.
+    """
+
+    search_steps_of: str | None = None
     method: dict[str, JsonValue] = Field(default_factory=dict)
     grid: Grid = Field(default_factory=dict)
 
@@ -115,9 +126,11 @@ class BenchSpec(Section):
             raise key_error(("training", "seed"), "has no effect here; list the seeds under `seeds`")
         if len(set(self.seeds)) < len(self.seeds):
             raise key_error(("seeds",), f"{list(self.seeds)} has a seed twice; use each once")
-        for label in self.baselines:
-            if label not in self.methods:
-                raise key_error(("baselines",), f"{label!r} is not among the methods {', '.join(self.methods)}")
+        longer = {label: entry.search_steps_of for label, entry in self.methods.items() if entry.search_steps_of}
+        own = [label for label in self.methods if label not in longer]
+        _check_labels(("baselines",), self.baselines, self.methods)
+        for label, searching in longer.items():
+            _check_labels(("methods", label, "search_steps_of"), [searching], own)
         return self
 
     def points(self, label: str) -> Iterator[dict[str, JsonValue]]:

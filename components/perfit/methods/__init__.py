@@ -23,11 +23,23 @@ from perfit.methods import (
     hetlora,
     local,
     perfit,
+    perfit_adaptive,
     perfit_local,
     rolora,
     scaffold,
 )
-from perfit.methods.method import VALUES, AfterTuning, ClientStart, Method, MethodOptions, Roles, Search, Tuned, Vectors
+from perfit.methods.method import (
+    VALUES,
+    AfterTuning,
+    ClientStart,
+    Method,
+    MethodOptions,
+    Mix,
+    Roles,
+    Search,
+    Tuned,
+    Vectors,
+)
 
 __all__ = [
     "METHODS",
@@ -36,6 +48,7 @@ __all__ = [
     "ClientStart",
     "Method",
     "MethodOptions",
+    "Mix",
     "Roles",
     "Search",
     "Tuned",
@@ -44,6 +57,7 @@ __all__ = [
 
 _TABLE = (
     perfit.METHOD,
+    perfit_adaptive.METHOD,
     fedit.METHOD,
     local.METHOD,
     perfit_local.METHOD,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from perfit.aggregation import Cohort
-from perfit.importance import MetricName
+from perfit.importance import DrawnMask, MetricName
 from perfit.pruning import Scope
 from perfit.sections import Section
 from perfit.space import LoraSpace
@@ -67,11 +67,26 @@ class ClientStart:
         received: What the server sent, by name, each float32 of shape (T,); where nothing was exchanged, what the
             client kept under the same name; else the initial values, or zero.
         kept: What the client kept from its last round, by name, each float32 of shape (T,); empty in its first round.
+        own_weight: The weight of its own last values in ``values``, where a ``start`` hook chose it.
     """
 
     values: np.ndarray
     received: Vectors = field(default_factory=dict)
     kept: Vectors = field(default_factory=dict)
+    own_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a ``start`` or ``end`` hook chose.
+
+    Args:
+        values: float32, shape (T,).
+        weight: Of the hook's first vector in them, from 0 to 1; None if there was no choice.
+    """
+
+    values: np.ndarray
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,9 @@ class MethodOptions(Section):
     name: str
 
 
+SearchStart = Literal["initial", "global"]
+
+
 @dataclass(frozen=True)
 class Search:
     """How a client searches for its architecture in the expanded space.
@@ -118,6 +136,9 @@ class Search:
         steps: Number of optimiser steps.
         warmup_steps: Number of steps before the first pruning, of ``steps``.
         pruning_iterations: Number of prunings.
+        every: After every round that this divides, clients search again; 0 for once, before a client's first round.
+        start: What a search again starts from: the initial values, or those that the client began the round with, the
+            server's where it exchanges them.
     """
 
     metric: MetricName
@@ -125,6 +146,13 @@ class Search:
     steps: int
     warmup_steps: int
     pruning_iterations: int
+    every: int = 0
+    start: SearchStart = "initial"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the architecture is drawn at random, without data and training."""
+        return self.metric in get_args(DrawnMask)
 
 
 def share_all(options: Any, space: LoraSpace, held: np.ndarray) -> Roles:
@@ -141,6 +169,9 @@ Score = Callable[[np.ndarray], float]
 """Mean loss, nats per response token, of values (float32, shape (T,)) on validation records of the client's own."""
 
 
+ChooseMix = Callable[[Any, np.ndarray, np.ndarray, Score], Mix]
+
+
 @dataclass(frozen=True)
 class Method:
     """A federated tuning method.
@@ -154,9 +185,11 @@ class Method:
             round 1, in the second in round 2, and so on, from the first again after the last. The others start as ever,
             stay as they are and are not uploaded. None: all are trained in every round.
         search: (options) -> how clients search for their architectures; None for a plain LoRA of the client's rank.
-        start: (options, own, shared, score) -> values to start from, shape (T,); ``own`` are the client's last values,
-            ``shared`` those with the server's at the exchanged positions. Without it a client starts from ``shared``.
-            A client of such a method does not train on the validation records of the round.
+        start: (options, own, shared, score) -> what to start from; ``own`` are a client's last values, ``shared`` those
+            with the server's at the exchanged positions. Without it a client starts from ``shared``. It is called only
+            where they differ. A client of such a method never trains on its validation records.
+        end: (options, tuned, start, score) -> what the client has in the end, shares and keeps; ``start`` is what training
+            that training started from. Without it these are the tuned ones. For methods with a ``start`` hook.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.
@@ -174,7 +207,8 @@ class Method:
     roles: Callable[[Any, LoraSpace, np.ndarray], Roles] = share_all
     turns: Callable[[LoraSpace], tuple[np.ndarray, ...]] | None = None
     search: Callable[[Any], Search | None] = lambda options: None
-    start: Callable[[Any, np.ndarray, np.ndarray, Score], np.ndarray] | None = None
+    start: ChooseMix | None = None
+    end: ChooseMix | None = None
     correction: Callable[[Any, Any, ClientStart], Any] | None = None
     after: Callable[[Any, ClientStart, Tuned], AfterTuning] | None = None
     init: Callable[[np.ndarray], Vectors] = lambda values: {VALUES: values}

@@ -11,12 +11,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from perfit.importance import MetricName
-from perfit.methods.method import Method, MethodOptions, Search
+from perfit.methods.method import Method, MethodOptions, Search, SearchStart
 from perfit.pruning import Scope
 
 
 class Options(MethodOptions):
-    """How clients search: ``scope`` is the group within which parameters compete, by ``metric``."""
+    """How clients search: ``scope`` is the group within which parameters compete, by ``metric``.
+
+    They search before their first round, and again after every round that ``search_every`` divides, if it is not 0.
+    """
 
     name: Literal["perfit"] = "perfit"
     metric: MetricName = "taylor"
@@ -24,6 +27,8 @@ class Options(MethodOptions):
     search_steps: int = Field(default=20, ge=1)
     warmup_steps: int = Field(default=5, ge=0)
     pruning_iterations: int = Field(default=5, ge=1)
+    search_every: int = Field(default=0, ge=0)
+    search_from: SearchStart = "initial"
 
     @model_validator(mode="after")
     def _room_to_prune(self) -> Options:
@@ -38,7 +43,15 @@ class Options(MethodOptions):
 
 def search(options: Options) -> Search:
     """Return how clients search for their architectures."""
-    return Search(options.metric, options.scope, options.search_steps, options.warmup_steps, options.pruning_iterations)
+    return Search(
+        metric=options.metric,
+        scope=options.scope,
+        steps=options.search_steps,
+        warmup_steps=options.warmup_steps,
+        pruning_iterations=options.pruning_iterations,
+        every=options.search_every,
+        start=options.search_from,
+    )
 
 
 METHOD = Method("PerFIT", "arXiv 2402.16919", Options, search=search)

@@ -17,6 +17,7 @@ from perfit_components.steps.client_context import (
     Architecture,
     ClientContext,
     ensure_architecture,
+    ensure_next_architecture,
     read_download,
     read_kept,
     state_file,
@@ -82,6 +83,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
     architecture = ensure_architecture(context)
     side = ClientRound(context.spec, model.space, architecture.mask, round)
     received, bytes_down = read_download(context, architecture)
+    kept = read_kept(context, architecture)
+    following = ensure_next_architecture(context, architecture.mask, received, kept)
     result = run_client(
         model,
         context.spec,
@@ -90,7 +93,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         data,
         architecture.mask,
         received,
-        read_kept(context, side.roles),
+        kept,
         context.on_step(round),
         context.checkpoint,
     )
@@ -110,8 +113,11 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         truncated_records=data.train.truncated,
         losses=tuple(result.losses),
         perplexity=Perplexity(round_0=baseline, before=result.perplexity_before, after=result.perplexity_after),
+        own_weight=result.own_weight,
+        tuned_weight=result.tuned_weight,
         mask_sha256=architecture.sha256,
-        bytes_up=bytes_up + architecture.bytes_up,
+        next_mask_sha256=following and following.sha256,
+        bytes_up=bytes_up + architecture.bytes_up + (following.bytes_up if following else 0),
         bytes_down=bytes_down,
         update=update,
     )

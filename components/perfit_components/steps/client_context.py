@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,9 @@ import numpy as np
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterFile, AdapterFileError, AdapterHeader, dump_mask
-from perfit.cluster_spec import ClusterClient, ClusterSpec
+from perfit.cluster_spec import ClusterClient, ClusterSpec, Tier
 from perfit.errors import PerfitError
-from perfit.methods import Roles, Vectors
+from perfit.methods import Vectors
 from perfit.protocol import Participant, Plan
 from perfit.round import ClientRound, Received
 from perfit_components.log_lines import format_step
@@ -62,10 +63,10 @@ class ClientContext:
         federation = FederationContext.open(uri)
         return cls(federation, federation.client_named(name), round, federation.store.read_head())
 
-    @property
+    @cached_property
     def spec(self) -> ClusterSpec:
-        """The federation file."""
-        return self.federation.spec
+        """The federation file, with the training of the client's tier."""
+        return self.federation.spec.of_client(self.client)
 
     @property
     def store(self) -> FederationStore:
@@ -112,6 +113,7 @@ class ClientContext:
         from perfit.client import load_client_data, load_prepared
         from perfit.models import checked_model
 
+        _check_device(self.spec.tiers[self.client.tier], self.client.tier)
         with tempfile.TemporaryDirectory() as scratch:
             model = load_prepared(self.spec, checked_model(self.federation.model(), model_cache(), Path(scratch)))
         with tempfile.TemporaryDirectory() as downloads:
@@ -133,6 +135,19 @@ class ClientContext:
             print(format_step(round, self.client.id, step, steps, loss), flush=True)
 
         return report
+
+
+def _check_device(tier: Tier, name: str) -> None:
+    """Refuse to train on the CPU of a pod that was given an accelerator; a local run ignores the cluster's machines."""
+    import torch
+
+    if tier.accelerator and "KUBERNETES_SERVICE_HOST" in os.environ and not torch.cuda.is_available():
+        raise PerfitError(
+            f"tiers.{name}.accelerator: the pod asks for {tier.accelerator.type}, but torch {torch.__version__} sees "
+            "none",
+            "look whether the image has a torch for it and the node its driver: "
+            "`python3 -m perfit_components.health client` in the pod says what is there",
+        )
 
 
 @dataclass(frozen=True)
@@ -175,26 +190,75 @@ def ensure_architecture(context: ClientContext) -> Architecture:
             f"{store.uri}/masks/{client.id}/{planned} is missing, for which round {context.round} was planned",
             "restore it from a backup of the store; without it the client searches again, in a later round",
         )
-    if hashes:
-        return _read_architecture(context, planned or hashes[0])
+    if planned and hashes:
+        return _read_architecture(context, planned, 0 if context.spec.search else context.round)
+    if hashes:  # It has not delivered yet: those that it found after its first one are for rounds to come.
+        stored = [_read_mask(context, sha256)[0] for sha256 in hashes]
+        first = min(stored, key=lambda file: file.header.round)
+        return _read_architecture(context, first.header.mask_sha256, context.round)
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
-    sha256 = mask_hash(model.space, mask)
-    file = dump_mask(context.header(int(np.count_nonzero(mask)), sha256), model.space, mask)
-    context.federation.check_unchanged()
-    store.put_mask(client.id, sha256, file)
+    return _read_architecture(context, _put_mask(context, mask, context.round), context.round)
+
+
+def ensure_next_architecture(
+    context: ClientContext, held: np.ndarray, received: Received, kept: Vectors
+) -> Architecture | None:
+    """Search again if it is time to, unless that is done, and upload the result; None if it is not time.
+
+    The result is for the next round. It has a file of its own that says so, since the round may be run in several
+    attempts.
+
+    Args:
+        context: The client's context.
+        held: Its architecture in this round: bool, shape (N,).
+        received: What the server sent.
+        kept: What the client kept from its last round, at the trained positions.
+
+    Raises:
+        PerfitError: The stored one is damaged, or the search was refused.
+    """
+    from perfit.client import search_again
+
+    store, client, number = context.store, context.client, context.round
+    if not context.spec.searches_after(number):
+        return None
+    name = f"search/{context.place}.txt"
+    with suppress(ObjectNotFound):
+        return _read_architecture(context, store.get_client_file(client.id, name).decode(), number + 1)
+    (model, data), on_step = context.loaded, context.on_step(SEARCH)
+    mask = search_again(model, context.spec, client, number, data, held, received, kept, on_step, context.checkpoint)
+    sha256 = _put_mask(context, mask, number + 1)
+    store.put_client_file(client.id, name, sha256.encode())
+    return _read_architecture(context, sha256, number + 1)
+
+
+def _put_mask(context: ClientContext, mask: np.ndarray, round: int) -> str:
+    """Upload a mask that is for a round and those after it, unless it is there already; return its hash."""
+    store, client, space = context.store, context.client.id, context.loaded[0].space
+    sha256 = mask_hash(space, mask)
+    if sha256 not in store.find_masks(client):
+        context.federation.check_unchanged()
+        header = replace(context.header(int(np.count_nonzero(mask)), sha256), round=round)
+        store.put_mask(client, sha256, dump_mask(header, space, mask))
     context.checkpoint.drop()
-    return Architecture(mask, sha256, len(file))
+    return sha256
 
 
-def _read_architecture(context: ClientContext, sha256: str) -> Architecture:
+def _read_architecture(context: ClientContext, sha256: str, round: int) -> Architecture:
+    """Read a mask; its bytes count if it was uploaded for this round."""
+    file, size = _read_mask(context, sha256)
+    return Architecture(file.mask, sha256, size if file.header.round == round else 0)
+
+
+def _read_mask(context: ClientContext, sha256: str) -> tuple[AdapterFile, int]:
     data = context.store.get_mask(context.client.id, sha256)
     try:
         file = AdapterFile.parse(data)
         _check_space(context, file)
         if file.header.mask_sha256 != sha256:
             raise AdapterFileError(f"it is mask {file.header.mask_sha256}")
-        bytes_up = len(data) if file.header.round == context.round else 0
-        return Architecture(file.mask, sha256, bytes_up)
+        _ = file.mask  # of that hash, and of the header's budget
+        return file, len(data)
     except AdapterFileError as error:
         problem = f"the mask {sha256} of client {context.client.id!r}: {error}"
         raise PerfitError(problem, "restore it from a backup of the store") from error
@@ -229,10 +293,10 @@ def read_download(context: ClientContext, architecture: Architecture) -> tuple[R
     return Received.by(transfer), len(data)
 
 
-def read_kept(context: ClientContext, roles: Roles) -> Vectors:
+def read_kept(context: ClientContext, architecture: Architecture) -> Vectors:
     """Return what the client kept from its last round before this one, at its trained positions; may be empty.
 
-    Rounds that a rollback has left behind do not count.
+    Rounds that a rollback has left behind do not count. In its last round its architecture may have been another.
 
     Raises:
         PerfitError: It is damaged.
@@ -243,8 +307,13 @@ def read_kept(context: ClientContext, roles: Roles) -> Vectors:
     name = next((name for name in earlier if name in names), None)
     if name is None:
         return {}
+    spec, space = context.spec, context.loaded[0].space
     try:
-        return AdapterFile.parse(store.get_client_file(client.id, name)).named_vectors(roles.trained)
+        file = AdapterFile.parse(store.get_client_file(client.id, name))
+        same = file.header.mask_sha256 == architecture.sha256
+        held = architecture.mask if same else _read_mask(context, file.header.mask_sha256)[0].mask
+        kept = file.named_vectors(spec.roles(space, held).trained)
+        return ClientRound(spec, space, architecture.mask, context.round).carried(kept, held)
     except AdapterFileError as error:
         raise PerfitError(f"clients/{client.id}/{name}: {error}", "restore it from a backup of the store") from error
 

@@ -211,7 +211,8 @@ def _architectures(context: FederationContext, base: Base, outcomes: Sequence[Ou
     if context.spec.search is None:
         return {}
     known = context.summary_of(base).architectures if base.summary else {}
-    return known | {record.client: record.mask_sha256 for record in outcomes if isinstance(record, UpdateRecord)}
+    records = [record for record in outcomes if isinstance(record, UpdateRecord)]
+    return known | {record.client: record.next_mask_sha256 or record.mask_sha256 for record in records}
 
 
 def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) -> None:

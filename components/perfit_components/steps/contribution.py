@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -163,8 +163,8 @@ def _verified(
     if participant.mask_sha256 not in (None, record.mask_sha256):
         raise Refused(f"its record says mask_sha256 {record.mask_sha256!r}, the plan {participant.mask_sha256!r}")
     expected = AdapterHeader.of_client(spec, client, plan.round, space.budget(participant.rank), record.mask_sha256)
-    file = _parse_mask(context.store.get_mask(client, record.mask_sha256, limit=_mask_bytes(space)), space)
-    _check_header(file, expected, "mask", skip="round")
+    file = _verified_mask(context, expected, space)
+    _check_next_mask(context, plan, record, expected, space)
     side = ClientRound(spec, space, file.mask, plan.round)
     known = participant.mask_sha256 is not None
     positions = side.active & (side.roles.shared & exchanged if known else side.exchanged_unknown)
@@ -192,6 +192,25 @@ def _verified(
         if not (largest := largest_magnitude(vector)) <= MAX_MAGNITUDE:  # nor NaN
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
     return Contribution(record, file.mask, checked)
+
+
+def _verified_mask(context: FederationContext, expected: AdapterHeader, space: LoraSpace) -> AdapterFile:
+    data = context.store.get_mask(expected.client, expected.mask_sha256, limit=_mask_bytes(space))
+    file = _parse_mask(data, space)
+    _check_header(file, expected, "mask", skip="round")
+    return file
+
+
+def _check_next_mask(
+    context: FederationContext, plan: Plan, record: UpdateRecord, expected: AdapterHeader, space: LoraSpace
+) -> None:
+    """Check that a client names a mask for the next round if it had to search for one, and only then."""
+    following, due = record.next_mask_sha256, context.spec.searches_after(plan.round)
+    if due != (following is not None):
+        when = "search" if due else "do not search"
+        raise Refused(f"its record says next_mask_sha256 {following!r}, but clients {when} again after this round")
+    if following:
+        _ = _verified_mask(context, replace(expected, mask_sha256=following), space).mask  # of its hash and budget
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:

@@ -32,7 +32,7 @@ def deploy(
     context: Annotated[str | None, typer.Option(help="Context of the kubeconfig; else its current one.")] = None,
     store: PodStore = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="URL of the store as pods reach it; else that of the overlay's MinIO.")
+        str | None, typer.Option(help="URL of the store as pods reach it; else that of the overlay's own.")
     ] = None,
     region: Annotated[str | None, typer.Option(help="Region of the store; else us-east-1.")] = None,
     offline: Annotated[

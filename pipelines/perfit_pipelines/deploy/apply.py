@@ -15,13 +15,12 @@ from perfit.errors import PerfitError
 from perfit.federation_file import load_federation
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
 from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
-from perfit_pipelines.deploy.overlay import SETUP_JOB, Overlay, open_overlay
-from perfit_pipelines.deploy.render import ROOT_SECRET, USER_SECRETS, Deployment, policy_path, render
+from perfit_pipelines.deploy.overlay import Overlay, StoreServer, open_overlay
+from perfit_pipelines.deploy.render import USER_SECRETS, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
 from perfit_pipelines.places import deployments
 
-_MINIO_STORE = "s3://perfit"
-_MINIO_PORT = 9000
+_OWN_STORE = "s3://perfit"
 _ROOT_USER = "perfit-root"
 _REGION = "us-east-1"
 
@@ -64,6 +63,7 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     kubectl.build(directory)
     return [
         f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
+        *_endpoint_lines(request, deployment),
         *_user_lines(deployment, directory),
         "apply it with:",
         *(f"  {line}" for line in _commands(deployment, directory, request.context)),
@@ -86,13 +86,15 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
         directory = Path(scratch, "overlay")
         write_private(directory, render(deployment, directory))
         outputs = []
-        if overlay.store_namespace and not dry_run:  # A Job runs once: a new one reads the Secrets again.
-            outputs.append(kubectl.delete_job(overlay.store_namespace, SETUP_JOB))
+        store = overlay.store
+        if store and store.server.setup_job and not dry_run:  # A Job runs once: a new one reads the Secrets again.
+            outputs.append(kubectl.delete_job(store.namespace, store.server.setup_job))
         outputs.append(kubectl.apply(directory, _manager(spec), deployment.hidden, dry_run))
     lines = [line for text in outputs for line in text.splitlines() if line]
     if dry_run:
         return [*lines, "the server would take all of this; nothing was changed"]
-    return [*lines, f"applied: {_count(deployment)}", *_user_lines(deployment, None)]
+    told = [*_endpoint_lines(request, deployment), *_user_lines(deployment, None)]
+    return [*lines, f"applied: {_count(deployment)}", *told]
 
 
 def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing: Contents) -> Deployment:
@@ -100,10 +102,10 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
     roles = roles_of(spec, store)
     held = existing.get(spec.server_secret, {})
     keys = {name: key for name, texts in existing.items() if (key := _key(texts))}
-    if overlay.store_namespace:
+    if overlay.store:
         _check_owners(roles, keys)
-    endpoint = f"http://minio.{overlay.store_namespace}.svc:{_MINIO_PORT}" if overlay.store_namespace else None
-    endpoint = request.endpoint or held.get("AWS_ENDPOINT_URL") or endpoint
+    own = overlay.store.endpoint if overlay.store else None
+    endpoint = request.endpoint or held.get("AWS_ENDPOINT_URL") or own
     if not endpoint:
         raise PerfitError(f"overlay {overlay.name!r} has no store of its own", "give the URL of yours with --endpoint")
     return Deployment(
@@ -114,18 +116,19 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
         request.region or held.get("AWS_REGION") or _REGION,
         roles,
         choose_keys(roles, keys, request.rotate),
-        _root(existing) if overlay.store_namespace else None,
+        _root(overlay.store.server, existing) if overlay.store else None,
     )
 
 
 def _store(request: Request, spec: ClusterSpec, overlay: Overlay) -> str:
     store = request.store or spec.store
     if not store:
-        raise PerfitError(f"{request.file} names no store", f"add `store: {_MINIO_STORE}`, or give --store")
-    if overlay.store_namespace and store.rstrip("/") != _MINIO_STORE:
+        raise PerfitError(f"{request.file} names no store", f"add `store: {_OWN_STORE}`, or give --store")
+    if overlay.store and store.rstrip("/") != _OWN_STORE:
+        title = overlay.store.server.title
         raise PerfitError(
-            f"the store is {store!r}, but the MinIO of overlay {overlay.name!r} keeps federations in {_MINIO_STORE}",
-            f"set `store: {_MINIO_STORE}` in {request.file}, or use the overlay existing-minio for another store",
+            f"the store is {store!r}, but the {title} of overlay {overlay.name!r} keeps federations in {_OWN_STORE}",
+            f"set `store: {_OWN_STORE}` in {request.file}, or use the overlay existing-minio for another store",
         )
     return store
 
@@ -160,19 +163,20 @@ def _asked(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubec
 
 
 def _deployed(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubectl) -> Contents:
-    """The Secrets that the cluster has; where MinIO has a role's key, that is the one, in all namespaces."""
+    """The Secrets that the cluster has; where its store has a role's key, that is the one, in all namespaces."""
     roles = roles_of(spec, _store(request, spec, overlay))
     secrets = kubectl.secrets(request.namespace or overlay.run_namespace, [role.secret for role in roles])
-    if not overlay.store_namespace:
+    if not overlay.store:
         return secrets
-    stored = kubectl.secrets(overlay.store_namespace, [ROOT_SECRET, *USER_SECRETS])
+    root_secret = overlay.store.server.root_secret
+    stored = kubectl.secrets(overlay.store.namespace, [root_secret, *USER_SECRETS])
     users = {name: text for secret in USER_SECRETS for name, text in stored.get(secret, {}).items()}
     for role in roles:
         secret_key = users.get(f"{role.access_key}.secret-key")
         if secret_key and secrets.get(role.secret, {}).get("AWS_ACCESS_KEY_ID") in (None, role.access_key):
             key = {"AWS_ACCESS_KEY_ID": role.access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
             secrets[role.secret] = secrets.get(role.secret, {}) | key
-    return secrets | {name: texts for name, texts in stored.items() if name == ROOT_SECRET}
+    return secrets | {name: texts for name, texts in stored.items() if name == root_secret}
 
 
 def _key(texts: Mapping[str, str]) -> Key | None:
@@ -180,9 +184,9 @@ def _key(texts: Mapping[str, str]) -> Key | None:
     return Key(access_key, secret_key) if access_key and secret_key else None
 
 
-def _root(existing: Contents) -> Key:
-    texts = existing.get(ROOT_SECRET, {})
-    user, password = texts.get("MINIO_ROOT_USER"), texts.get("MINIO_ROOT_PASSWORD")
+def _root(server: StoreServer, existing: Contents) -> Key:
+    texts = existing.get(server.root_secret, {})
+    user, password = texts.get(server.root_user), texts.get(server.root_password)
     return Key(user or _ROOT_USER, password or new_secret())
 
 
@@ -195,10 +199,27 @@ def _count(deployment: Deployment) -> str:
     return f"keys of the server and of {clients} clients, as Secrets in namespace {deployment.namespace}"
 
 
-def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
-    """For an existing store: which users it must have."""
-    if deployment.overlay.store_namespace:
+def _endpoint_lines(request: Request, deployment: Deployment) -> list[str]:
+    """For Secrets that keep another endpoint than the overlay's: the overlay was changed, or the store moved."""
+    store = deployment.overlay.store
+    own = store.endpoint if store else None
+    if request.endpoint or deployment.endpoint == own:
         return []
+    kept = f"the Secrets keep the endpoint {deployment.endpoint}"
+    name = deployment.overlay.name
+    if own is None:
+        return [f"{kept}: overlay {name!r} has no store; give --endpoint to use another"]
+    return [f"WARNING: {kept}, not that of overlay {name!r}: tasks do not use its store. Give --endpoint {own} to move"]
+
+
+def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
+    """For an existing store: which users it must have; for one that follows the Secrets: when."""
+    if store := deployment.overlay.store:
+        return (
+            []
+            if store.server.setup_job
+            else [f"{store.server.title} takes new keys about a minute after they are applied"]
+        )
     if directory is None:
         return ["the store must know these keys; `perfit deploy` with --output writes the policy of each"]
     lines = [f"make these users in the store, with their secret keys from {directory / SECRETS} and these policies:"]
@@ -211,6 +232,7 @@ def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
 def _commands(deployment: Deployment, directory: Path, context: str | None) -> list[str]:
     kubectl = ["kubectl", *(["--context", context] if context else [])]
     commands = [[*kubectl, *apply_arguments(directory, _manager(deployment.spec))]]
-    if store := deployment.overlay.store_namespace:
-        commands.insert(0, [*kubectl, *delete_job_arguments(store, SETUP_JOB)])
+    store = deployment.overlay.store
+    if store and store.server.setup_job:
+        commands.insert(0, [*kubectl, *delete_job_arguments(store.namespace, store.server.setup_job)])
     return [shlex.join(command) for command in commands]

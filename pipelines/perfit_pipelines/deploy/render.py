@@ -18,11 +18,9 @@ from perfit_pipelines.deploy.overlay import Overlay
 from perfit_pipelines.deploy.policies import policy_text
 from perfit_pipelines.deploy.roles import Key, Role
 
-ROOT_SECRET = "perfit-minio"
 CLIENTS_SECRET = "perfit-clients"
-RUNS_POLICY = "minio-runs"
 SHARDS = 8
-"""Secrets that MinIO's setup reads users from: one holds a mebibyte, and a client's policy takes 4 kB."""
+"""Secrets that the overlay's store reads users from: one holds a mebibyte, and a client's policy takes 4 kB."""
 USER_SECRETS = tuple(f"{CLIENTS_SECRET}-{shard}" for shard in range(SHARDS))
 
 Object = dict[str, Any]
@@ -40,7 +38,7 @@ class Deployment:
         region: Of the store.
         roles: The server and the clients.
         keys: Of each role, by the name of its Secret.
-        root: MinIO's root user; None for an existing store.
+        root: The administrator of the overlay's store; None for an existing store.
     """
 
     spec: ClusterSpec
@@ -66,7 +64,7 @@ def render(deployment: Deployment, directory: Path) -> dict[str, str]:
         "kustomization.yaml": _yaml(_kustomization(deployment, directory)),
         SECRETS: "---\n".join(_yaml(document) for document in documents),
     }
-    if deployment.overlay.store_namespace is None:
+    if deployment.overlay.store is None:
         for role in deployment.roles:
             files[policy_path(deployment, role)] = policy_text(role.policy) + "\n"
     return files
@@ -88,12 +86,13 @@ def _kustomization(deployment: Deployment, directory: Path) -> Object:
 
 
 def _admit_runs(deployment: Deployment) -> list[Object]:
-    """Let runs of this namespace reach the overlay's MinIO; the policies of other namespaces are left unchanged."""
-    if deployment.overlay.store_namespace is None:
+    """Let runs of this namespace reach the overlay's store; the policies of other namespaces are left unchanged."""
+    store = deployment.overlay.store
+    if store is None:
         return []
-    target = {"kind": "NetworkPolicy", "name": RUNS_POLICY, "namespace": deployment.overlay.store_namespace}
+    target = {"kind": "NetworkPolicy", "name": store.server.runs_policy, "namespace": store.namespace}
     label = "/spec/ingress/0/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name"
-    name = f"{RUNS_POLICY}-{deployment.namespace}"
+    name = f"{store.server.runs_policy}-{deployment.namespace}"
     return [_replace(target, {"/metadata/name": name, label: deployment.namespace})]
 
 
@@ -114,16 +113,17 @@ def _replace(target: Object, values: Mapping[str, str]) -> Object:
 
 
 def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
-    """All Secrets by namespace and name: a role's own, and those of MinIO's setup."""
+    """All Secrets by namespace and name: a role's own, and those that the overlay's store reads."""
     secrets = []
     for role in deployment.roles:
         secrets.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
-    store = deployment.overlay.store_namespace
-    if store and deployment.root:
-        root = {"MINIO_ROOT_USER": deployment.root.access_key, "MINIO_ROOT_PASSWORD": deployment.root.secret_key}
-        secrets.append(_secret(deployment, store, ROOT_SECRET, root))
+    store, root = deployment.overlay.store, deployment.root
+    if store and root:
+        texts = {store.server.root_user: root.access_key, store.server.root_password: root.secret_key}
+        secrets.append(_secret(deployment, store.namespace, store.server.root_secret, texts))
         # Empty ones too: if one were left out, the key of a removed client would stay.
-        secrets += [_secret(deployment, store, *item) for item in zip(USER_SECRETS, _shards(deployment), strict=True)]
+        shards = zip(USER_SECRETS, _shards(deployment), strict=True)
+        secrets += [_secret(deployment, store.namespace, *item) for item in shards]
     return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in secrets}
 
 
@@ -138,7 +138,7 @@ def _environment(deployment: Deployment, role: Role) -> dict[str, str]:
 
 
 def _shards(deployment: Deployment) -> list[dict[str, str]]:
-    """What MinIO's setup reads about users. One is always in the same Secret, whichever others there are."""
+    """What the overlay's store reads about users. One is always in the same Secret, whichever others there are."""
     shards: list[dict[str, str]] = [{} for _ in range(SHARDS)]
     for role in deployment.roles:
         user, secret_key = deployment.keys[role.secret].access_key, deployment.keys[role.secret].secret_key

@@ -48,7 +48,7 @@ def test_a_cell_measures_every_client_in_every_round(jobs, tmp_path):
 
 def test_validation_records_are_neither_trained_on_nor_held_out(jobs, tmp_path):
     (job, _) = jobs()
-    simulation, validation = cell_module._load(job, tmp_path)
+    simulation, validation = cell_module.load(job, tmp_path)
     whole = Simulation.load(job.spec, tmp_path).data
     for client, data in simulation.data.items():
         chosen = validation[client].held_out
@@ -59,7 +59,7 @@ def test_validation_records_are_neither_trained_on_nor_held_out(jobs, tmp_path):
 
 
 def test_all_methods_of_a_seed_train_on_the_same_records(jobs, tmp_path):
-    first, second = (cell_module._load(job, tmp_path)[0].data for job in jobs())
+    first, second = (cell_module.load(job, tmp_path)[0].data for job in jobs())
     assert {client: data.train.lines for client, data in first.items()} == {
         client: data.train.lines for client, data in second.items()
     }

@@ -84,6 +84,30 @@ def test_a_dirichlet_split_fills_clients_up_and_differs_by_seed(tmp_path):
     assert all(len(read(c.data)) + len(read(c.held_out)) >= 5 for cell in cells for c in cell.job.spec.clients)
 
 
+SEARCH = {"name": "perfit", "search_steps": 4, "warmup_steps": 1, "pruning_iterations": 1}
+
+
+def longer(label: str, **search: object) -> dict:
+    """Entries of which one trains the steps of another's search."""
+    entries = {"fedit": {}, "drawn": {"method": {"name": "perfit", "metric": "random"}}}
+    return entries | {
+        "search": {"method": {**SEARCH, **search}},
+        "long": {"method": {"name": "local"}, "search_steps_of": label},
+    }
+
+
+@pytest.mark.parametrize(("search", "steps"), [({}, 2 + 2), ({"search_every": 2}, 2 + 3), ({"search_every": 1}, 2 + 6)])
+def test_a_method_is_given_the_steps_of_anothers_search(tmp_path, search, steps):
+    # 4 steps a search: one, two (after round 2 again) or four of them, over three rounds, rounded up.
+    cells = plan(tmp_path, methods=longer("search", **search), rounds=3)
+    assert {cell.label: cell.job.spec.training.steps for cell in cells} == {
+        "fedit": 2,
+        "drawn": 2,
+        "search": 2,
+        "long": steps,
+    }
+
+
 GRIDS = {"fedit": {"grid": {"training.learning_rat": [0.1]}}}
 UNKNOWN_OPTION = {"prox": {"method": {"name": "fedprox"}, "grid": {"method.nu": [0.1]}}}
 FEW = {"scheme": "iid", "clients": 9}
@@ -106,6 +130,13 @@ FEW = {"scheme": "iid", "clients": 9}
         ({"grid": {"training.seed": [2]}}, "'training.seed' cannot vary"),
         ({"training": {"seed": 1}}, "training.seed: has no effect here; list the seeds under `seeds`"),
         ({"seeds": [1, 1]}, "seeds: [1, 1] has a seed twice; use each once"),
+        (
+            {"methods": longer("none")},
+            "methods.long.search_steps_of: 'none' is not among the methods fedit, drawn, search",
+        ),
+        ({"methods": longer("long")}, "'long' is not among the methods fedit, drawn, search"),
+        ({"methods": longer("fedit")}, "methods.long.search_steps_of: clients of 'fedit' take no steps to search"),
+        ({"methods": longer("drawn")}, "methods.long.search_steps_of: clients of 'drawn' take no steps to search"),
         ({"baselines": ["perfit"]}, "baselines: 'perfit' is not among the methods fedit, local"),
         ({"data": {"held_out_fraction": 0}}, "data.held_out_fraction: Input should be greater than 0, but it is 0"),
         ({"validation_fraction": 0}, "validation_fraction: Input should be greater than 0, but it is 0"),
@@ -151,8 +182,9 @@ def test_a_file_that_is_no_bench_file(tmp_path, text, problem):
         plan_cells(tmp_path / "bench.yaml", tmp_path)
 
 
-def test_the_committed_bench_file_is_valid(tmp_path):
-    tree = yaml.safe_load((Path(__file__).parents[2] / "benchmarks/methods.yaml").read_text())
+@pytest.mark.parametrize(("name", "points"), [("methods", 2), ("masks", 1)])
+def test_the_committed_bench_files_are_valid(tmp_path, name, points):
+    tree = yaml.safe_load((Path(__file__).parents[2] / f"benchmarks/{name}.yaml").read_text())
     records = [
         {"instruction": f"{label} {i}?", "response": "Yes.", "category": label}
         for label in tree["split"]["labels"]
@@ -162,7 +194,7 @@ def test_the_committed_bench_file_is_valid(tmp_path):
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump({**tree, "records": "all.jsonl"}))
     bench, cells = plan_cells(tmp_path / "bench.yaml", tmp_path / "scratch")
     assert {cell.job.spec.method.name for cell in cells} <= set(METHODS)
-    assert len(cells) == 3 * 2 * len(bench.methods)
+    assert len(cells) == len(bench.seeds) * points * len(bench.methods)
 
 
 def test_a_file_that_is_missing(tmp_path):

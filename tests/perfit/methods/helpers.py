@@ -30,12 +30,14 @@ SMALL = [0, 1, 4]
 def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None = None, **more: Any) -> FederationSpec:
     """A federation of rank 2 with the clients ``big`` (rank 2) and ``small`` (rank 1), or those of ``ranks``.
 
-    Positions of one holder are exchanged too, so that the rules of a method show at all six.
+    Positions of one holder are exchanged too, so that the rules of a method show at all six, and in float32: sums by hand.
     """
     ranks = ranks or {"big": 2, "small": 1}
     clients = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in ranks.items()]
     tree = {"name": "toy", "model": "none", "lora": {"rank": 2}, "method": dict(method), "clients": clients, **more}
-    return FederationSpec.model_validate({**tree, "exchange": {"holders": 1, **more.get("exchange", {})}})
+    return FederationSpec.model_validate(
+        {**tree, "exchange": {"holders": 1, "dtype": "float32", **more.get("exchange", {})}}
+    )
 
 
 def side_of(spec: FederationSpec, client: str, round: int = 1) -> ClientRound:

@@ -94,6 +94,22 @@ def test_another_federation_changes_no_key_of_the_first(deploy, cluster, place):
     assert contents(cluster, "perfitserver-other") != contents(cluster, "perfitserver-tiny")
 
 
+@pytest.mark.parametrize("how", [("--apply",), ("--output", "out")])
+def test_an_overlay_that_changes_while_the_secrets_keep_another_endpoint_is_told(deploy, cluster, how):
+    elsewhere = ("--overlay", "existing-minio", "--endpoint", "https://s3.example.com")
+    assert "endpoint" not in deploy("federation.yaml", *elsewhere, "--apply")
+    said = deploy("federation.yaml", "--overlay", "existing-minio", *how)
+    assert "the Secrets keep the endpoint https://s3.example.com: overlay 'existing-minio' has no store" in said
+    said = deploy("federation.yaml", "--overlay", "kind", *how)
+    own = "http://minio.perfit.svc:9000"
+    assert "WARNING: the Secrets keep the endpoint https://s3.example.com, not that of overlay 'kind'" in said
+    assert f"Give --endpoint {own} to move" in said
+    said = deploy("federation.yaml", "--overlay", "kind", "--endpoint", own, "--apply")
+    assert "WARNING" not in said
+    assert contents(cluster, "perfit-tiny-ann")["AWS_ENDPOINT_URL"] == own
+    assert "WARNING" not in deploy("federation.yaml", "--overlay", "kind", *how)
+
+
 def test_runs_of_every_namespace_reach_the_store(deploy, cluster):
     deploy("federation.yaml", "--overlay", "kind", "--apply")
     deploy("federation.yaml", "--overlay", "kind", "--apply", "--namespace", "alice")

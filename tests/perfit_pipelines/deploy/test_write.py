@@ -19,7 +19,7 @@ from perfit_pipelines.deploy.kubectl import Kubectl
 from ..kubernetes_api import read_object
 from .conftest import write_federation
 
-OVERLAYS = ["kind", "gpu", "kubeflow-multiuser", "existing-minio"]
+OVERLAYS = ["kind", "seaweedfs", "gpu", "kubeflow-multiuser", "existing-minio"]
 RUNS = {"kubeflow-multiuser": "kubeflow-user-example-com"}
 pytestmark = pytest.mark.usefixtures("cluster")
 EXISTING = ("--endpoint", "https://s3.example.com", "--region", "eu-west-1")
@@ -87,6 +87,35 @@ def test_minios_setup_finds_what_it_reads(deploy, overlay):
     assert root["MINIO_ROOT_PASSWORD"].isalnum()
 
 
+def test_seaweedfs_finds_what_it_reads(deploy):
+    said = deploy("federation.yaml", "--overlay", "seaweedfs", "--output", "out")
+    assert "SeaweedFS takes new keys about a minute after they are applied" in said
+    assert "kubectl delete job" not in said
+    objects = build(Path("out"))
+    pod = objects["StatefulSet", "perfit", "seaweedfs"]["spec"]["template"]["spec"]
+    for entry in pod["containers"][0]["env"]:
+        if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+            assert texts(objects["Secret", "perfit", reference["name"]])[reference["key"]]
+    (clients,) = (volume["projected"]["sources"] for volume in pod["volumes"] if volume["name"] == "clients")
+    names = [source["secret"]["name"] for source in clients]
+    mounted = {key: text for name in names for key, text in texts(objects["Secret", "perfit", name]).items()}
+    ann = texts(objects["Secret", "kubeflow", "perfit-tiny-ann"])
+    assert mounted["tiny.ann.secret-key"] == ann["AWS_SECRET_ACCESS_KEY"]
+    assert ann["AWS_ENDPOINT_URL"] == "http://seaweedfs.perfit.svc:8333"
+
+
+def test_an_overlay_has_one_store(deploy, place):
+    bases = Path(__file__).parents[3] / "manifests" / "base"
+    own = place / "own"
+    own.mkdir()
+    shutil.copytree(bases, own / "base")
+    resources = ["base/run", "base/seaweedfs", "minio.yaml"]
+    shutil.copy(bases / "minio/minio.yaml", own)
+    (own / "kustomization.yaml").write_text(yaml.safe_dump({"resources": resources}))
+    with pytest.raises(PerfitError, match="has two stores"):
+        deploy("federation.yaml", "--overlay", own, "--output", "out")
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_runs_in_another_namespace(deploy, overlay):
     deploy("federation.yaml", *options(overlay), "--output", "out", "--namespace", "alice")
@@ -94,7 +123,8 @@ def test_runs_in_another_namespace(deploy, overlay):
     assert {namespace for _, namespace, _ in objects} - {"", "perfit"} == {"alice"}
     assert objects["RoleBinding", "alice", "perfit-runner"]["subjects"][0]["namespace"] == "alice"
     if overlay != "existing-minio":
-        source = objects["NetworkPolicy", "perfit", "minio-runs-alice"]["spec"]["ingress"][0]["from"][0]
+        store = "seaweedfs" if overlay == "seaweedfs" else "minio"
+        source = objects["NetworkPolicy", "perfit", f"{store}-runs-alice"]["spec"]["ingress"][0]["from"][0]
         assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "alice"}
 
 
@@ -195,7 +225,9 @@ def test_a_directory_with_other_files_is_refused(deploy):
 
 def test_an_overlay_by_its_path(deploy, place):
     overlays = Path(__file__).parents[3] / "manifests" / "overlays"
-    with pytest.raises(PerfitError, match=r"no overlay 'none'(?s:.*)existing-minio, gpu, kind, kubeflow-multiuser"):
+    with pytest.raises(
+        PerfitError, match=r"no overlay 'none'(?s:.*)existing-minio, gpu, kind, kubeflow-multiuser, seaweedfs"
+    ):
         deploy("federation.yaml", "--overlay", "none")
     own = place / "own"
     own.mkdir()

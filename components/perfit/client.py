@@ -258,7 +258,7 @@ def run_client(
             model.peft,
             examples.examples,
             model.tokenizer,
-            spec.training,
+            spec.training.of_round(round),
             steps=spec.training.steps,
             seed=derive_seed(spec.training.seed, "tune", round, client.id),
             on_step=on_step,

@@ -21,6 +21,8 @@ HUB_SECRET = "perfit-hub"
 """The Secret with the token for the model hub."""
 DATA_MOUNT = "/data"
 """Where a client's pod mounts the volume with its records."""
+CA_FILE = "ca.crt"
+"""The key of the ConfigMap with the authorities that signed the store's certificate."""
 _SERVERS = "perfitserver-"
 """How the name of a server's Secret begins. A client's default begins with ``perfit-``: it is never one of these."""
 _MAX_NAME = 63
@@ -112,15 +114,20 @@ class Cluster(Section):
         model_cache: Claim of the volume that prepare fills with models; None for a scratch volume per pod.
         shared_memory: Size of /dev/shm.
         server_memory: Limit of Prepare and of Aggregate, each.
+        store_ca: ConfigMap with the authorities (PEM, key ``ca.crt``) that signed the store's certificate; None for
+            public ones.
+        allow_secret_readers: Whether runs may act as a service account that may read every client's key.
         deadline_seconds: A run that takes longer is ended; None for never, as Kubeflow Pipelines 2.16 requires.
-        keep_seconds: A finished run's workflow is removed after this time; None for never, likewise.
+        keep_seconds: A finished run's workflow is removed after this time; None for the cluster's default, likewise.
     """
 
     model_cache: Name | None = "perfit-model-cache"
     shared_memory: Quantity = "1Gi"
     server_memory: Quantity = "4Gi"
+    store_ca: Name | None = None
+    allow_secret_readers: bool = False
     deadline_seconds: int | None = Field(default=86_400, ge=60)
-    keep_seconds: int | None = Field(default=604_800, ge=0)
+    keep_seconds: int | None = Field(default=86_400, ge=1)
 
 
 class ClusterClient(Client):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perfit.errors import PerfitError, log_error
+from perfit.chat import render
+from perfit.errors import PerfitError
 from perfit.records import BadRecord, BadRecords, Message, screen_records, to_messages
 
 if TYPE_CHECKING:
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """The label that the cross-entropy loss of torch and transformers ignores."""
-
-PLAIN_TEMPLATE = (
-    "{% set labels = {'system': 'System', 'user': 'Instruction', 'assistant': 'Response'} %}"
-    "{% for message in messages %}"
-    "{{ '### ' + labels[message.role] + ':\\n' + message.content }}"
-    "{{ (eos_token or '') if message.role == 'assistant' else '' }}{{ '\\n\\n' }}"
-    "{% endfor %}"
-    "{{ '### Response:\\n' if add_generation_prompt else '' }}"
-)
-"""The Jinja chat template for models that have none of their own."""
 
 
 @dataclass(frozen=True)
@@ -107,28 +98,27 @@ def load_examples(
 
 
 def tokenize(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Example:
-    """Tokenise messages with the tokenizer's chat template, or with `PLAIN_TEMPLATE` if it has none.
+    """Tokenise a conversation as a whole, as the model's chat template writes it (`perfit.chat`).
 
-    Prompts and responses are tokenised separately, so that no token spans the point where generation begins. Every
-    assistant turn has loss, including its end-of-turn token.
+    Every assistant turn has loss, including its end-of-turn token. A token that begins in a prompt and ends in a
+    response has none.
 
     Args:
         messages: What `to_messages` returns.
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's, a fast one: it tells which characters each token stands for.
         sequence_length: Number of tokens to keep; the rest is cut off on the right.
 
     Raises:
         BadRecord: The prompt alone fills the sequence, or the chat template does not fit the record.
     """
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for text, is_response in _segments(messages, tokenizer):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        input_ids += ids
-        labels += ids if is_response else [IGNORE_INDEX] * len(ids)
+    conversation = render(messages, tokenizer)
+    encoding = tokenizer(conversation.text, add_special_tokens=False, return_offsets_mapping=True)
+    input_ids = encoding["input_ids"]
+    in_turn = _in_turns(encoding["offset_mapping"], conversation.turns)
+    labels = [token if loss else IGNORE_INDEX for token, loss in zip(input_ids, in_turn, strict=True)]
     prompt = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), None)
     if prompt is None:
-        raise BadRecord("chat template leaves out the response")
+        raise BadRecord("no token of the response is its own")
     if prompt >= sequence_length:
         raise BadRecord(
             f"the prompt alone has {prompt} tokens and fills the sequence length of {sequence_length}"
@@ -138,45 +128,15 @@ def tokenize(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, se
     return Example(input_ids[:sequence_length], labels[:sequence_length], truncated)
 
 
-def _segments(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """Cut the rendered conversation, up to the end of its last response, into (text, whether it is a response)."""
-    full = _render(messages, tokenizer)
-    # What a template adds after the end-of-turn token (ChatML: a line break) is never generated: no loss on it.
-    end_of_turn = tuple(tokenizer.get_added_vocab())
-    segments: list[tuple[str, bool]] = []
-    done = 0
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = _render(messages[:i], tokenizer, add_generation_prompt=True)
-        turn = _render(messages[: i + 1], tokenizer)
-        if not (full.startswith(turn) and turn.startswith(prompt)):
-            raise BadRecord("chat template rewrites earlier turns")
-        end = len(turn.rstrip()) if turn.rstrip().endswith(end_of_turn) else len(turn)
-        segments += [(full[done : len(prompt)], False), (full[len(prompt) : end], True)]
+def _in_turns(offsets: Sequence[tuple[int, int]], turns: Sequence[tuple[int, int]]) -> list[bool]:
+    """Return for each token whether all its characters are in one turn."""
+    inside, done = [], 0
+    for first, end in offsets:
+        # A token of spaces alone has no characters left where the tokenizer trims its offsets.
+        first = done if first == end else first
         done = end
-    return segments
-
-
-def _render(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
-) -> str:
-    from jinja2 import TemplateError
-
-    has_template = tokenizer.chat_template is not None
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=None if has_template else PLAIN_TEMPLATE,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except TemplateError as error:
-        log_error("chat template", error)
-        raise BadRecord("the model's chat template rejects it") from error
-    # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
-    adds_bos = not has_template and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    return tokenizer.bos_token + text if adds_bos else text
+        inside.append(any(begin <= first and end <= stop for begin, stop in turns))
+    return inside
 
 
 def held_out_indices(n: int, fraction: float, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -219,12 +179,12 @@ def draw_held_out(examples: ExampleSet, fraction: float, seed: int) -> tuple[Exa
 def split_held_out(examples: ExampleSet, fraction: float, seed: int) -> tuple[ExampleSet, ExampleSet]:
     """Split into (training, held out) by a hash of each record and the seed, whatever the other records are.
 
-    Hashes are uniform in [0, 1), and those below the fraction are held out. Records that say the same are on one side, and
-    no record that was trained on is held out once its source has grown. So that both parts have a record, the one
-    with the lowest hash is held out in any case, and the one with the highest is trained on. The second breaks the rule for
-    growing sources where all hashes are below the fraction: 4 % of the seeds for 2 records and a fraction of 0.2, one seed
-    in 10 million for 10. No rule that ignores the order of records is better: of any two one would have to be trained on
-    for ever.
+    Hashes are uniform in [0, 1), and those below the fraction are held out. Records that say the same are on one side,
+    and no record that was trained on is held out once its source has grown. So that both parts have a record, the one
+    with the lowest hash is held out in any case, and the one with the highest is trained on. The second breaks the rule
+    for sources that grow where all hashes are below the fraction: for 0.2, 4 % of the seeds with 2 records, one seed in
+    10 million with 10. No rule that ignores the order of records is free of this: if what was trained on stays so, then
+    of any two records one could never be held out.
 
     Args:
         examples: Of at least two different records.

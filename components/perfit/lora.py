@@ -7,6 +7,7 @@ have the size of the budget, frozen values do not change, and positions off the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -67,7 +68,10 @@ def expand(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, LoraSpace]:
     from peft import get_peft_model
 
     _check_rank(_targets(model, lora.target_modules), lora.rank)
-    peft_model = get_peft_model(model, lora_config(lora, model.config.name_or_path))
+    with warnings.catch_warnings():
+        # PEFT asks for it by the name that transformers 5 deprecates.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        peft_model = get_peft_model(model, lora_config(lora, model.config.name_or_path))
     shapes = {name: tuple(module.weight.shape) for name, module in _matrices(peft_model)}
     return peft_model, LoraSpace.from_shapes(shapes)
 

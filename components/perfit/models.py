@@ -242,13 +242,16 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a prepared model or a GGUF file; if it has no padding token, it pads with its end token.
 
     Raises:
-        PerfitError: The source holds no tokenizer, or it has neither token.
+        PerfitError: The source holds no tokenizer, it has neither token, or it cannot tell the place of its tokens.
     """
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, source)
     if tokenizer.eos_token_id is None:
         raise PerfitError(f"model: the tokenizer of {source} has no end token", "use a model with an eos token")
+    if not tokenizer.is_fast:
+        problem = f"model: the tokenizer of {source} cannot tell which characters a token stands for"
+        raise PerfitError(problem, "use a model with a tokenizer.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

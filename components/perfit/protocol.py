@@ -213,7 +213,7 @@ class ClientStatus(Message):
         tier: Tier of its machine.
         rank: Its rank.
         round: From 1.
-        status: failed (as it reported), missing (it left no record) or refused (by the aggregator).
+        status: failed or out_of_memory (as it reported), missing (it left no record) or refused (by the aggregator).
         reason: Problem and fix.
     """
 
@@ -221,8 +221,13 @@ class ClientStatus(Message):
     tier: Text
     rank: PositiveInt
     round: PositiveInt
-    status: Literal["failed", "missing", "refused"]
+    status: Literal["failed", "out_of_memory", "missing", "refused"]
     reason: Reason
+
+    @property
+    def text(self) -> str:
+        """Who, what became of it, and why."""
+        return f"{self.client} ({self.status.replace('_', ' ')}): {self.reason}"
 
 
 Outcome = Annotated[UpdateRecord | ClientStatus, Field(discriminator="status")]

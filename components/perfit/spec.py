@@ -58,10 +58,12 @@ class Lora(Section):
 
 
 class Training(Section):
-    """Local training at a constant rate, ``steps`` optimiser steps per round.
+    """Local training, ``steps`` optimiser steps per round.
 
-    ``quantization`` is that of the frozen base model's linear modules, ``precision`` of all else and of the arithmetic.
-    A client that was stopped goes on from its last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
+    In each round the optimiser starts anew; ``warmup_steps`` raise its rate from 0. Over the first ``decay_rounds``
+    rounds the rate falls, by half a cosine, to a tenth of ``learning_rate``. ``quantization`` is that of the frozen
+    model's linear modules, ``precision`` of all else and of the arithmetic. A client that was stopped goes on from its
+    last checkpoint; there is one every ``checkpoint_steps`` steps, or none.
     """
 
     steps: int = Field(default=20, ge=1)
@@ -69,6 +71,8 @@ class Training(Section):
     gradient_accumulation: int = Field(default=1, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_rounds: int | None = Field(default=None, ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     sequence_length: int = Field(default=512, ge=8)
@@ -77,6 +81,14 @@ class Training(Section):
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0)
     checkpoint_steps: int | None = Field(default=50, ge=1)
+
+    def of_round(self, round: int) -> Self:
+        """Return the training with the learning rate of a round (from 1)."""
+        if self.decay_rounds is None:
+            return self
+        passed = min((round - 1) / self.decay_rounds, 1)
+        factor = 0.1 + 0.9 * (1 + math.cos(math.pi * passed)) / 2
+        return self.model_copy(update={"learning_rate": self.learning_rate * factor})
 
 
 class Data(Section):
@@ -142,6 +154,17 @@ class FederationSpec(Section):
                 ("lora", "expansion"),
                 f"{self.lora.expansion} has no effect on method {self.method.name}, whose clients do not search; "
                 "leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        warmup, steps = self.training.warmup_steps, self.training.steps
+        if self.search:
+            steps = min(steps, self.search.steps or steps)
+        if warmup >= steps:
+            raise key_error(
+                ("training", "warmup_steps"), f"{warmup} of {steps} steps leave none at full rate; lower it"
             )
         return self
 

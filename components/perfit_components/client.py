@@ -16,7 +16,7 @@ def client(federation: str, round: int, name: str, threads: int) -> dict[str, st
         threads: CPU threads of the training.
 
     Returns:
-        client, status (trained or failed) and reason.
+        client, status (trained, failed or out_of_memory) and reason.
     """
     from perfit_components.steps.client import train
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 _STEP = re.compile(r"\[perfit\] round=(\d+) client=(\S+) step=(\d+)/(\d+) loss=(\S+)")
 _FAILURE = re.compile(r"client (\S+) has no result: (.*)", re.DOTALL)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
+_ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
+_NOT_OF_AN_ERROR = re.compile(r"\d\d:\d\d:\d\d|[IWEF]\d{4} \d\d:|\[KFP ")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -59,6 +61,27 @@ def parse_task(line: str) -> str | None:
     """Return the name of the task that a line of KFP's local runner announces, or None if it announces none."""
     match = _TASK.search(plain(line))
     return match[1] if match else None
+
+
+class ErrorFinder:
+    """Keeps the last error of ours that a task's traceback ended with, with its fix, over lines as they come.
+
+    Attributes:
+        last: Its text, without the name of its class; empty if there was none.
+    """
+
+    def __init__(self):
+        self.last = ""
+        self._reading = False
+
+    def read(self, line: str) -> None:
+        """Take a line, as KFP's local runner indents it or as a pod's log has it."""
+        if _ERROR.match(line):
+            self.last, self._reading = _ERROR.sub("", line), True
+        elif self._reading and line.strip() and not _NOT_OF_AN_ERROR.match(line.strip()):
+            self.last += "\n" + line.removeprefix("    ")
+        else:
+            self._reading = False
 
 
 def plain(text: str) -> str:

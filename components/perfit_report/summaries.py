@@ -87,6 +87,7 @@ def scalar_metrics(summary: RoundSummary) -> dict[str, float]:
     """
     trained = summary.trained
     metrics = {
+        "round": summary.round,
         "clients_delivered": len(trained),
         "clients_participating": len(summary.clients),
         "bytes_up": sum(record.bytes_up for record in trained),

@@ -281,6 +281,12 @@ class FederationStore:
         found = self._find(_record_path(place, client), limit)
         return None if found is None else found.data
 
+    def find_records(self, place: RoundPlace) -> set[str]:
+        """Returns the ids of the clients that have a record of a round."""
+        prefix = self._key(f"rounds/{place}/updates/")
+        names = (key.removeprefix(prefix) for key in self._objects.list(prefix))
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
     def put_global(self, place: RoundPlace, data: bytes) -> Blob:
         """Stores the vectors of which clients download their part after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/global", data)

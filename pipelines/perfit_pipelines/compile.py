@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,22 @@ _MAX_WORKFLOW_BYTES = 1_400_000
 
 
 def compile_pipeline(
-    spec: ClusterSpec, pipeline: PipelineName, store: str, target: Path, images: Images | None = None
+    spec: ClusterSpec,
+    pipeline: PipelineName,
+    store: str,
+    target: Path,
+    images: Images | None = None,
+    first: int = 1,
 ) -> None:
     """Write a pipeline's IR, with its platform settings, to a YAML file; an existing file is replaced atomically.
+
+    Args:
+        spec: The federation.
+        pipeline: Which of the two.
+        store: URI of the store.
+        target: The file.
+        images: Where tasks run; None for those of this version.
+        first: The first round of a tuning, where those before it are known to be committed.
 
     Raises:
         PerfitError: The store's URI holds credentials, the target cannot be written, or the pipeline is too large for
@@ -30,7 +44,7 @@ def compile_pipeline(
     from kfp import compiler
 
     check_store_uri(store)
-    build = {"federated_tuning": federated_tuning, "federated_round": federated_round}[pipeline]
+    build = {"federated_tuning": partial(federated_tuning, first=first), "federated_round": federated_round}[pipeline]
     if target.suffix not in (".yaml", ".yml"):
         raise PerfitError(f"{target} is not a YAML file", "give a name that ends in .yaml")
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,9 +16,7 @@ from typing import IO
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit_components.log_lines import plain
-
-_ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
+from perfit_components.log_lines import ErrorFinder, plain
 
 
 def run_locally(
@@ -46,7 +43,7 @@ def run_locally(
         PerfitError: A task failed; with the task's own error where it is a PerfitError or StoreError.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    errors = _ErrorFinder()
+    errors = ErrorFinder()
 
     def listen(line: str) -> None:
         errors.read(line)
@@ -80,7 +77,10 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, worksp
             warnings.filterwarnings("ignore", category=category, module="kfp")
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
-        federated_tuning(spec, store, first=first)()
+        # It becomes an environment variable, the one setting of the cluster that the runner does not ignore.
+        cluster = spec.cluster.model_copy(update={"store_ca": None})
+        pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, first=first)
+        pipeline(federation_file=spec.to_json())
 
 
 @contextmanager
@@ -88,6 +88,8 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for child processes, and undo what the runner leaves changed in this process."""
     before, original_print = dict(os.environ), builtins.print
     # The tasks call `python3`: make it this interpreter. HF's progress bars would swamp the log.
+    # In a notebook's pod, tasks are no run of the cluster, and its account may do what a run's may not.
+    os.environ.pop("KUBERNETES_SERVICE_HOST", None)
     os.environ.update(environment, HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
@@ -154,19 +156,3 @@ class _OutputLog:
     def isatty(self) -> bool:
         """Return False: a log file has no colours."""
         return False
-
-
-class _ErrorFinder:
-    """Keeps the last PerfitError or StoreError that a task's traceback ended with."""
-
-    def __init__(self):
-        self.last = ""
-        self._reading = False
-
-    def read(self, line: str) -> None:
-        if _ERROR.match(line):
-            self.last, self._reading = _ERROR.sub("", line), True
-        elif self._reading and line.strip() and not re.match(r"\d\d:\d\d:\d\d", line.strip()):
-            self.last += "\n" + line.removeprefix("    ")
-        else:
-            self._reading = False

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
-from perfit.cluster_spec import DATA_MOUNT, HUB_SECRET, Cluster, ClusterSpec, Tier
+from perfit.cluster_spec import CA_FILE, DATA_MOUNT, HUB_SECRET, Cluster, ClusterSpec, Tier
 from perfit.errors import PerfitError
 from perfit.methods import METHODS
 from perfit_components.aggregate import aggregate
@@ -27,6 +27,7 @@ from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
 
 ROLE_LABEL = "perfit/role"
 CACHE_MOUNT = "/cache"
+CA_MOUNT = "/etc/perfit-ca"
 _USER = 10001
 
 
@@ -129,8 +130,12 @@ def _limits(cluster: Cluster) -> dsl.PipelineConfig | None:
     """How long a run and its workflow may live; nothing at all where neither is limited: KFP 2.16 knows no limits."""
     if cluster.deadline_seconds is None and cluster.keep_seconds is None:
         return None
+    # Stock 2.17 gives workflows an hour after a success or failure, which wins over one after any end: name all three.
     return dsl.PipelineConfig(
-        ttl_seconds_after_finished=cluster.keep_seconds, active_deadline_seconds=cluster.deadline_seconds
+        ttl_seconds_after_finished=cluster.keep_seconds,
+        ttl_seconds_after_success=cluster.keep_seconds,
+        ttl_seconds_after_failure=cluster.keep_seconds,
+        active_deadline_seconds=cluster.deadline_seconds,
     )
 
 
@@ -196,9 +201,11 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
     def with_claim(federation: str, round: int, secret: str, volume: str):
         add(federation, round, secret, volume)
 
-    return lambda federation, round, item: _uncached(
-        with_claim(federation=federation, round=round, secret=item.secret, volume=item.volume)
-    )
+    def add_with_claim(federation, round, item) -> None:
+        inner = with_claim(federation=federation, round=round, secret=item.secret, volume=item.volume)
+        _uncached(inner).set_display_name(f"Client ({tier}) with its volume")
+
+    return add_with_claim
 
 
 def _named(component: BaseComponent, name: str) -> BaseComponent:
@@ -231,7 +238,7 @@ def _typed(function: Callable, types: Mapping[str, Any], outputs: type | None = 
 
 def _on_server(task: dsl.PipelineTask, spec: ClusterSpec, image: str, role: str = "server") -> dsl.PipelineTask:
     """Settings of every task that reads and writes the whole federation."""
-    _with_store(task, spec.server_secret, role).set_container_image(image)
+    _with_store(task, spec.server_secret, role, spec.cluster).set_container_image(image)
     return task.set_memory_limit(spec.cluster.server_memory)
 
 
@@ -240,7 +247,7 @@ def _on_client(
 ) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    _with_store(task, secret, "client").set_container_image(images.client)
+    _with_store(task, secret, "client", spec.cluster).set_container_image(images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
@@ -249,8 +256,11 @@ def _on_client(
     return task
 
 
-def _with_store(task: dsl.PipelineTask, secret, role: str) -> dsl.PipelineTask:
+def _with_store(task: dsl.PipelineTask, secret, role: str, cluster: Cluster) -> dsl.PipelineTask:
     """Give a task its keys, a /tmp, and the label by which the network policies let its role reach the store."""
+    if cluster.store_ca:
+        kubernetes.use_config_map_as_volume(task, config_map_name=cluster.store_ca, mount_path=CA_MOUNT)
+        task.set_env_variable("AWS_CA_BUNDLE", f"{CA_MOUNT}/{CA_FILE}")
     kubernetes.add_pod_label(task, ROLE_LABEL, role)
     kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in STORE_KEYS})
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)

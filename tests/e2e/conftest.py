@@ -19,6 +19,7 @@ import yaml
 from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
 from perfit_components.steps.context import FederationContext
+from perfit_pipelines.cluster.pods import read_pod
 from perfit_storage import FederationStore, open_store
 
 T = TypeVar("T")
@@ -105,8 +106,7 @@ class Home:
 
 
 def _runs(pod: dict[str, Any], task: str) -> bool:
-    node = pod["metadata"].get("annotations", {}).get("workflows.argoproj.io/node-name", "")
-    return pod["status"]["phase"] == "Running" and node.endswith(f".{task}.executor")
+    return pod["status"]["phase"] == "Running" and read_pod(pod).place.endswith(f".{task}.executor")
 
 
 def wait_for(what: str, look: Callable[[], T], minutes: float, seconds: float = 5) -> T:

@@ -14,6 +14,7 @@ RUNNER = [
 ]
 DOCTOR = [
     ("", "persistentvolumeclaims", None, "get"),
+    ("", "configmaps", None, "get"),
     ("", "resourcequotas", None, "list"),
     ("", "limitranges", None, "list"),
     ("", "serviceaccounts", "perfit-runner", "get"),

@@ -100,6 +100,7 @@ CASES = {
     "passes": {},  # ann's six examples are three batches
     "a last batch that is smaller": {"training": {"batch_size": 4}},
     "accumulation": {"training": {"gradient_accumulation": 2}},
+    "warm-up": {"training": {"warmup_steps": 2}},
     "sgd": {"training": {"optimizer": "sgd"}},
     "weight decay": {"training": {"weight_decay": 0.1}},
     "bfloat16": {"training": {"precision": "bfloat16"}},

@@ -101,33 +101,6 @@ def test_a_prompt_that_fills_the_sequence(tiny_tokenizer):
         tokenize([QUESTION, ANSWER], tiny_tokenizer, prompt)
 
 
-def test_a_template_that_rewrites_earlier_turns():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "message.content", "(message.content if loop.last or message.role != 'assistant' else '...')"
-    )
-    assert tokenize([QUESTION, ANSWER], tokenizer, 100).input_ids
-    with pytest.raises(BadRecord, match="chat template rewrites earlier turns"):
-        tokenize(TWO_TURNS, tokenizer, 200)
-
-
-def test_a_template_that_leaves_out_the_response():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(BadRecord, match="chat template leaves out the response"):
-        tokenize([QUESTION, ANSWER], tokenizer, 100)
-
-
-def test_a_template_that_refuses_a_record():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        + tokenizer.chat_template
-    )
-    with pytest.raises(BadRecord, match="the model's chat template rejects it"):
-        tokenize(TWO_TURNS, tokenizer, 200)
-
-
 def write(path: Path, records: list[dict[str, str]]) -> str:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
@@ -168,7 +141,7 @@ def numbered(count: int) -> ExampleSet:
 @pytest.mark.parametrize(("n", "fraction"), [(10, 0.2), (2, 0.001), (2, 0.999), (7, 0.001), (7, 0.999), (100, 0.2)])
 def test_both_parts_have_records_and_together_all(split, n, fraction):
     train, held_out = split(numbered(n), fraction, seed=0)
-    assert train.lines and held_out.lines
+    assert min(len(train.lines), len(held_out.lines)) > 0
     assert sorted(train.lines + held_out.lines) == list(range(1, n + 1))
     for part in (train, held_out):
         assert list(part.lines) == sorted(part.lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,14 @@ def test_the_space_of_a_llama(make_federation, tiny_llama):
             ("v_proj.lora_B", (16, 4)),
         ]
     ]
+
+
+def test_expanding_warns_of_nothing(make_federation, tiny_llama):
+    """The log of each client would begin with it."""
+    model = load_model(tiny_llama, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expand(model, make_federation().expanded_lora)
 
 
 def test_all_linear_is_every_linear_module_but_the_head(make_federation, tiny_llama):

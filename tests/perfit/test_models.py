@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 import perfit
 from perfit.client import load_expanded
@@ -160,6 +161,12 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(PerfitError, match=f"the tokenizer of {tmp_path} has no end token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_cannot_tell_the_place_of_a_token_is_refused(tmp_path):
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(PerfitError, match="cannot tell which characters a token stands for"):
         load_tokenizer(str(tmp_path))
 
 

@@ -102,6 +102,15 @@ def test_a_round_needs_as_many_clients_as_a_position_needs_holders():
         assert spec(clients=three, exchange={"holders": 3}, participation=participation).exchange.holders == 3
 
 
+@pytest.mark.parametrize(("steps", "search_steps", "method"), [(3, 20, "perfit"), (9, 3, "perfit"), (3, 0, "fedit")])
+def test_a_warm_up_that_never_ends_is_refused(steps, search_steps, method):
+    options = {"name": method}
+    if search_steps:
+        options |= {"search_steps": search_steps, "warmup_steps": 1, "pruning_iterations": 1}
+    with pytest.raises(ValidationError, match="3 of 3 steps leave none at full rate"):
+        spec(method=options, training={"steps": steps, "warmup_steps": 3})
+
+
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if len(method.uploads) == 1])
 def test_methods_that_upload_values_alone_may_upload_the_largest_changes(method):
     assert spec(method={"name": method}, exchange={"top": 0.5}).exchange.sends_changes

@@ -97,6 +97,25 @@ def test_a_step_is_one_of_adamw(make_federation, changes):
     assert np.quantile(error, 0.99) < 0.01 * LEARNING_RATE
 
 
+def test_the_rate_rises_over_the_warm_up(make_federation):
+    """Plain gradient descent moves by the rate x the gradient, whose norm is always clipped: 0, 1/2, 1, 1 of it."""
+    spec = make_federation()
+    settings = options(optimizer="sgd", max_gradient_norm=1e-3, warmup_steps=2)
+    starts = [run(spec, settings, steps=steps)[1] for steps in range(1, 5)]
+    start = start_and_gradient(spec, settings)[0]
+    moves = [np.linalg.norm(b - a) for a, b in pairwise([start, *starts])]
+    assert_allclose(moves, np.array([0, 0.5, 1, 1]) * 1e-3 * LEARNING_RATE, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("decay", "round", "rate"),
+    [(None, 9, 1), (2, 1, 1), (2, 2, 0.55), (2, 3, 0.1), (2, 9, 0.1), (4, 2, 0.1 + 0.45 * (1 + math.sqrt(0.5)))],
+)
+def test_the_rate_falls_over_rounds_by_half_a_cosine_to_a_tenth(decay, round, rate):
+    settings = Training(learning_rate=0.02, decay_rounds=decay)
+    assert settings.of_round(round).learning_rate == pytest.approx(0.02 * rate)
+
+
 @pytest.mark.parametrize("limit", [1e9, 1e-3])
 def test_a_step_of_sgd_is_the_rate_times_the_gradient(make_federation, limit):
     spec, settings = make_federation(), options(optimizer="sgd", max_gradient_norm=limit)

@@ -483,6 +483,7 @@ def test_a_run_over_committed_rounds_has_nobody_to_wait_for(trained):
 @pytest.mark.parametrize(
     ("tiers", "claim_tiers", "problem"),
     [
+        (["default", "office"], [], "has a loop for tier 'office', which has no client in the federation file"),
         (["office"], [], "tier 'default' has clients, but the compiled pipeline does not have it"),
         (["default"], ["default"], "tier 'default': the names of its volume claims have changed since"),
     ],

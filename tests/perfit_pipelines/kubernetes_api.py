@@ -102,6 +102,7 @@ class KubernetesApi:
             return (200, gone) if gone else (404, _status(404, "NotFound", f'{plural} "{name}" not found'))
         if not name:
             found = [item for key, item in sorted(self.objects.items()) if _is_in(key, version, plural, namespace)]
+            found = [item for item in found if _is_labelled(item, query.get("labelSelector", [""])[0])]
             return 200, {"apiVersion": version, "kind": "List", "metadata": {}, "items": found}
         found = self.objects.get((version, plural, namespace, name))
         if found is None:
@@ -192,6 +193,13 @@ def _handler(cluster: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _is_labelled(item: Object, selector: str) -> bool:
+    """Whether an object has the labels of a selector such as ``a=b,c``."""
+    labels = item["metadata"].get("labels", {})
+    wanted = [part.partition("=") for part in selector.split(",") if part]
+    return all(name in labels and (not equals or labels[name] == value) for name, equals, value in wanted)
 
 
 def _discover(path: str) -> Object | None:

@@ -303,6 +303,33 @@ def test_other_numbers_of_tiers(pipeline, tiers, tmp_path):
         assert leaf.platform["nodeSelector"] == {"labels": {"tier": leaf.tier}}, leaf.path
 
 
+def test_a_finished_runs_workflow_is_kept_as_long_however_it_ended(tmp_path):
+    """Stock Kubeflow 2.17 sets the times after a success and a failure to an hour, and these win."""
+    platform = documents(compiled("federated_round", tmp_path, f"{FEDERATION}cluster: {{keep_seconds: 7200}}\n"))[1]
+    config = platform["platforms"]["kubernetes"]["pipelineConfig"]
+    assert {key: value for key, value in config.items() if "Ttl" in key} == {
+        "resourceTtlOnCompletion": 7200,
+        "resourceTtlOnSuccess": 7200,
+        "resourceTtlOnFailure": 7200,
+    }
+
+
+def test_every_task_trusts_the_stores_authority(tmp_path):
+    file = compiled("federated_round", tmp_path, f"{FEDERATION}cluster: {{store_ca: our-ca}}\n")
+    for leaf in leaves(file):
+        (mount,) = leaf.platform["configMapAsVolume"]
+        assert (mount["configMapName"], mount["mountPath"]) == ("our-ca", "/etc/perfit-ca"), leaf.path
+        assert not mount.get("optional"), leaf.path
+        assert leaf.container["env"] == [{"name": "AWS_CA_BUNDLE", "value": "/etc/perfit-ca/ca.crt"}], leaf.path
+
+
+def test_every_task_has_a_name_for_people(ir):
+    """Kubeflow's UI shows it in place of the task's key; a loop goes by its tier."""
+    for task in tasks(ir):
+        name = task["taskInfo"]["name"]
+        assert name in ("office", "gpu") or name[0].isupper(), name
+
+
 def test_two_compilations_give_the_same_bytes(ir, tmp_path):
     assert compiled(ir.stem, tmp_path).read_bytes() == ir.read_bytes()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 
-from perfit_components.log_lines import parse_task
-from perfit_pipelines.local_run import _ErrorFinder, _OutputLog
+from perfit_components.log_lines import ErrorFinder, parse_task
+from perfit_pipelines.local_run import _OutputLog, _settings
 
 # As KFP 2.17 printed it when no client of a federation delivered (inputs left out, paths shortened).
 FAILED_TASK = """\
@@ -80,7 +81,7 @@ def test_a_piece_may_hold_several_lines():
 
 
 def test_the_error_of_a_task_is_found_whole():
-    finder = _ErrorFinder()
+    finder = ErrorFinder()
     for line in FAILED_TASK.splitlines():
         finder.read(line)
     problem, _, fix = finder.last.rpartition("\n  fix: ")
@@ -95,7 +96,16 @@ def test_the_error_of_a_task_is_found_whole():
 
 
 def test_errors_that_are_not_ours_are_left():
-    finder = _ErrorFinder()
+    finder = ErrorFinder()
     for line in FAILED_TASK.replace("perfit.errors.PerfitError", "ValueError").splitlines():
         finder.read(line)
     assert finder.last == ""
+
+
+def test_a_local_run_in_a_pod_is_no_run_of_the_cluster(monkeypatch):
+    """Prepare would ask Kubernetes what a notebook's account may do."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    with _settings({"AWS_REGION": "eu-west-1"}):
+        assert "KUBERNETES_SERVICE_HOST" not in os.environ
+        assert os.environ["AWS_REGION"] == "eu-west-1"
+    assert os.environ["KUBERNETES_SERVICE_HOST"] == "10.96.0.1"

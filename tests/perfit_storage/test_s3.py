@@ -21,6 +21,8 @@ import pytest
 from perfit_storage import AccessDenied, StoreError, StoreUnreachable, open_store
 from perfit_storage.s3 import S3Settings
 
+from ..authority import make_authority
+
 
 class Proxy(socketserver.ThreadingTCPServer):
     """Passes connections on to a server; breaks the first ones off after so many bytes of the answer."""
@@ -110,6 +112,26 @@ def test_tls_trusts_the_given_bundle_alone(s3_server, tmp_path: Path):
         assert open_store(uri, trusting).get("a").data == b"over TLS"
         with pytest.raises(StoreUnreachable, match="AWS_CA_BUNDLE"):
             open_store(uri, environment).get("a")
+
+
+def test_tls_with_a_private_authority(s3_server, tmp_path: Path):
+    """The server's certificate is not in the bundle: only the authority that signed it."""
+    tls, uri = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), fresh_uri(s3_server)
+    authority, server = make_authority(tmp_path)
+    tls.load_cert_chain(server)
+    with proxied(s3_server, cuts=[], tls=tls) as environment:
+        store = open_store(uri, environment | {"AWS_CA_BUNDLE": str(authority)})
+        assert store.create("a", b"1")
+        assert store.replace("a", b"2", store.get("a").version)
+        assert list(store.list("")) == ["a"]
+        with pytest.raises(StoreUnreachable, match="AWS_CA_BUNDLE"):
+            open_store(uri, environment).get("a")
+        elsewhere = {
+            **environment,
+            "AWS_ENDPOINT_URL": environment["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost"),
+        }
+        with pytest.raises(StoreUnreachable):
+            open_store(uri, elsewhere | {"AWS_CA_BUNDLE": str(authority)}).get("a")
 
 
 def self_signed(directory: Path) -> Path:

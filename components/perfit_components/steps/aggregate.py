@@ -34,7 +34,7 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> ClosedR
     summary = commit_round(context, round)
     print(f"round {round} is committed: {len(summary.trained)} of {len(summary.clients)} clients delivered", flush=True)
     for status in summary.lost:
-        print(f"  {status.client} ({status.status}): {status.reason}", flush=True)
+        print(f"  {status.text}", flush=True)
     for limited in summary.limited:
         factors = "".join(f"; its change in {name} times {factor:.3g}" for name, factor in limited.factors.items())
         print(f"  {limited.client} counts as {limited.weight:,} of {limited.samples:,} samples{factors}", flush=True)

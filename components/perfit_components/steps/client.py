@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ from perfit_components.steps.client_context import (
     state_file,
 )
 from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
+from perfit_components.steps.memory_bound import bounded_memory
 from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
         threads: CPU threads of the training; 0 for torch's own choice.
 
     Returns:
-        client, status (trained or failed) and reason: the part of the record that the task shows.
+        client, status (trained, failed or out_of_memory) and reason: the part of the record that the task shows.
     """
     with stoppable():
         result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
@@ -71,14 +72,21 @@ def _train(context: ClientContext, threads: int) -> Outcome:
             f"round {round} was committed without client {context.client.id!r}",
             "there is nothing to do: it may be sampled for a later round",
         )
-    participant = context.participant
     stop_after(context.spec.participation.client_deadline_seconds)
     import torch  # imported only now: a round that is done does not need it
 
-    from perfit.client import run_client
-
     if threads:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share
+    # An accelerator's driver reserves far more than the host's memory, and bounds its own.
+    with nullcontext() if torch.cuda.is_available() else bounded_memory():
+        return _tune(context)
+
+
+def _tune(context: ClientContext) -> Outcome:
+    """Search if need be, tune, write the client's own files, then the update, then the record."""
+    from perfit.client import run_client
+
+    round, participant = context.round, context.participant
     model, data = context.loaded
     architecture = ensure_architecture(context)
     side = ClientRound(context.spec, model.space, architecture.mask, round)
@@ -128,13 +136,13 @@ def _train(context: ClientContext, threads: int) -> Outcome:
 
 def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
     """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
-    output = {"client": name, "status": "failed", "reason": failure.reason}
+    output = {"client": name, "status": failure.status, "reason": failure.reason}
     with suppress(PerfitError):
         context = ClientContext.open(uri, round, name)
         output["client"] = context.client.id
         if not context.is_committed:
             output = _task_output(_put_failure(context, failure))
-    if output["status"] == "failed":
+    if output["status"] != "trained":
         print(format_failure(output["client"], output["reason"]), flush=True)
     return output
 
@@ -145,7 +153,7 @@ def _put_failure(context: ClientContext, failure: Failure) -> Outcome:
         tier=context.client.tier,
         rank=context.spec.rank_of(context.client),
         round=context.round,
-        status="failed",
+        status=failure.status,
         reason=failure.reason,
     )
     return parse_outcome(context.store.put_record(context.place, context.client.id, status.to_json(), is_final))

@@ -225,7 +225,7 @@ def _check_quorum(spec: ClusterSpec, plan: Plan, outcomes: Sequence[Outcome]) ->
         f"participation.minimum_clients is {minimum}. The head stays where it was. Without an update:"
     )
     raise PerfitError(
-        "\n".join([head, *(f"  {status.client} ({status.status}): {status.reason}" for status in lost)]),
+        "\n".join([head, *(f"  {status.text}" for status in lost)]),
         "repair these clients and run again (those that delivered do not train again), or lower minimum_clients",
     )
 

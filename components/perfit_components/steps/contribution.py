@@ -77,37 +77,26 @@ def read_contribution(
     Raises:
         StoreUnreachable: The store does not answer; no client is refused for that.
     """
-    outcome = read_outcome(context, plan, participant)
-    if outcome is None:
-        reason = "its task left no record: it did not start, or its pod died"
-        return _status(plan, participant, "missing", reason)
-    if isinstance(outcome, ClientStatus):
-        return outcome
-    return _or_refusal(plan, participant, lambda: _verified(context, plan, participant, outcome, base, exchanged))
+
+    def verified() -> Contribution | ClientStatus:
+        outcome = _reported(context, plan, participant)
+        if isinstance(outcome, ClientStatus):
+            return outcome
+        return _verified(context, plan, participant, outcome, base, exchanged)
+
+    return _or_refused(verified, plan, participant)
 
 
-def read_outcome(
-    context: FederationContext, plan: Plan, participant: Participant
-) -> UpdateRecord | ClientStatus | None:
-    """Read what a participant says of its round, of which nothing but whom it is about is verified; None if nothing.
+def read_outcome(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    """Read what a participant says of itself in a round, to show how far the round is: its update is not looked at.
 
     Raises:
         StoreUnreachable: The store does not answer.
     """
-
-    def read() -> UpdateRecord | ClientStatus | None:
-        data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
-        if data is None:
-            return None
-        outcome = parse_outcome(data)
-        _check_participant(outcome, plan, participant)
-        return outcome
-
-    return _or_refusal(plan, participant, read)
+    return _or_refused(lambda: _reported(context, plan, participant), plan, participant)
 
 
-def _or_refusal(plan: Plan, participant: Participant, read: Callable[[], T]) -> T | ClientStatus:
-    """Return what is read of a participant, or why that refuses it."""
+def _or_refused(read: Callable[[], T], plan: Plan, participant: Participant) -> T | ClientStatus:
     try:
         return read()
     except StoreUnreachable:
@@ -116,6 +105,15 @@ def _or_refusal(plan: Plan, participant: Participant, read: Callable[[], T]) -> 
         return _status(plan, participant, "refused", str(error))
     except Exception as error:  # one client's bytes must not stop the others, whatever error a library raises
         return _status(plan, participant, "refused", f"what it wrote cannot be read ({type(error).__name__})")
+
+
+def _reported(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
+    data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
+    if data is None:
+        return _status(plan, participant, "missing", "its task left no record: it did not start, or its pod died")
+    outcome = parse_outcome(data)
+    _check_participant(outcome, plan, participant)
+    return outcome
 
 
 def read_mask(store: FederationStore, client: str, sha256: str, space: LoraSpace) -> np.ndarray | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from perfit.errors import PerfitError, TrainingDiverged, log_error
 from perfit.protocol import cut
@@ -19,6 +20,7 @@ _OUT_OF_MEMORY = (
     "out of memory\n  fix: lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, "
     "set training.gradient_checkpointing, or give the client's tier more memory"
 )
+_NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|bad_alloc|could not create a memory")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Failure:
     """Why an action has no result."""
 
     reason: str
+    status: Literal["failed", "out_of_memory"] = "failed"
 
 
 class Stopped(BaseException):
@@ -84,19 +87,33 @@ def failure_as_record(action: Callable[[], T]) -> T | Failure:
     """
     try:
         return action()
-    except PerfitError as error:
+    except Stopped as stopped:
+        return Failure(str(stopped))
+    except Exception as error:
+        if _is_out_of_memory(error):
+            log_error("out of memory", error)
+            return Failure(_OUT_OF_MEMORY, "out_of_memory")
+        if not isinstance(error, PerfitError):
+            traceback.print_exc()
+            return Failure(cut(_reason(error)))
         if error.__cause__ is not None:
             log_error("the cause", error.__cause__)
         return Failure(cut(str(error)))
-    except Stopped as stopped:
-        return Failure(str(stopped))
-    except MemoryError:
-        return Failure(_OUT_OF_MEMORY)
-    except Exception as error:
-        traceback.print_exc()
-        # torch: OutOfMemoryError on an accelerator, a plain RuntimeError of its allocator on the CPU.
-        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-        return Failure(_OUT_OF_MEMORY if out_of_memory else cut(_reason(error)))
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is an allocation that failed.
+
+    On an accelerator torch raises OutOfMemoryError, on the CPU a plain RuntimeError; libraries in C++ and Rust have
+    words of their own.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,8 @@ from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.plan import LoopItem, participants
+from perfit_components.steps.recap import recap
+from perfit_components.steps.service_account import check_account
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
 
 T = TypeVar("T")
@@ -62,14 +64,22 @@ def prepare(
             or the store cannot be reached or written.
     """
     spec = parse_federation(federation_file)
-    directory = spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
+    directory = directory_of(spec, method)
     spec = by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
     _check_compiled(spec, tiers, claim_tiers)
+    check_account(spec)
     store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
-    number = round or store.read_head().round + 1
-    return Prepared(store.uri, number, participants(FederationContext(store, spec), number, tiers))
+    context, number = FederationContext(store, spec), round or store.read_head().round + 1
+    for line in recap(context):
+        print(line, flush=True)
+    return Prepared(store.uri, number, participants(context, number, tiers))
+
+
+def directory_of(spec: ClusterSpec, method: str) -> str:
+    """Return the name of the federation's directory in the store when it is run by a method."""
+    return spec.name if method in (AS_IN_FILE, spec.method.name) else f"{spec.name}.{method}"
 
 
 def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
@@ -97,6 +107,12 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
             continue
         fix = "compile it again from this federation file (as perfit submit and schedule create do)"
         raise PerfitError(problem, fix)
+    for tier in tiers:
+        if tier not in spec.tiers_in_use():
+            raise PerfitError(
+                f"the compiled pipeline has a loop for tier {tier!r}, which has no client in the federation file",
+                "compile it again from this federation file (as perfit submit and schedule create do)",
+            )
 
 
 @dataclass(frozen=True)

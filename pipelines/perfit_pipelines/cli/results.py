@@ -119,7 +119,7 @@ def pending(context: FederationContext) -> list[str]:
     outcomes = [read_outcome(context, plan, participant) for participant in plan.participants]
     delivered = sum(isinstance(outcome, UpdateRecord) for outcome in outcomes)
     first = f"round {plan.round} is not committed: {delivered} of {len(outcomes)} clients have a result so far"
-    return [first, *lost_lines(outcome for outcome in outcomes if isinstance(outcome, ClientStatus))]
+    return [first, *lost_lines(outcome for outcome in outcomes if outcome.status in ("failed", "refused"))]
 
 
 def round_table(summaries: Sequence[RoundSummary]) -> Table:

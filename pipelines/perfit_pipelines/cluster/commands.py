@@ -24,9 +24,12 @@ from perfit_pipelines.options import (
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterSpec
+    from perfit_pipelines.cluster.causes import Witnesses
     from perfit_pipelines.cluster.connection import Kubeflow
-    from perfit_pipelines.cluster.follow import Outcome, Pace
-    from perfit_pipelines.cluster.tasks import Task
+    from perfit_pipelines.cluster.follow import Pace
+    from perfit_pipelines.cluster.nodes import RunView
+    from perfit_pipelines.cluster.pods import PodProgress
+    from perfit_pipelines.cluster.submit import Submitted
     from perfit_pipelines.cluster.upload import Version
     from perfit_pipelines.compile import PipelineName
 
@@ -40,7 +43,14 @@ ServiceAccount = Annotated[
     str | None,
     typer.Option(help="Service account of the pods; the manifests provide perfit-runner, which cannot read Secrets."),
 ]
+Context = Annotated[
+    str | None,
+    typer.Option(help="Context of the kubeconfig whose cluster tells of the pods; else its current one, if it can."),
+]
 ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
+
+_STANDALONE = "kubeflow"
+"""The namespace of Kubeflow Pipelines that serve one user."""
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Run rounds at set times, on Kubeflow.")
 
@@ -65,8 +75,10 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Follow the run until it is over.")] = True,
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
+    context: Context = None,
 ) -> None:
-    """Run a federation on Kubeflow, and follow it to its end.
+    """Run a federation on Kubeflow, and follow it to its end. Where the store can be read from here, the run has only
+    the rounds that are not committed.
 
     The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is already there.
     Ctrl-C ends following, not the run.
@@ -75,28 +87,42 @@ def submit(
     4 it was cancelled, skipped, or not over within --timeout, 130 after Ctrl-C.
     """
     from perfit.federation_file import load_federation
-    from perfit_pipelines.cluster.submit import pipeline_tasks, start_run
+    from perfit_pipelines.cluster.submit import start_run, submitted
 
     pace, spec = _pace(poll_interval, timeout), load_federation(file)
-    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image)
+    first = _first_round(spec, store) if pipeline is Pipeline.TUNING else 1
+    if first is None:
+        out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
+        return
+    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image, first)
     name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
     _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
     if follow:
-        _follow(kubeflow, run.run_id, pipeline_tasks(version.ir), pace)
+        _follow(kubeflow, run.run_id, submitted(version.ir), pace, context)
     else:
         out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
 
 
-def follow(endpoint: Endpoint, run_id: RunId, poll_interval: PollInterval = 2.0, timeout: Timeout = None) -> None:
-    """Follow a run that was submitted or scheduled, to its end. Exit codes are those of submit."""
+def follow(
+    endpoint: Endpoint,
+    run_id: RunId,
+    poll_interval: PollInterval = 2.0,
+    timeout: Timeout = None,
+    context: Context = None,
+) -> None:
+    """Follow a run that was submitted or scheduled, to its end. Exit codes are those of submit.
+
+    What Kubeflow lists is completed by what the store says (with the keys in AWS_* variables) and, where Kubernetes can
+    be asked, its pods.
+    """
     from perfit_pipelines.cluster.submit import find_run
 
     pace = _pace(poll_interval, timeout)
     kubeflow = connect(endpoint)
-    run, tasks = find_run(kubeflow, run_id)
+    run, found = find_run(kubeflow, run_id)
     _print_link(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
-    _follow(kubeflow, run_id, tasks, pace)
+    _follow(kubeflow, run_id, found, pace, context)
 
 
 @schedule_app.command("create", epilog=CREDENTIALS)
@@ -188,6 +214,20 @@ def delete(endpoint: Endpoint, name: ScheduleName) -> None:
     out.print(f"deleted {name}", markup=False)
 
 
+def _first_round(spec: ClusterSpec, store: str | None) -> int | None:
+    """The first round to run, None if all are committed; the first of all where the store cannot be asked."""
+    from perfit_pipelines.cluster.submit import first_round
+    from perfit_pipelines.cluster.upload import cluster_store
+
+    uri = cluster_store(spec, store)
+    try:
+        return first_round(spec, uri)
+    except PerfitError as error:
+        problem = str(error).partition("\n")[0]
+        errors.print(f"note: rounds that are committed are passed, about a minute each: {problem}", markup=False)
+        return 1
+
+
 def _publish(
     endpoint: Endpoint,
     spec: ClusterSpec,
@@ -195,6 +235,7 @@ def _publish(
     store: str | None,
     client_image: str | None,
     server_image: str | None,
+    first: int = 1,
 ) -> tuple[Kubeflow, Version]:
     """Connect, and upload a federation's pipeline to Kubeflow, after warnings about what may not work there.
 
@@ -212,7 +253,7 @@ def _publish(
         errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
         spec = without_limits(spec)
     images = Images(client_image or default.client, server_image or default.server)
-    version = upload(kubeflow, spec, pipeline, uri, images)
+    version = upload(kubeflow, spec, pipeline, uri, images, first)
     state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
     _print_link(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
     return kubeflow, version
@@ -230,33 +271,55 @@ def _pace(poll_interval: float, timeout: str | None) -> Pace:
     return Pace(first=poll_interval, longest=max(poll_interval, Pace.longest), limit=limit)
 
 
-def _follow(kubeflow: Kubeflow, run_id: str, tasks: list[Task], pace: Pace) -> None:
-    from perfit_pipelines.cluster.follow import RunProgress
+def _follow(kubeflow: Kubeflow, run_id: str, submitted: Submitted, pace: Pace, context: str | None) -> None:
+    from perfit_pipelines.cluster.causes import Witnesses
+    from perfit_pipelines.cluster.follow import exit_code
     from perfit_pipelines.cluster.follow import follow as follow_run
-    from perfit_pipelines.cluster.tasks import TaskReader
+    from perfit_pipelines.cluster.logs import PodLogs
+    from perfit_pipelines.cluster.nodes import TaskReader
+    from perfit_pipelines.cluster.progress import RunProgress
+    from perfit_pipelines.cluster.stored import StoreProgress
 
+    namespace = kubeflow.namespace or _STANDALONE
+    store = StoreProgress(submitted.store, submitted.name, submitted.tasks)
+    pods = _pods(namespace, run_id, submitted, context)
+    witnesses = Witnesses(PodLogs(kubeflow, run_id, namespace), store, pods)
+    sources = [source for source in (pods, store) if source]
     try:
-        with RunProgress(tasks, out) as progress:
-            outcome = follow_run(kubeflow, run_id, TaskReader(tasks), progress, pace)
+        with RunProgress(submitted.tasks, out) as progress:
+            view = follow_run(kubeflow, run_id, TaskReader(submitted.tasks), progress, sources, pace)
+        _print_end(run_id, view, submitted, witnesses)
     except KeyboardInterrupt:
         page = kubeflow.link(f"runs/details/{run_id}")
         errors.print(f"stopped following; the run goes on. Follow again: perfit follow {run_id}", markup=False)
         errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    _print_outcome(kubeflow, run_id, outcome)
-    raise typer.Exit(outcome.exit_code)
+    raise typer.Exit(exit_code(view.state))
 
 
-def _print_outcome(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> None:
-    from perfit_pipelines.cluster.submit import advice
+def _pods(namespace: str, run_id: str, submitted: Submitted, context: str | None) -> PodProgress | None:
+    """What Kubernetes tells of a run's pods; None where no cluster is known, unless one was named."""
+    from perfit_pipelines.cluster.pods import PodProgress
+    from perfit_pipelines.kube import Cluster
 
-    if outcome.state == "SUCCEEDED":
+    try:
+        return PodProgress(Cluster(context), namespace, run_id, submitted.tasks)
+    except PerfitError:
+        if context is not None:
+            raise
+        return None
+
+
+def _print_end(run_id: str, view: RunView, submitted: Submitted, witnesses: Witnesses) -> None:
+    from perfit_pipelines.cluster.causes import explain_failure
+
+    if view.state == "SUCCEEDED":
         out.print("the run succeeded; the report is on the task Aggregate of its last round", markup=False)
-    elif outcome.state == "FAILED":
+    elif view.state == "FAILED":
         errors.print("the run failed", style="bold red")
-        for line in advice(kubeflow, run_id, outcome):
+        for line in explain_failure(view, submitted, witnesses):
             errors.print(f"  {line}", markup=False)
-    elif outcome.state in ("CANCELED", "SKIPPED"):
-        errors.print(f"the run was {'cancelled' if outcome.state == 'CANCELED' else 'skipped'}", markup=False)
+    elif view.state in ("CANCELED", "SKIPPED"):
+        errors.print(f"the run was {'cancelled' if view.state == 'CANCELED' else 'skipped'}", markup=False)
     else:
         errors.print(f"not over in time; the run goes on. Follow again: perfit follow {run_id}", markup=False)

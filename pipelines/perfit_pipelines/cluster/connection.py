@@ -96,6 +96,35 @@ class Kubeflow:
             raise login_page(self.where)
         return run
 
+    def read_text(self, path: str, limit: int, **query: str) -> str | None:
+        """Read what the host has under a path of its own; None if it has nothing there, or a web page.
+
+        Args:
+            path: From the host on.
+            limit: How many bytes to keep, of the end.
+            query: Of the URL.
+        """
+        from kfp_server_api import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            with _quiet():
+                answer = self.client.runs.api_client.call_api(
+                    path,
+                    "GET",
+                    query_params=list(query.items()),
+                    auth_settings=["Bearer"],
+                    _preload_content=False,
+                    _request_timeout=_SECONDS_TO_ANSWER,
+                )
+                tail = b""
+                for piece in answer.stream(limit):
+                    tail = (tail + piece)[-limit:]
+        except (ApiException, HTTPError):
+            return None
+        kind = answer.headers.get("content-type", "")
+        return None if "html" in kind else tail.decode(errors="replace")
+
     def link(self, page: str) -> str | None:
         """Return the URL of a page of the UI, such as ``runs/details/ID``."""
         return f"{self.ui}/#/{page}" if self.ui else None

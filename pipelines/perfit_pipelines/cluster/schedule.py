@@ -89,6 +89,7 @@ def create_schedule(
             no_catchup=True,
             pipeline_id=version.pipeline_id,
             version_id=version.version_id,
+            params=version.parameters,
             enabled=False,
             service_account=service_account,
         )

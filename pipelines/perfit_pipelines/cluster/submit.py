@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
+from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
+from perfit_components.steps.context import FederationContext
+from perfit_components.steps.prepare import directory_of
 from perfit_pipelines.cluster.connection import Kubeflow
-from perfit_pipelines.cluster.follow import Outcome
-from perfit_pipelines.cluster.tasks import DRIVER, Task, list_tasks
+from perfit_pipelines.cluster.tasks import Task, list_tasks
 from perfit_pipelines.cluster.upload import Version
+from perfit_storage import FederationStore, ObjectNotFound
 
-_POD_DIED = (
-    "a client's pod died, which its program cannot report: for instance too little memory (OOMKilled), or a lost node"
-)
-_HINTS = {
-    "prepare": "the store cannot be written, the model cannot be loaded, or another file has this name",
-    "client": _POD_DIED,
-    "aggregate": "too few clients delivered; the log of that task names them and why. The head has not moved",
-}
-"""The usual cause of a task's failure, by the step; a client's task is named after its tier too."""
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a run was started with.
+
+    Args:
+        spec: The federation file.
+        tasks: Of the pipeline.
+        store: URI of the store.
+        name: Name of the federation's directory there.
+    """
+
+    spec: ClusterSpec
+    tasks: list[Task]
+    store: str
+    name: str
+
+
+def first_round(spec: ClusterSpec, store: str) -> int | None:
+    """Return the first round that a run has to do; None if all are committed, by the same file.
+
+    Raises:
+        PerfitError: The store cannot be read from here.
+    """
+    try:
+        context = FederationContext.of(FederationStore.open(store, spec.name))
+    except ObjectNotFound:
+        return 1
+    committed = context.store.read_head().round
+    done = committed >= spec.rounds and context.spec == spec
+    return None if done else min(committed + 1, spec.rounds)
 
 
 def start_run(
@@ -39,6 +65,7 @@ def start_run(
             name,
             pipeline_id=version.pipeline_id,
             version_id=version.version_id,
+            params=version.parameters,
             service_account=service_account,
         )
     if mismatch := other_account(run, service_account):
@@ -72,8 +99,8 @@ def get_experiment(kubeflow: Kubeflow, name: str) -> str:
             raise PerfitError(str(error), "remove one of them in the UI, or give another --experiment") from error
 
 
-def find_run(kubeflow: Kubeflow, run_id: str) -> tuple[V2beta1Run, list[Task]]:
-    """Read a run that someone started, and the tasks of its pipeline.
+def find_run(kubeflow: Kubeflow, run_id: str) -> tuple[V2beta1Run, Submitted]:
+    """Read a run that someone started, and what it was started with.
 
     Raises:
         PerfitError: There is no such run, or it is not of a federation.
@@ -84,11 +111,11 @@ def find_run(kubeflow: Kubeflow, run_id: str) -> tuple[V2beta1Run, list[Task]]:
         if version:
             ir = kubeflow.client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id).pipeline_spec
     given = (run.runtime_config and run.runtime_config.parameters) or {}
-    return run, pipeline_tasks((ir or {}).get("pipeline_spec", ir or {}), given)
+    return run, submitted((ir or {}).get("pipeline_spec", ir or {}), given)
 
 
-def pipeline_tasks(ir: dict[str, Any], given: dict[str, Any] | None = None) -> list[Task]:
-    """Return the tasks of a federation's compiled pipeline.
+def submitted(ir: dict[str, Any], given: dict[str, Any] | None = None) -> Submitted:
+    """Return what a run of a federation's compiled pipeline is started with.
 
     Args:
         ir: The pipeline's specification.
@@ -98,28 +125,11 @@ def pipeline_tasks(ir: dict[str, Any], given: dict[str, Any] | None = None) -> l
         PerfitError: It is not a federation's.
     """
     try:
-        defaults = ir["root"]["inputDefinitions"]["parameters"]["federation_file"]
+        parameters = ir["root"]["inputDefinitions"]["parameters"]
+        values = {name: parameters[name].get("defaultValue", "") for name in ("federation_file", "store", "method")}
     except KeyError as error:
         raise PerfitError("the run is not of a federation", "give the id of a run that perfit started") from error
-    text = (given or {}).get("federation_file") or defaults.get("defaultValue", "")
-    return list_tasks(ir, parse_federation(text, "the run's federation file"))
-
-
-def advice(kubeflow: Kubeflow, run_id: str, outcome: Outcome) -> list[str]:
-    """Return what to look at after a failed run: the tasks first, then where their logs are."""
-    lines = [f"failed: {task.name}" for task in outcome.failed]
-    if not lines:
-        lines.append("no task is listed as failed: the deadline (cluster.deadline_seconds) may have passed")
-    keys = {task.key for task in outcome.failed}
-    steps = {key.partition("-")[0] for key in keys if not key.endswith(DRIVER)}
-    hints = [hint for step, hint in _HINTS.items() if step in steps]
-    if any(key.endswith(DRIVER) for key in keys):
-        hints.append(
-            "Kubeflow could not prepare a task: a Secret or volume claim may be missing; run perfit doctor FILE"
-        )
-    if outcome.message:
-        lines.append(f"Kubeflow says: {outcome.message}")
-    lines += dict.fromkeys(hints)
-    namespace = kubeflow.namespace or "kubeflow"
-    lines.append(f"logs: kubectl -n {namespace} logs -l pipeline/runid={run_id} -c main --tail=40 --prefix")
-    return lines
+    values |= {name: value for name, value in (given or {}).items() if name in values and value}
+    spec = parse_federation(values["federation_file"], "the run's federation file")
+    name = directory_of(spec, values["method"])
+    return Submitted(spec, list_tasks(ir, spec), values["store"], name)

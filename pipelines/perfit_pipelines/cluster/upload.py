@@ -36,6 +36,7 @@ class Version:
         version_id: Of the version.
         ir: The pipeline's specification.
         uploaded: Whether it is new; otherwise it was already there.
+        parameters: For its runs. They equal the defaults, but Kubeflow compares runs by what they were given.
     """
 
     pipeline: str
@@ -44,6 +45,7 @@ class Version:
     version_id: str
     ir: dict[str, Any]
     uploaded: bool
+    parameters: dict[str, str]
 
     @property
     def page(self) -> str:
@@ -51,8 +53,10 @@ class Version:
         return f"pipelines/details/{self.pipeline_id}/version/{self.version_id}"
 
 
-def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images) -> Version:
-    """Compile a federation's pipeline and upload it, unless the same is already there.
+def upload(
+    kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images, first: int = 1
+) -> Version:
+    """Compile a federation's pipeline, of a tuning from round ``first``, and upload it, unless it is already there.
 
     Raises:
         PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it, or does not understand all of it.
@@ -60,13 +64,14 @@ def upload(kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store:
     name = f"{spec.name}-{_SHORT[pipeline]}"
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
-        compile_pipeline(spec, pipeline, store, file, images)
+        compile_pipeline(spec, pipeline, store, file, images, first)
         content = file.read_bytes()
         version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
         pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
     _check_understood(kubeflow, version)
-    return Version(name, version_name, pipeline_id, version.pipeline_version_id, read_ir(content), uploaded)
+    ir, parameters = read_ir(content), {"method": spec.method.name, "store": store}
+    return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, parameters)
 
 
 def without_limits(spec: ClusterSpec) -> ClusterSpec:

@@ -214,12 +214,11 @@ def _endpoint_lines(request: Request, deployment: Deployment) -> list[str]:
 
 def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
     """For an existing store: which users it must have; for one that follows the Secrets: when."""
-    if store := deployment.overlay.store:
-        return (
-            []
-            if store.server.setup_job
-            else [f"{store.server.title} takes new keys about a minute after they are applied"]
-        )
+    store = deployment.overlay.store
+    if store and store.server.setup_job:
+        return []
+    if store:
+        return [f"{store.server.title} takes new keys about a minute after they are applied"]
     if directory is None:
         return ["the store must know these keys; `perfit deploy` with --output writes the policy of each"]
     lines = [f"make these users in the store, with their secret keys from {directory / SECRETS} and these policies:"]

@@ -10,13 +10,14 @@ from kubernetes.client import V1Node
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint
-from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, unknown
 from perfit_pipelines.doctor.namespace_check import check_account, check_namespace, check_quotas, check_volumes
 from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes
 from perfit_pipelines.doctor.pipelines_check import check_pipelines
 from perfit_pipelines.doctor.secrets_check import RoleKeys, check_secrets
 from perfit_pipelines.doctor.store_check import check_store
+from perfit_pipelines.doctor.store_owner_check import check_authority, check_store_owner
+from perfit_pipelines.kube import Cluster, NotAllowed
 
 _ALLOW_FIX = "let an administrator bind you to the Role and ClusterRole perfit-doctor of manifests/, or run it"
 
@@ -62,7 +63,9 @@ def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
     findings += _allowed("service account", lambda: check_account(cluster, namespace, setup.service_account))
     secrets, roles = check_secrets(cluster, spec, namespace)
     findings += secrets
+    findings += _allowed("store", lambda: check_authority(cluster, spec, namespace))
     findings += _check_store(setup, roles)
+    findings += check_store_owner(cluster, namespace, setup.store, roles, setup.store_endpoint)
     nodes: list[V1Node] = []
     refused = _allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
     findings += refused

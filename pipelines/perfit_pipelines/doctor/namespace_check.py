@@ -9,9 +9,9 @@ from kubernetes.client import V1LimitRange, V1PersistentVolumeClaim, V1ResourceQ
 from kubernetes.utils.quantity import parse_quantity
 
 from perfit.cluster_spec import ClusterSpec, Tier
-from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 from perfit_pipelines.doctor.nodes_check import at_once, server_tier, tier_amounts
+from perfit_pipelines.kube import Cluster, NotAllowed
 
 _QUOTA = "quota"
 _VOLUMES = "volumes"

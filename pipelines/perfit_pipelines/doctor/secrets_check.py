@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from perfit.cluster_spec import ClusterSpec
 from perfit_components.secret_names import STORE_KEYS
-from perfit_pipelines.doctor.cluster import Cluster, NotAllowed
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
+from perfit_pipelines.kube import Cluster, NotAllowed
 
 NAME = "Secrets"
 _ALLOW_FIX = (

@@ -8,7 +8,8 @@ neither writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -85,7 +86,13 @@ def check_store(spec: ClusterSpec, uri: str | None, roles: Sequence[RoleKeys], e
 
 
 def _open(uri: str, role: RoleKeys, endpoint: str | None) -> ObjectStore:
-    return open_store(uri, {**role.environment, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})})
+    return open_store(uri, with_endpoint(role.environment, endpoint))
+
+
+def with_endpoint(keys: Mapping[str, str], endpoint: str | None) -> dict[str, str]:
+    """Return the settings by which this machine opens the store: where it reaches it, and whom it trusts."""
+    own = {"AWS_CA_BUNDLE": bundle} if (bundle := os.environ.get("AWS_CA_BUNDLE")) else {}
+    return {**keys, **own, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})}
 
 
 def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) -> Finding:
@@ -93,8 +100,8 @@ def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) 
     inside = host.endswith((".svc", ".svc.cluster.local")) or "." not in host
     if inside and not endpoint:
         fix = (
-            "forward a port, for the overlays' MinIO with kubectl -n perfit port-forward svc/minio 9000, and give "
-            "--store-endpoint http://localhost:9000"
+            "forward a port, for the overlays' MinIO with kubectl -n perfit port-forward svc/minio 9000 (SeaweedFS: "
+            "svc/seaweedfs 8333), and give --store-endpoint http://localhost:9000"
         )
         return unknown(NAME, f"{host} has a name of the cluster, which this machine does not reach", fix)
     return fail(NAME, error.problem, error.fix)

@@ -30,7 +30,8 @@ SMALL = [0, 1, 4]
 def make_spec(method: Mapping[str, Any], ranks: Mapping[str, int | None] | None = None, **more: Any) -> FederationSpec:
     """A federation of rank 2 with the clients ``big`` (rank 2) and ``small`` (rank 1), or those of ``ranks``.
 
-    Positions of one holder are exchanged too, so that the rules of a method show at all six, and in float32: sums by hand.
+    Positions of one holder are exchanged too, so that the rules of a method show at all six, and in float32, so that
+    sums by hand are exact.
     """
     ranks = ranks or {"big": 2, "small": 1}
     clients = [{"id": name, "data": f"{name}.jsonl", "rank": rank} for name, rank in ranks.items()]

@@ -66,6 +66,10 @@ class KfpApi:
         version: 0.0.0 is an old one that says none. Before 2.17 it knows no limits of a run and drops the document
             that has one without a word; recurring runs then get its own service account (kubeflow/pipelines#13311).
         page: How many items a list holds at most.
+        is_ui: Whether this is the UI's server, which hands out logs and pods under paths of its own, and a page
+            for what it does not know.
+        logs: By the pod's name.
+        pods: What Kubernetes says of pods, by name.
         before: What to do before requests of a path are handled, given their query and body: what someone else does.
     """
 
@@ -76,6 +80,9 @@ class KfpApi:
     largest_upload: int = 32 << 20
     version: tuple[int, int, int] = (2, 17, 0)
     page: int = 100
+    is_ui: bool = False
+    logs: dict[str, str] = field(default_factory=dict)
+    pods: dict[str, dict] = field(default_factory=dict)
     url: str = ""
     experiments: dict[str, models.V2beta1Experiment] = field(default_factory=dict)
     pipelines: dict[str, models.V2beta1Pipeline] = field(default_factory=dict)
@@ -111,6 +118,21 @@ class KfpApi:
                     meanwhile(query, body)
                 return handler(self, query, body, **match.groupdict())
         raise Refusal(404, f"Not Found: {method} {path}")
+
+    def text(self, path: str, query: dict[str, str]) -> tuple[int, str, str] | None:
+        """Return status, text and type of what is no part of v2beta1; None if it is."""
+        missing = (404, '{"error": "pod not found"}', "application/json")
+        if log := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path):
+            known = not self.is_ui and log[1] in self.runs and log[2] in self.logs
+            page = (200, LOGIN.decode(), "text/html")
+            return (200, self.logs[log[2]], "text/plain") if known else page if self.is_ui else missing
+        if path not in ("/k8s/pod/logs", "/k8s/pod"):
+            return None
+        if not self.is_ui:
+            return missing
+        held = self.logs if path.endswith("logs") else {name: json.dumps(pod) for name, pod in self.pods.items()}
+        name = query["podname"] if query.get("podnamespace") else ""
+        return (200, held[name], "text/plain") if name in held else (500, "Could not get it", "text/plain")
 
     def now(self) -> datetime:
         """Return the time, which differs at every call."""
@@ -403,6 +425,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"", "text/html", location="/login")
         elif fault := self._fault(url.path):
             self._break(fault)
+        elif text := api.text(url.path, query):
+            self._send(text[0], text[1].encode(), text[2])
         else:
             self._answer(url.path, query, content)
 

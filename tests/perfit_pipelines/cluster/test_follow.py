@@ -12,12 +12,12 @@ import pytest
 
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint, connect
-from perfit_pipelines.cluster.follow import Pace, follow
-from perfit_pipelines.cluster.tasks import TaskReader
+from perfit_pipelines.cluster.follow import Pace, exit_code, follow
+from perfit_pipelines.cluster.nodes import TaskReader
 
-from .argo import details
-from .conftest import QUICK
+from .conftest import QUICK, write_federation
 from .kfp_api import until
+from .recorded import TWO_TIERS, Recording, client_died
 
 COMMAND = "import typer; from perfit_pipelines.cluster.commands import register; a = typer.Typer(); register(a); a()"
 
@@ -42,8 +42,8 @@ class Notes:
     def __init__(self):
         self.states, self.troubles = [], []
 
-    def on_progress(self, state, tasks, waiting) -> None:
-        self.states.append(state)
+    def on_progress(self, view) -> None:
+        self.states.append(view.state)
 
     def on_trouble(self, text) -> None:
         self.troubles.append(text)
@@ -58,16 +58,16 @@ def run_id(api) -> str:
 
 def watch(api, run_id: str, pace: Pace) -> tuple:
     time, notes = Time(), Notes()
-    ended = follow(connect(Endpoint(api.url)), run_id, TaskReader([]), notes, pace, time.sleep, time.clock)
+    ended = follow(connect(Endpoint(api.url)), run_id, TaskReader([]), notes, (), pace, time.sleep, time.clock)
     return ended, notes, time
 
 
 def test_looks_grow_rare_while_nothing_changes(api, run_id):
     api.play(*[("PENDING", [])] * 4, *[("RUNNING", [])] * 3, ("SUCCEEDED", []))
-    outcome, _, time = watch(api, run_id, Pace(first=2, longest=5, growth=1.5))
+    view, _, time = watch(api, run_id, Pace(first=2, longest=5, growth=1.5))
     # 2, 3, 4.5, then at most 5; after the change to RUNNING again from 2 on.
     assert time.slept == [2, 3, 4.5, 5, 2, 3, 4.5]
-    assert outcome.exit_code == 0
+    assert exit_code(view.state) == 0
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(api, run_id):
@@ -75,8 +75,8 @@ def test_a_server_that_fails_for_a_while_is_asked_again(api, run_id):
     api.fail("GET", "/runs/", 429, "too many requests")
     api.fail("GET", "/runs/", times=20)
     api.play(("RUNNING", []), ("SUCCEEDED", []))
-    outcome, notes, _ = watch(api, run_id, Pace())
-    assert (outcome.state, notes.states) == ("SUCCEEDED", ["RUNNING", "SUCCEEDED"])
+    view, notes, _ = watch(api, run_id, Pace())
+    assert (view.state, notes.states) == ("SUCCEEDED", ["RUNNING", "SUCCEEDED"])
     assert "(503): upstream connect error; trying again" in notes.troubles[0]
     assert any("cannot be reached" in trouble for trouble in notes.troubles)
 
@@ -113,19 +113,29 @@ def test_a_session_that_ends_meanwhile(api, run_id):
 
 def test_a_time_limit_ends_following(api, run_id):
     api.play(("RUNNING", []))
-    outcome, _, time = watch(api, run_id, Pace(first=10, longest=10, limit=35))
-    assert (outcome.state, outcome.exit_code, time.now) == ("RUNNING", 4, 40)
+    view, _, time = watch(api, run_id, Pace(first=10, longest=10, limit=35))
+    assert (view.state, exit_code(view.state), time.now) == ("RUNNING", 4, 40)
 
 
 def test_a_run_is_found_again_by_its_id(api, perfit, file):
-    perfit.succeed("submit", file, "--no-follow")
+    perfit.succeed("submit", write_federation(file, **TWO_TIERS), "--no-follow")
     (run_id,) = api.runs
-    node = "root.round-2.clients.for-loop-1.iteration-iterations(0:0).iteration-item.client-default"
+    died = client_died()
     # The first look is for the run's pipeline.
-    api.play(*[("RUNNING", details({node: "RUNNING"}))] * 2, ("FAILED", details({node: "FAILED"})))
+    api.play(*[("RUNNING", died.at("09:47:46").as_listed())] * 2, ("FAILED", died.as_listed()))
     result = perfit("follow", run_id, *QUICK)
     assert result.exit_code == 3
-    assert "Round 2 of 2: bank: running" in result.stdout
+    assert "Round 1 of 1: dock: running" in result.stdout
+    assert "Round 1 of 1: dock: failed" in result.stdout
+
+
+def test_a_list_that_is_about_to_stop_is_said_once(api, perfit, file):
+    """Of 16 clients, at 271 nodes; here neither the store nor Kubernetes can be asked."""
+    details = Recording.of("list-stopped").details
+    api.play(*[("RUNNING", details)] * 3, ("SUCCEEDED", details))
+    out = perfit.succeed("submit", file, *QUICK)
+    assert out.count("Kubeflow lists 271 nodes of this run; beyond about 1 MiB its list stays as it is") == 1
+    assert "told by nobody: set AWS_* to keys of the store" in out
 
 
 def test_a_run_that_does_not_exist(perfit):

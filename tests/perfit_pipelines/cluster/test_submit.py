@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+import uuid
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from perfit.cluster_spec import ClusterSpec
+from perfit_storage import FederationStore, Head, RoundPlace
 
-from .argo import details
-from .conftest import QUICK, Perfit, write_federation
+from .conftest import FEDERATION, QUICK, Perfit, write_federation
 from .kfp_api import upload_version
-
-LOOP = "root.round.clients.for-loop-1.iteration-iterations"
-AGGREGATE = "root.round.clients.onExit.aggregate"
+from .recorded import TWO_TIERS, client_died
 
 
 def only(items: dict):
@@ -47,7 +48,8 @@ def test_the_pipeline_carries_the_federation_file_and_the_store(api, perfit, fil
     kept = ClusterSpec.model_validate(yaml.safe_load(parameters["federation_file"]["defaultValue"]))
     assert (kept.name, [client.id for client in kept.clients]) == ("demo", ["bank", "kitchen"])
     assert parameters["store"]["defaultValue"] == "s3://other/place"
-    assert not only(api.runs).runtime_config.parameters
+    # So that Compare runs shows them: defaults are not compared.
+    assert only(api.runs).runtime_config.parameters == {"method": "perfit", "store": "s3://other/place"}
 
 
 def test_kubeflow_2_16_gets_no_limits_and_keeps_all_else(serve, file):
@@ -101,58 +103,33 @@ def test_names_images_and_service_account_can_be_given(api, perfit, file):
 
 
 def test_progress_names_tasks_rounds_and_clients(api, perfit, file):
-    start = {"root.prepare": "SUCCEEDED"}
-    training = {f"{LOOP}({n}:{n}).iteration-item.client-default": "RUNNING" for n in range(2)}
-    trained = dict.fromkeys(training, "SUCCEEDED")
-    end = {AGGREGATE: "SUCCEEDED"}
+    died = client_died()
+    moments = ("09:46:45", "09:47:30", "09:47:46", "09:47:46", "09:47:56", "09:48:05")
     api.play(
         ("PENDING", []),
-        ("RUNNING", details({"root.prepare": "RUNNING"}, pending=1)),
-        ("RUNNING", details({**start, **training})),
-        ("RUNNING", details({**start, **training})),
-        ("SUCCEEDED", details({**start, **trained, **end})),
+        *(("RUNNING", died.at(moment).as_listed()) for moment in moments),
+        ("FAILED", died.as_listed()),
     )
-    out = perfit.succeed("submit", file, *QUICK)
+    out = perfit("submit", write_federation(file, **TWO_TIERS), *QUICK).stdout
 
     lines = [line.strip().partition("  ")[2] for line in out.splitlines() if re.match(r" +\d+:\d\d  ", line)]
     assert lines == [
-        "run: pending",
+        "run: waiting",
         "Prepare: running",
-        "1 pod waiting for a node or an image",
         "run: running",
         "Prepare: succeeded",
-        "Round 1 of 2: bank: running",
-        "Round 1 of 2: kitchen: running",
-        "Round 1 of 2: bank: succeeded",
-        "Round 1 of 2: kitchen: succeeded",
-        "Round 1 of 2: Aggregate: succeeded",
-        "run: succeeded",
+        "Round 1 of 1: bank: running",
+        "Round 1 of 1: dock: running",
+        "Round 1 of 1: cafe: running",
+        "Round 1 of 1: farm: running",
+        "Round 1 of 1: bank: succeeded",
+        "Round 1 of 1: dock: failed",
+        "Round 1 of 1: cafe: succeeded",
+        "Round 1 of 1: farm: succeeded",
+        "Round 1 of 1: Aggregate: running",
+        "Round 1 of 1: Aggregate: succeeded",
+        "run: failed",
     ]
-
-
-def test_a_failed_run_ends_with_3_and_says_what_to_look_at(api, perfit, file):
-    api.play(("FAILED", details({f"{LOOP}(1:1).iteration-item.client-default": "FAILED"})))
-    result = perfit("submit", file, *QUICK)
-
-    assert result.exit_code == 3
-    assert "failed: Round 1 of 2: kitchen" in result.stderr
-    assert "OOMKilled" in result.stderr
-    assert f"kubectl -n kubeflow logs -l pipeline/runid={only(api.runs).run_id} -c main" in result.stderr
-
-
-def test_a_task_that_could_not_be_prepared_points_to_the_doctor(api, perfit, file):
-    api.play(("FAILED", details({"root.prepare-driver": "FAILED"})))
-    result = perfit("submit", file, *QUICK)
-
-    assert result.exit_code == 3
-    assert "failed: preparation of prepare" in result.stderr
-    assert "perfit doctor" in result.stderr
-
-
-def test_a_run_that_failed_without_a_failed_task_may_be_out_of_time(api, perfit, file):
-    api.play(("FAILED", []))
-    result = perfit("submit", file, *QUICK)
-    assert (result.exit_code, "cluster.deadline_seconds" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(("state", "word"), [("CANCELED", "cancelled"), ("SKIPPED", "skipped")])
@@ -178,15 +155,10 @@ def test_without_following_it_ends_at_once(api, perfit, file):
 
 def test_a_terminal_shows_a_table_by_stage(api, perfit, file, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    api.play(
-        (
-            "SUCCEEDED",
-            details({f"{LOOP}({n}:{n}).iteration-item.client-default": "SUCCEEDED" for n in range(2)}),
-        )
-    )
-    out = perfit.succeed("submit", file, *QUICK)
-    # Of the three tasks of a round: two clients, aggregate.
-    assert re.search(r"Round 1 of 2\s+2/3", out)
+    api.play(("FAILED", client_died().at("09:48:05").as_listed()))
+    out = perfit("submit", write_federation(file, **TWO_TIERS), *QUICK).stdout
+    # Of the five tasks of a round: four clients, aggregate.
+    assert re.search(r"Round 1 of 1\s+3/5\s+\S*failed: dock\S*\s+Aggregate", out)
 
 
 def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):
@@ -196,6 +168,49 @@ def test_paths_of_this_machine_are_warned_of(perfit, tmp_path):
     result = perfit("submit", file, *QUICK)
     assert result.exit_code == 0
     assert f"warning: client bank: {data} is a path of this machine" in result.stderr
+
+
+@pytest.fixture
+def stored(s3_server, monkeypatch, tmp_path):
+    """A function that puts a federation at a round into a store that this machine can read, and returns its file."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def at(round: int) -> Path:
+        store = f"{s3_server.store_uri}/{uuid.uuid4().hex}"
+        spec = ClusterSpec.model_validate({**FEDERATION, "store": store, "rounds": 3})
+        files = FederationStore.open(store, spec.name)
+        files.write_spec(spec.to_yaml().encode(), None)
+        head = Head(0, files.put_global(RoundPlace(0), b"round 0"))
+        files.create_head(head)
+        for number in range(1, round + 1):
+            before, head = head, replace(head, round=number, summary=files.put_summary(RoundPlace(number), b"{}"))
+            files.advance_head(before, head)
+        file = tmp_path / "stored.yaml"
+        file.write_bytes(spec.to_yaml().encode())
+        return file
+
+    return at
+
+
+@pytest.mark.parametrize(("committed", "rounds"), [(0, ["1", "2", "3"]), (2, ["3"])])
+def test_committed_rounds_are_no_part_of_a_run(api, perfit, stored, committed, rounds):
+    perfit.succeed("submit", stored(committed), *QUICK)
+    tasks = only(api.versions).pipeline_spec["pipeline_spec"]["root"]["dag"]["tasks"].values()
+    names = sorted(task["taskInfo"]["name"] for task in tasks)
+    assert names == ["Prepare", *(f"Round {number} of 3" for number in rounds)]
+
+
+def test_a_finished_federation_takes_no_run(api, perfit, stored):
+    assert "all 3 rounds are committed: there is nothing to do" in perfit.succeed("submit", stored(3))
+    assert not api.requests
+
+
+def test_a_store_that_cannot_be_read_from_here_runs_all_rounds(api, perfit, file, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    result = perfit("submit", file, *QUICK)
+    assert result.exit_code == 0
+    assert "note: rounds that are committed are passed, about a minute each: " in result.stderr
 
 
 def test_someone_else_may_upload_the_same_at_the_same_time(api, perfit, file):

@@ -1,26 +1,18 @@
-"""Names of a run's tasks, from what KFP lists of its Argo workflow."""
+"""Names and places of a pipeline's tasks."""
 
 from __future__ import annotations
 
-import kfp_server_api
 import pytest
 
 from perfit.cluster_spec import ClusterSpec
-from perfit_pipelines.cluster.tasks import Task, TaskReader, TaskState, list_tasks
+from perfit_pipelines.cluster.tasks import Task, list_tasks
 from perfit_pipelines.cluster.upload import read_ir
 from perfit_pipelines.compile import compile_pipeline
 
-from .argo import details
 from .conftest import FEDERATION
+from .recorded import TWO_TIERS as ONE_ROUND
 
-TWO_TIERS = {
-    "rounds": 2,
-    "tiers": {"strong": {}, "weak": {}},
-    "clients": [
-        {"id": name, "data": f"s3://data/{name}.jsonl", "tier": tier}
-        for name, tier in (("bank", "strong"), ("cafe", "weak"), ("dock", "strong"), ("farm", "weak"))
-    ],
-}
+TWO_TIERS = {**ONE_ROUND, "rounds": 2}
 
 
 @pytest.fixture
@@ -39,15 +31,6 @@ def tasks_of(tmp_path):
 def clients(tasks: list[Task], stage: str) -> list[tuple[str, str]]:
     """Return the labels and keys of a stage's client tasks."""
     return [(task.label, task.key) for task in tasks if task.stage == stage and task.key.startswith("client-")]
-
-
-def test_ids_are_those_of_a_workflow_that_has_run():
-    # Of a run of KFP's sample "retry" (kubeflow/pipelines, frontend/mock-backend/mock-retry-runtime.ts).
-    workflow = "retry-random-failures-p9snt"
-    tasks = [Task("first", "", "one", ".print-msg"), Task("first", "", "two", ".print-msg-2")]
-    child = kfp_server_api.PipelineTaskDetailChildTask(pod_name=f"{workflow}-1189960944")
-    detail = kfp_server_api.V2beta1PipelineTaskDetail(display_name="first", state="RUNNING", child_tasks=[child])
-    assert TaskReader(tasks).read([detail]) == [TaskState("first", "", "two", "RUNNING")]
 
 
 def test_tasks_are_listed_in_the_order_of_the_pipeline(tasks_of):
@@ -124,24 +107,3 @@ def test_clients_are_numbered_where_the_round_is_not_known_before(tasks_of):
         "client 1 of weak",
         "client 2 of weak",
     ]
-
-
-def test_a_node_that_has_not_begun_its_pod_is_left_out(tasks_of):
-    reader = TaskReader(tasks_of())
-    listed = details({"root.prepare": "RUNNING"})
-    begun = [task for task in listed if task.display_name == "prepare"]
-    begun[0].child_tasks = []
-    assert reader.read(listed) == []
-
-
-def test_without_links_tasks_are_numbered(tasks_of):
-    reader = TaskReader(tasks_of())
-    loop = "root.round.clients.for-loop-1.iteration-iterations"
-    listed = details({f"{loop}({n}:{n}).iteration-item.client-default": "RUNNING" for n in (0, 1)}, linked=False)
-    assert [state.name for state in reader.read(listed)] == ["Client (default) #1", "Client (default) #2"]
-
-
-def test_nodes_named_otherwise_are_numbered(tasks_of):
-    reader = TaskReader(tasks_of())
-    listed = details({"somewhere.else.client-default": "FAILED"})
-    assert [(state.name, state.state) for state in reader.read(listed)] == [("Client (default) #1", "FAILED")]

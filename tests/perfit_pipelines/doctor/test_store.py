@@ -9,10 +9,14 @@ import socket
 import pytest
 
 from perfit_pipelines.deploy.policies import client_policy, server_policy
+from perfit_pipelines.doctor.secrets_check import RoleKeys
+from perfit_pipelines.doctor.store_owner_check import _is_kubeflows
 from perfit_storage import open_store
 
+from ...authority import make_authority
 from ...faults.s3_proxy import Behaviour, faulty
 from ..store_roles import SERVER, role_policies
+from .conftest import secret_object
 
 BUCKET = "arn:aws:s3:::perfit"
 ROOT = f"{BUCKET}/federations/tiny"
@@ -181,6 +185,43 @@ def test_a_store_that_lets_two_writers_win(site, behaviour, finding):
         found = site.only("fail", "store", "--store-endpoint", environment["AWS_ENDPOINT_URL"])
     assert re.search(finding, found["finding"])
     assert "4.18" in found["fix"] or "ETag" in found["fix"]
+
+
+def test_kubeflows_own_store(site):
+    """By the key that every task's pod mounts: an administrator's opens it, one of a profile does not."""
+    administrator = site.store.server.administrator
+    key = {"accesskey": administrator["AWS_ACCESS_KEY_ID"], "secretkey": administrator["AWS_SECRET_ACCESS_KEY"]}
+    site.cluster.add(secret_object("mlpipeline-minio-artifact", key))
+    found = site.only("warn", "store")
+    assert "it is Kubeflow's own: the key in the Secret mlpipeline-minio-artifact" in found["finding"]
+    assert "seaweedfs" in found["fix"]
+    site.cluster.add(secret_object("mlpipeline-minio-artifact", key | {"secretkey": "of another store"}))
+    assert site.findings() == []
+
+
+def test_kubeflows_own_store_by_its_name(site):
+    """For a user who may not read Secrets but has the roles' keys from elsewhere."""
+    for host, own in {
+        "minio-service.kubeflow": True,
+        "seaweedfs.kubeflow.svc.cluster.local": True,
+        "minio-service": True,
+        "seaweedfs.perfit.svc": False,
+        "minio.example.com": False,
+    }.items():
+        role = RoleKeys(None, "perfitserver-tiny", {"AWS_ENDPOINT_URL": f"http://{host}:9000"})
+        assert _is_kubeflows(role) == own, host
+
+
+def test_the_authority_of_the_store(site, tmp_path):
+    site.write(cluster={"store_ca": "our-ca"})
+    found = site.only("fail", "store")
+    assert "no ConfigMap our-ca in namespace kubeflow whose key ca.crt" in found["finding"]
+    assert "create configmap our-ca --from-file=ca.crt=AUTHORITY.pem" in found["fix"]
+    authority, _ = make_authority(tmp_path)
+    metadata = {"name": "our-ca", "namespace": "kubeflow"}
+    texts = {"ca.crt": authority.read_text()}
+    site.cluster.add({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": texts})
+    assert site.findings() == []
 
 
 def test_a_name_that_another_federation_has(site):

@@ -1,8 +1,9 @@
-"""What the doctor reads of a Kubernetes cluster."""
+"""What the doctor and ``perfit follow`` read of a Kubernetes cluster."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,7 @@ class Cluster:
         self.url = settings.host
         api = client.ApiClient(settings)
         self._core, self._storage = client.CoreV1Api(api), client.StorageV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
 
     def namespace(self, name: str) -> V1Namespace | None:
         """Read a namespace."""
@@ -62,6 +64,11 @@ class Cluster:
         if secret is None:
             return None
         return {key: base64.b64decode(value).decode(errors="replace") for key, value in (secret.data or {}).items()}
+
+    def config_map(self, namespace: str, name: str) -> dict[str, str] | None:
+        """Read the contents of a ConfigMap."""
+        found = self._read(f"the ConfigMap {name}", self._core.read_namespaced_config_map, name, namespace)
+        return None if found is None else found.data or {}
 
     def claim(self, namespace: str, name: str) -> V1PersistentVolumeClaim | None:
         """Read a volume claim."""
@@ -84,13 +91,25 @@ class Cluster:
         """List the limit ranges of a namespace."""
         return self._list("limit ranges", self._core.list_namespaced_limit_range, namespace)
 
+    def pods(self, namespace: str, labels: str) -> list[dict[str, Any]]:
+        """List the pods with these labels, as Kubernetes writes them: their models take many times as long to read."""
+        list_pods = self._core.list_namespaced_pod
+        answer = self._read("pods", list_pods, namespace, label_selector=labels, _preload_content=False)
+        return json.loads(answer.data)["items"] if answer else []
+
+    def workflows(self, namespace: str, labels: str) -> list[dict[str, Any]]:
+        """List Argo's workflows with these labels."""
+        names = ("argoproj.io", "v1alpha1", namespace, "workflows")
+        answer = self._read("workflows", self._custom.list_namespaced_custom_object, *names, label_selector=labels)
+        return answer["items"] if answer else []
+
     def _list(self, what: str, call: Callable[..., Any], *names: str) -> list[Any]:
         answer = self._read(what, call, *names)
         return answer.items if answer else []
 
-    def _read(self, what: str, call: Callable[..., Any], *names: str) -> Any:
+    def _read(self, what: str, call: Callable[..., Any], *names: str, **options: Any) -> Any:
         try:
-            return call(*names, _request_timeout=_TIMEOUT_S)
+            return call(*names, _request_timeout=_TIMEOUT_S, **options)
         except client.ApiException as error:
             if error.status == 404:
                 return None

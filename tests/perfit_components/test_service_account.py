@@ -1,0 +1,149 @@
+"""Prepare asks Kubernetes what its service account may do; by an API server over TLS with an authority of its own."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from perfit.errors import PerfitError
+from perfit_components.steps.prepare import prepare
+from perfit_components.steps.service_account import check_account
+
+from ..authority import make_authority
+
+TOKEN = "the-accounts-token"
+ANN = {"verb": "get", "name": "perfit-tiny-ann"}
+
+
+@dataclass
+class Api:
+    """An API server's access reviews.
+
+    Attributes:
+        mount: What a pod of the account has mounted.
+        environment: What its pods have.
+        allowed: What the account may do with Secrets: verbs, and names; no name means all.
+        status: Of every answer.
+        asked: The questions.
+    """
+
+    mount: Path
+    environment: dict[str, str]
+    allowed: list[dict[str, str]] = field(default_factory=list)
+    status: int = 201
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+    def review(self, attributes: dict[str, str]) -> bool:
+        """As RBAC: a rule without names is about all, one with names only about these."""
+        self.asked.append(attributes)
+        rules = [rule for rule in self.allowed if rule["verb"] == attributes["verb"]]
+        return any(rule.get("name") in (None, attributes.get("name", "")) for rule in rules)
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    authority, server_file = make_authority(tmp_path)
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (mount / "token").write_text(TOKEN)
+    (mount / "namespace").write_text("kubeflow")
+    (mount / "ca.crt").write_bytes(authority.read_bytes())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+            assert (review["apiVersion"], review["kind"]) == ("authorization.k8s.io/v1", "SelfSubjectAccessReview")
+            known = self.headers["Authorization"] == f"Bearer {TOKEN}"
+            review["status"] = {"allowed": known and served.review(review["spec"]["resourceAttributes"])}
+            data = json.dumps(review).encode()
+            self.send_response(served.status if known else 401)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(server_file)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    address = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.server_port)}
+    served = Api(mount, address)
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def check(api: Api, site) -> None:
+    check_account(site.spec, api.environment, api.mount)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "problem"),
+    [
+        ([{"verb": "get"}, {"verb": "list"}], "may read every Secret"),
+        ([{"verb": "list"}], "may list all Secrets"),
+        ([ANN], "may read clients' Secrets"),
+    ],
+)
+def test_an_account_that_may_read_the_keys_is_refused(api, make_site, allowed, problem):
+    api.allowed = allowed
+    with pytest.raises(PerfitError, match=problem) as refused:
+        check(api, make_site())
+    assert "fill the field Service Account" in refused.value.fix
+    assert "cluster.allow_secret_readers: true" in refused.value.fix
+
+
+def test_an_account_that_may_not_is_taken(api, make_site, capsys):
+    api.allowed = [{"verb": "get", "name": "mlpipeline-minio-artifact"}, {"verb": "watch"}]
+    check(api, make_site())
+    assert [(asked["verb"], asked.get("name")) for asked in api.asked] == [
+        ("get", None),
+        ("list", None),
+        ("get", "perfit-tiny-ann"),
+    ]
+    assert {(asked["namespace"], asked["resource"]) for asked in api.asked} == {("kubeflow", "secrets")}
+    assert capsys.readouterr().out == ""
+
+
+def test_the_file_may_allow_it(api, make_site):
+    api.allowed = [{"verb": "get"}]
+    check(api, make_site(cluster={"allow_secret_readers": True}))
+    assert api.asked == []
+
+
+def test_a_server_that_does_not_answer_stops_nothing(api, make_site, capsys):
+    for spoil in (
+        lambda: setattr(api, "status", 403),
+        lambda: (api.mount / "token").write_text("another"),
+        lambda: api.environment.update(KUBERNETES_SERVICE_PORT="1"),
+    ):
+        spoil()
+        check(api, make_site())
+        assert "Kubernetes did not say whether" in capsys.readouterr().out
+    (api.mount / "token").unlink()
+    check(api, make_site())
+    check_account(make_site().spec, {}, api.mount)
+    assert capsys.readouterr().out == ""
+
+
+def test_prepare_asks_before_it_writes(api, make_site, monkeypatch):
+    """With the default place of the mount, which this machine must not have."""
+    api.allowed = [{"verb": "get"}]
+    monkeypatch.setattr(
+        "perfit_components.steps.service_account.check_account.__defaults__", (api.environment, api.mount)
+    )
+    site = make_site()
+    with pytest.raises(PerfitError, match="may read every Secret"):
+        prepare(site.spec.to_yaml(), site.store_uri)
+    assert not site.root.exists() or not any(site.root.iterdir())

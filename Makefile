@@ -34,8 +34,9 @@ faults: $(VENV)/.dev  ## tests/faults for long, with other faults each time: EFF
 images:  ## build both images with docker, podman or buildah; images/README.md
 	images/build.sh
 
-clean:  ## remove what make made; federations under .perfit stay
+clean:  ## remove what make made; federations stay, and it says where
 	rm -rf $(VENV)
+	@echo "federations stay in $${PERFIT_HOME:-$${XDG_DATA_HOME:-$$HOME/.local/share}/perfit}"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError, printable
-from perfit.locations import hide_credentials, is_local
+from perfit.locations import hide_credentials, is_local, is_path
 from perfit.overrides import override
 from perfit.spec import METHODS
 
@@ -28,7 +29,7 @@ Lines = dict[tuple[str | int, ...], int | str]
 
 
 def load_federation(path: str | Path, settings: Sequence[str] = ()) -> ClusterSpec:
-    """Read and validate a federation file; relative data paths are taken from its directory.
+    """Read and validate a federation file; relative paths of the model and of data are taken from its directory.
 
     Args:
         path: Of the file.
@@ -147,13 +148,21 @@ def load_tree(text: str, source: str) -> tuple[Any, Lines]:
 
 def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
     def resolve(uri: str | None) -> str | None:
-        return str(directory / uri) if uri and is_local(uri) else uri
+        return str(directory / uri) if uri and (is_local(uri) or _exists(directory, uri)) else uri
 
     clients = tuple(
         client.model_copy(update={"data": resolve(client.data), "held_out": resolve(client.held_out)})
         for client in spec.clients
     )
-    return spec.model_copy(update={"clients": clients})
+    model = spec.model
+    if is_path(model) or _exists(directory, model):
+        model = normpath(directory / Path(model).expanduser())
+    return spec.model_copy(update={"clients": clients, "model": model})
+
+
+def _exists(directory: Path, name: str) -> bool:
+    """Whether what may be a hub id is a path from this directory."""
+    return "://" not in name and (directory / name).exists()
 
 
 def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> Lines:

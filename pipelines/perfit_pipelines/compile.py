@@ -12,7 +12,7 @@ from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.locations import check_store_uri
 from perfit_pipelines.pipelines import Images, federated_round, federated_tuning
-from perfit_storage.files import write_atomically
+from perfit_pipelines.writing import write_file
 
 PipelineName = Literal["federated_tuning", "federated_round"]
 _MAX_WORKFLOW_BYTES = 1_400_000
@@ -57,10 +57,7 @@ def compile_pipeline(
             f"the compiled pipeline has {len(data):,} bytes, more than a cluster takes ({_MAX_WORKFLOW_BYTES:,})",
             "lower rounds and run the pipeline again for more, or schedule federated_round",
         )
-    try:
-        write_atomically(target, data)
-    except OSError as error:
-        raise PerfitError(f"{target} cannot be written: {error}", "give a path in a directory that exists") from error
+    write_file(target, data)
 
 
 def _without_comment(text: str) -> str:

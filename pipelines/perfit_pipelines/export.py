@@ -20,6 +20,7 @@ from perfit.models import checked_model, load_model
 from perfit.quantization import check_quantization
 from perfit_components.steps.client import ADAPTER_DIRECTORY
 from perfit_components.steps.context import FederationContext, model_cache
+from perfit_pipelines.writing import writing
 from perfit_report import last_records
 from perfit_storage import ObjectNotFound
 
@@ -156,7 +157,7 @@ def _client_file(context: FederationContext, client: str, name: str) -> bytes:
 @contextmanager
 def _replacing(directory: Path, only_empty: bool = False) -> Iterator[Path]:
     """A directory to fill, which takes the place of an empty one or of an adapter's once it is complete."""
-    try:
+    with writing(directory):
         present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
         replaceable = directory.is_dir() and (not present or (CONFIG_FILE in present and not only_empty))
         if directory.exists() and not replaceable:
@@ -170,7 +171,3 @@ def _replacing(directory: Path, only_empty: bool = False) -> Iterator[Path]:
             if directory.exists():
                 shutil.rmtree(directory)
             draft.rename(directory)
-    except OSError as error:
-        raise PerfitError(
-            f"{directory} cannot be written: {error.strerror or error}", "give a directory that this user may write"
-        ) from error

@@ -9,9 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-STATE = Path(".perfit")
-"""Where commands keep what they need, below the working directory."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 

@@ -19,6 +19,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_the_user(tmp_path_factory) -> Iterator[None]:
+    """Let no command work on what the user of this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERFIT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """The directory of a random Llama of two layers, with its tokenizer."""

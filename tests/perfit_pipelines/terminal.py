@@ -62,7 +62,7 @@ def perfit_in_terminal(*arguments: str | Path, cwd: Path) -> Iterator[Terminal]:
     process, file = pty.fork()
     if process == 0:
         os.chdir(cwd)
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40", "PERFIT_HOME": str(cwd / ".perfit")}
         os.execv(COMMAND[0], [*COMMAND, *map(str, arguments)])
     terminal = Terminal(process, file)
     try:

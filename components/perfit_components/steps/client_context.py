@@ -244,6 +244,7 @@ def _put_mask(context: ClientContext, mask: np.ndarray, round: int) -> str:
     store, client, space = context.store, context.client.id, context.loaded[0].space
     digest = mask_hash(space, mask)
     if digest not in store.find_masks(client):
+        context.federation.check_unchanged()
         header = replace(context.header(int(np.count_nonzero(mask)), digest), round=round)
         store.put_mask(client, digest, dump_mask(header, space, mask))
     context.checkpoint.drop()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -10,9 +12,10 @@ import typer
 import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, compare, data, logs, read, rollback, run
+from perfit_pipelines.cli import adapters, bench, compare, data, federations, logs, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
+from perfit_pipelines.writing import fix_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,17 +39,30 @@ def _root(
     """Personalised federated instruction tuning on Kubeflow Pipelines."""
 
 
-for commands in (run, logs, read, adapters, rollback, data, bench, compare, cluster, deploy, doctor):
+for commands in (run, logs, read, federations, adapters, rollback, data, bench, compare, cluster, deploy, doctor):
     commands.register(app)
 
 
 def main() -> None:
     """Run the command; a user's mistake is reported as problem and fix, without a traceback."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except PerfitError as error:
-        errors.print("[bold red]error:[/]", end=" ")
-        errors.print(printable(error.problem, keep="\n"), markup=False)
-        errors.print("  [bold]fix:[/]", end=" ")
-        errors.print(printable(error.fix, keep="\n"), markup=False)
+        _show(error.problem, error.fix)
         sys.exit(1)
+    except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
+        where = f"{error.filename}: " if error.filename else ""
+        _show(f"{where}{error.strerror or error}", fix_of(error))
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries once more to write what is left
+        sys.exit(1)
+
+
+def _show(problem: str, fix: str) -> None:
+    errors.print("[bold red]error:[/]", end=" ")
+    errors.print(printable(problem, keep="\n"), markup=False)
+    errors.print("  [bold]fix:[/]", end=" ")
+    errors.print(printable(fix, keep="\n"), markup=False)

@@ -15,6 +15,7 @@ from perfit.errors import PerfitError
 from perfit_pipelines.cli.read import NameOption
 from perfit_pipelines.cli.stores import StoreOption, use_store
 from perfit_pipelines.options import INTERRUPTED, errors, out
+from perfit_pipelines.writing import write_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +61,7 @@ def export(
         raise PerfitError(
             "--adapter-only writes the files as they are stored", "leave out --adapter-only, or --merged and --base"
         )
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         context = used.federation(federation)
         exporter = Exporter(context, base)
         write = exporter.write_merged if merged else exporter.write_adapter
@@ -100,7 +101,7 @@ def chat(
                 "there is nothing on the standard input", f"pipe in a question: echo Hi | perfit chat {client}"
             )
     set_quiet()
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         exporter = Exporter(used.federation(federation))
         exporter.weights(client)  # so that a wrong name is said before the model is loaded
         with exporter.load(None if without_adapter else client) as model:
@@ -132,9 +133,8 @@ def serving(
     from perfit_components.steps.context import model_cache
     from perfit_pipelines.deploy.policies import serving_policy
     from perfit_pipelines.serving import Adapters, kserve_base
-    from perfit_storage.files import write_atomically
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         context = used.federation(federation)
         if server is Server.POLICY:
             text = json.dumps(serving_policy(context.spec, used.uri), indent=2) + "\n"
@@ -150,7 +150,7 @@ def serving(
     if output is None:
         print(text, end="")
     else:
-        write_atomically(output, text.encode())
+        write_file(output, text.encode())
         out.print(f"wrote {output}", markup=False)
 
 

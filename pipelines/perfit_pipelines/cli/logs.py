@@ -11,7 +11,8 @@ from typing import IO, Annotated
 import typer
 
 from perfit.errors import PerfitError
-from perfit_pipelines.options import INTERRUPTED, STATE
+from perfit_pipelines import places
+from perfit_pipelines.options import INTERRUPTED
 
 LOG_FILE = "run.log"
 _POLL_S = 0.5
@@ -51,11 +52,14 @@ def _new(file: IO[str]) -> Iterator[str]:
 
 
 def _find(name: str | None) -> Path:
-    names = sorted(path.parent.name for path in STATE.glob(f"*/{LOG_FILE}"))
-    if name in names or (name is None and len(names) == 1):
-        return STATE / (name or names[0]) / LOG_FILE
-    what = "no run" if name is None and not names else f"no run of {name!r}" if name else "several runs"
+    directory = places.all_results()
+    names = sorted(path.parent.name for path in directory.glob(f"*/{LOG_FILE}"))
+    # What follows a name's dot is another method, or the hash of a store.
+    found = [name] if name in names else [other for other in names if name is None or other.startswith(f"{name}.")]
+    if len(found) == 1:
+        return directory / found[0] / LOG_FILE
+    what = "several runs" if found else f"no run of {name!r}" if name else "no run"
     raise PerfitError(
-        f"{STATE.absolute()} has the log of {what}",
+        f"{directory} has the log of {what}",
         f"name one: perfit logs {' | '.join(names)}" if names else "run a federation first: perfit run FILE",
     )

@@ -25,18 +25,21 @@ def register(app: typer.Typer) -> None:
 
 def status(federation: NameOption = None, store: StoreOption = None, json: JsonOption = False) -> None:
     """Show which rounds of a federation are committed, and each client's results."""
-    from perfit_pipelines.cli.results import client_table, committed, round_table, status_json
+    from perfit_pipelines.cli.results import client_table, committed, lost_lines, pending, round_table, status_json
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         context = used.federation(federation)
         head, summaries = context.store.read_head(), context.summaries()
-    if json:
-        print(status_json(context, head, summaries))
-        return
-    out.print(f"{context.store.uri}: {committed(head)}", markup=False)
+        if json:
+            print(status_json(context, head, summaries))
+            return
+        waiting = pending(context)
+    out.print(f"{used.shown(context.store.uri)}: {committed(head)}", markup=False)
     if summaries:
         out.print(round_table(summaries))
         out.print(client_table(summaries))
+    for line in (*lost_lines(summaries[-1].lost if summaries else ()), *waiting):
+        out.print(line, markup=False)
 
 
 def report(
@@ -47,6 +50,6 @@ def report(
     """Draw the report of all committed rounds."""
     from perfit_pipelines.cli.results import write_report
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         write_report(used.federation(federation), output)
     out.print(f"wrote {output}", markup=False)

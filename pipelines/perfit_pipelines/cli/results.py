@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from perfit.protocol import RoundSummary, UpdateRecord
+from perfit.errors import printable
+from perfit.protocol import ClientStatus, RoundSummary, UpdateRecord
 from perfit_components.steps.context import FederationContext
+from perfit_components.steps.contribution import read_outcome
 from perfit_components.steps.report import draw_report
+from perfit_pipelines.writing import write_file, writing
 from perfit_report import last_records
 from perfit_storage import Head
-from perfit_storage.files import write_atomically
+
+_WORDS = ("client", "federation", "method", "status")
+"""Columns that hold no numbers."""
 
 
 def committed(head: Head) -> str:
@@ -32,7 +37,7 @@ def status_json(context: FederationContext, head: Head, summaries: Sequence[Roun
         "method": spec.method.name,
         "rounds": spec.rounds,
         "committed": head.round,
-        "global_adapter_sha256": head.adapter.sha256,
+        "global_adapter_digest": head.adapter.digest,
         "rolled_back_to": [branch.first_round - 1 for branch in head.branches],
         "summaries": [summary.model_dump(mode="json") for summary in summaries],
     }
@@ -46,8 +51,9 @@ def write_report(context: FederationContext, target: Path) -> None:
         PerfitError: No round is committed, or the store cannot be reached.
     """
     page = draw_report(context, context.store.read_head().round)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, page.html.encode())
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_file(target, page.html.encode())
 
 
 def client_table(summaries: Sequence[RoundSummary]) -> Table:
@@ -70,6 +76,33 @@ def client_table(summaries: Sequence[RoundSummary]) -> Table:
         if status.client not in records:
             table.add_row(status.client, str(status.rank), *["-"] * 7, status.status)
     return table
+
+
+def lost_lines(lost: Iterable[ClientStatus]) -> list[str]:
+    """Return why clients have no result in a round: problem and fix, as each of them wrote."""
+    lines = (f"{status.client} ({status.status}) in round {status.round}: {status.reason}" for status in lost)
+    return [printable(line, keep="\n") for line in lines]
+
+
+def federation_table(contexts: Sequence[FederationContext]) -> Table:
+    """Return a table of federations: how far each is."""
+    table = _table("", "federation", "method", "clients", "rounds", "of")
+    for context in contexts:
+        spec, head = context.spec, context.store.read_head()
+        table.add_row(context.store.name, spec.method.name, str(len(spec.clients)), str(head.round), str(spec.rounds))
+    return table
+
+
+def pending(context: FederationContext) -> list[str]:
+    """Return what is known of a round that is planned and not committed: who has no result in it, and why."""
+    head = context.store.read_head()
+    plan = context.find_plan(head.place(head.round + 1))
+    if plan is None:
+        return []
+    outcomes = [read_outcome(context, plan, participant) for participant in plan.participants]
+    delivered = sum(isinstance(outcome, UpdateRecord) for outcome in outcomes)
+    first = f"round {plan.round} is not committed: {delivered} of {len(outcomes)} clients have a result so far"
+    return [first, *lost_lines(outcome for outcome in outcomes if outcome.status in ("failed", "refused"))]
 
 
 def round_table(summaries: Sequence[RoundSummary]) -> Table:
@@ -104,5 +137,5 @@ def _table(title: str, *columns: str) -> Table:
     """A table that fits in 80 columns; numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("client", "status") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
     return table

@@ -80,7 +80,7 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
     return _policy(
         _allow([_READ], bucket.arns(spec, "spec.yaml", "model.json", "head.json", "masks/*", "rounds/*")),
         _allow([_WRITE], bucket.arns(spec, *written)),
-        _allow_list(bucket, bucket.keys(spec, "rounds/", "rounds/*/updates/")),
+        _allow_list(bucket, bucket.keys(spec, "rounds/", "rounds/*/updates/", "masks/")),
         _statement("Deny", [_WRITE], bucket.arns(spec, "masks/*", "rounds/*/updates/*")),
         _statement("Deny", [_READ, _WRITE], bucket.arns(spec, "clients/*")),
     )

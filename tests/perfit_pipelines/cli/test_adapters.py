@@ -138,7 +138,7 @@ def of_gguf(tiny_llama, tmp_path_factory):
 
 
 def test_a_gguf_base_is_named_by_its_conversion(of_gguf):
-    adapter = of_gguf.directory / ".perfit/tiny/adapters/ann"
+    adapter = of_gguf.results / "adapters/ann"
     config = json.loads((adapter / "adapter_config.json").read_text())
     (converted,) = (of_gguf.directory / "cache").iterdir()
     assert config["base_model_name_or_path"] == str(converted)

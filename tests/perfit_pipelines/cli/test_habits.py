@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -41,7 +42,7 @@ def test_status_for_programs(trained):
     told = json.loads(trained.stored("status", "--json").out)
     head = trained.site.store.read_head()
     assert (told["federation"], told["method"], told["committed"], told["rounds"]) == ("tiny", "perfit", 2, 2)
-    assert told["global_adapter_sha256"] == head.adapter.sha256
+    assert told["global_adapter_digest"] == head.adapter.digest
     assert told["rolled_back_to"] == []
     assert told["summaries"] == [trained.site.summary(n).model_dump(mode="json") for n in (1, 2)]
 
@@ -49,20 +50,24 @@ def test_status_for_programs(trained):
 def test_the_log_of_a_run(tmp_path):
     result = perfit("logs", cwd=tmp_path)
     assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run a federation first: perfit run FILE")
-    log = tmp_path / ".perfit/tiny/run.log"
+    log = tmp_path / ".perfit/federations/tiny/run.log"
     log.parent.mkdir(parents=True)
     log.write_text("one\ntwo\nthree\n")
     assert perfit("logs", cwd=tmp_path).out == perfit("logs", "tiny", cwd=tmp_path).out == "one\ntwo\nthree\n"
     assert perfit("logs", "-n", 2, cwd=tmp_path).out == "two\nthree\n"
     result = perfit("logs", "other", cwd=tmp_path)
     assert (result.code, result.err.splitlines()[1]) == (1, "  fix: name one: perfit logs tiny")
+    log.parent.rename(log.parent.with_name("tiny.0123abcd"))  # as a run on a store that it was given leaves it
+    assert perfit("logs", "tiny", cwd=tmp_path).out == "one\ntwo\nthree\n"
 
 
 def test_a_log_that_grows(tmp_path):
-    log = tmp_path / ".perfit/tiny/run.log"
+    log = tmp_path / ".perfit/federations/tiny/run.log"
     log.parent.mkdir(parents=True)
     log.write_text("one\n")
-    with subprocess.Popen([*COMMAND, "logs", "--follow"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PERFIT_HOME": str(tmp_path / ".perfit")}
+    command = [*COMMAND, "logs", "--follow"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "one\n"
             with open(log, "a") as file:
@@ -89,6 +94,26 @@ def test_a_dry_run_starts_nothing(make):
     assert files(home.directory) == there
 
 
+def test_a_dry_run_makes_no_store(home):
+    result = home.perfit("run", home.file, "--dry-run")
+    assert (result.code, result.out.splitlines()) == (
+        0,
+        [
+            f"federation tiny: perfit, store of this machine, in {home.directory}/.perfit",
+            "would run rounds 1 to 2: 2 clients a round, 2 steps each, and 2 searches of 1 steps",
+        ],
+    ), result.err
+    assert not (home.directory / ".perfit").exists()
+
+
+@pytest.mark.parametrize("command", [["chat", "ann", "Hi"], ["export", "ann", "out"], ["serving", "vllm"], ["compare"]])
+def test_what_reads_makes_no_store(command, tmp_path):
+    result = perfit(*command, cwd=tmp_path)
+    problem = f"error: the store of this machine, {tmp_path}/.perfit/s3, holds no federation"
+    assert (result.code, result.err.splitlines()[0]) == (1, problem)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_reads_the_records(home):
     (home.directory / "data/ann.jsonl").write_text("not JSON\n")
     result = home.stored("run", home.file, "--dry-run")
@@ -99,7 +124,7 @@ def test_another_method_and_another_value_without_a_word(home):
     result = home.stored("run", home.file, "--method", "fedit", "--set", "rounds=1", "--quiet")
     assert (result.code, result.out, result.err) == (0, "", "")
     assert home.stored("status", "-f", "tiny.fedit").out.splitlines()[0].partition(": ")[2].startswith("round 1 ")
-    assert (home.directory / ".perfit/tiny.fedit/adapters/bob/README.md").is_file()
+    assert (home.results / "adapters/bob/README.md").is_file()
     assert not home.site.root.exists()
 
 

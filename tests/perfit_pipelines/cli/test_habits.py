@@ -106,14 +106,6 @@ def test_a_dry_run_makes_no_store(home):
     assert not (home.directory / ".perfit").exists()
 
 
-@pytest.mark.parametrize("command", [["chat", "ann", "Hi"], ["export", "ann", "out"], ["serving", "vllm"], ["compare"]])
-def test_what_reads_makes_no_store(command, tmp_path):
-    result = perfit(*command, cwd=tmp_path)
-    problem = f"error: the store of this machine, {tmp_path}/.perfit/s3, holds no federation"
-    assert (result.code, result.err.splitlines()[0]) == (1, problem)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_dry_run_reads_the_records(home):
     (home.directory / "data/ann.jsonl").write_text("not JSON\n")
     result = home.stored("run", home.file, "--dry-run")

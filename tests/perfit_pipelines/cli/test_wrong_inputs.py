@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +73,19 @@ def make(path: str, text: str | None = None) -> Callable[[Home], object]:
     return spoil
 
 
+def quantise(method: str) -> Callable[[Home], object]:
+    """Let the model's configuration say that its files are quantised."""
+
+    def spoil(home: Home) -> None:
+        tree = yaml.safe_load(home.file.read_text())
+        copy = Path(shutil.copytree(tree["model"], home.directory / method))
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+        change("model", method)(home)
+
+    return spoil
+
+
 def nothing(home: Home) -> None: ...
 
 
@@ -102,6 +117,12 @@ ROWS = {
         change("lora.target_modules", ["q_porj"]),
         "lora.target_modules: the model has no linear module 'q_porj'",
         "use all-linear, or some of: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
+    ),
+    "a quantised model": Row(
+        VALIDATE,
+        quantise("gptq"),
+        "model: the weights of {at}/gptq are quantised with 'gptq', on which nothing is trained here",
+        "name the model that they were made from; training.quantization: nf4 then holds it in 4 bits, int8 in 8",
     ),
     "rank 100,000": Row(
         VALIDATE,
@@ -220,7 +241,17 @@ ROWS = {
     # No federation
     **{
         f"{command}, where there is none": Row(command, nothing, NONE_HERE, RUN_FIRST)
-        for command in ("status", "list", "report", "export ann to", "rollback 0", "delete tiny --yes")
+        for command in (
+            "status",
+            "list",
+            "report",
+            "compare",
+            "export ann to",
+            "chat ann Hi",
+            "serving vllm",
+            "rollback 0",
+            "delete tiny --yes",
+        )
     },
     "the user's files are a file": Row("status", make(".perfit", ""), NONE_HERE, RUN_FIRST),
     "status of a store that is a file": Row(

@@ -3,10 +3,12 @@
 The store holds these files under ``federations/<name>/``::
 
     spec.yaml                              the federation file
+    files/<digest>.yaml                    federation files that runs are given by URI, not as an argument
     model.json                             the files of the base model, by hash
     head.json                              round, branches, and key and digest of the global adapter and server state
     masks/<client>/<digest>                a client's personal architectures
     rounds/<n>/plan.json                   written once
+    rounds/<n>/served.json                 of a round of several runs: how many of its participants have had theirs
     rounds/<n>/exchanged.safetensors       for the server alone: the positions that enough participants share
     rounds/<n>/downloads/<client>.safetensors, or for all clients of a rank ranks/<rank>.safetensors
     rounds/<n>/updates/<client>.safetensors
@@ -48,6 +50,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
+_SERVED_BYTES = 16
 _BLOB_FIX = "restore it from a backup, or run its round again"
 _SINGLE_FILES = ("head.json", "model.json", "spec.yaml")
 _DIRECTORIES = ("clients/", "rounds/", "masks/")
@@ -108,6 +111,21 @@ class FederationStore:
                 f"prepare it first, or correct its name{self._existing_names()}",
             )
         return stored.data
+
+    def put_file(self, data: bytes) -> str:
+        """Stores a federation file under its hash, for a run that is given the URI which this returns."""
+        path = f"files/{blake3(data).hexdigest()}.yaml"
+        if not self._objects.create(self._key(path), data):
+            raise CorruptObject(f"{self.uri}/{path} already holds other bytes than its name says", "delete that object")
+        return f"{self.uri}/{path}"
+
+    def read_file(self, digest: str, limit: int) -> bytes:
+        """Returns the federation file of this hash.
+
+        Raises ``ObjectNotFound``; ``CorruptObject`` if it has another hash; ``UnreadableObject``, also if it exceeds
+        the limit.
+        """
+        return self.read_blob(Blob(f"files/{_checked_digest(digest)}.yaml", digest), limit)
 
     def write_model(self, manifest: bytes, expected: bytes | None) -> bool:
         """Writes what the base model's files are; as ``write_spec``."""
@@ -225,6 +243,19 @@ class FederationStore:
     def read_plan(self, place: RoundPlace) -> bytes:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
         return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first").data
+
+    def read_served(self, place: RoundPlace) -> int:
+        """Returns how many of a round's participants, in the plan's order, earlier runs have served."""
+        found = self._find(f"rounds/{place}/served.json", _SERVED_BYTES)
+        if found is None:
+            return 0
+        if not re.fullmatch(rb"\d{1,9}\n", found.data):
+            raise CorruptObject(f"{self.uri}/rounds/{place}/served.json is no number", "write 0 and a line end to it")
+        return int(found.data)
+
+    def put_served(self, place: RoundPlace, count: int) -> None:
+        """Stores how many of a round's participants have been served."""
+        self._objects.put(self._key(f"rounds/{place}/served.json"), f"{count}\n".encode())
 
     def put_exchanged(self, place: RoundPlace, data: bytes) -> Blob:
         """Stores the positions that a round exchanges; they count only once a plan names them."""
@@ -385,7 +416,8 @@ class FederationStore:
     def is_empty(self) -> bool:
         """Whether the store holds nothing under the federation's name."""
         single = any(self._objects.exists(self._key(name)) for name in _SINGLE_FILES)
-        return not single and not any(any(self._objects.list(prefix)) for prefix in self._prefixes())
+        prefixes = (self._key("files/"), *self._prefixes())
+        return not single and not any(any(self._objects.list(prefix)) for prefix in prefixes)
 
     def delete(self) -> Iterator[int]:
         """Removes everything, and yields the number of removed files after each directory.
@@ -464,9 +496,13 @@ def federation_names(objects: ObjectStore) -> list[str]:
 
 
 def _mask_path(client: str, digest: str) -> str:
-    if not _DIGEST.fullmatch(digest):
-        raise StoreError(f"{digest!r} is not a digest", "give the mask's hash as 64 hexadecimal digits")
-    return f"masks/{_checked_segment('client id', client)}/{digest}"
+    return f"masks/{_checked_segment('client id', client)}/{_checked_digest(digest)}"
+
+
+def _checked_digest(text: str) -> str:
+    if not _DIGEST.fullmatch(text):
+        raise StoreError(f"{text!r} is not a digest", "give the hash as 64 hexadecimal digits")
+    return text
 
 
 def _checked_segment(what: str, value: str) -> str:

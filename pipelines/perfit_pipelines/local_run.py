@@ -76,7 +76,7 @@ def run_locally(
 def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root: Path, workspace: Path) -> None:
     from kfp import local
 
-    from perfit_pipelines.pipelines import federated_tuning
+    from perfit_pipelines.pipelines import Part, federated_tuning
 
     with warnings.catch_warnings():
         # KFP warns that a local run uses no image, no resource limit and no display name.
@@ -86,7 +86,7 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root:
         local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
         # It becomes an environment variable, the one setting of the cluster that the runner does not ignore.
         cluster = spec.cluster.model_copy(update={"store_ca": None})
-        pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, first=first)
+        pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, part=Part(first))
         pipeline(federation_file=spec.to_json(), method=method)
 
 

@@ -21,6 +21,7 @@ from kfp import local
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit_components.log_lines import parse_task, plain
+from perfit_components.steps.file_by_uri import put_federation_file
 from perfit_pipelines import local_run
 from perfit_pipelines.local_run import run_locally
 from perfit_pipelines.pipelines import federated_round
@@ -247,11 +248,11 @@ def test_an_error_that_is_not_ours_points_at_the_log(home, tmp_path):
 # One round from the head
 
 
-def run_round(site: Site, root: Path, **parameters: str) -> None:
+def run_round(site: Site, root: Path, at_most: int = 0, **parameters: str) -> None:
     """Run ``federated_round`` as a scheduled run does, here through the local runner."""
     with local_run._settings({}):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
-        federated_round(site.spec, site.store_uri)(**parameters)
+        federated_round(site.spec, site.store_uri, at_most=at_most)(**parameters)
 
 
 def test_one_round_after_the_other_with_a_client_that_joins(tiny_llama, tmp_path, capfd):
@@ -297,3 +298,18 @@ def test_a_run_by_another_method_has_a_directory_that_every_command_opens(home, 
     assert (tmp_path / "page.html").read_bytes() == (root / "rounds/1/report.html").read_bytes()
     assert home.stored("export", "bob", "bob", "--adapter-only", "-f", "tiny.fedsa-lora").code == 0
     assert files(tmp_path / "bob") == files(root / "clients/bob/adapter")
+
+
+def test_two_runs_of_one_client_each_leave_what_one_run_leaves(home, tmp_path):
+    """A round that takes several runs, as Kubeflow takes them: here two, whose file is passed by its URI."""
+    site = home.site
+    whole = Site(site.spec, (tmp_path / "whole").as_uri())
+    run_round(whole, tmp_path / "kfp")
+    uri = put_federation_file(site.spec, site.store_uri)
+    heads = []
+    for _ in range(2):
+        run_round(site, tmp_path / "kfp", at_most=1, federation_file=uri)
+        heads.append(site.store.read_head().round)
+    assert heads == [0, 1]
+    left = {key: data for key, data in files(site.root).items() if not key.startswith("files/")}
+    assert left == {**files(whole.root), "rounds/1/served.json": b"0\n"}

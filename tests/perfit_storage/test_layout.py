@@ -62,6 +62,7 @@ def fill(federation: FederationStore) -> None:
     federation.put_report(FIRST, b"<html>")
     federation.put_client_file("anna", "adapter/adapter_config.json", b"{}")
     federation.put_client_file("ben", "state/1.safetensors", b"private")
+    federation.put_file(b"name: demo\n")
 
 
 def test_layout(store: ObjectStore, federation: FederationStore):

@@ -18,7 +18,8 @@ from perfit.model_files import ModelManifest, check_files, describe_files
 from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
-from perfit_components.steps.plan import LoopItem, participants
+from perfit_components.steps.file_by_uri import read_federation_file
+from perfit_components.steps.plan import LoopItem, next_part, participants
 from perfit_components.steps.recap import recap
 from perfit_components.steps.service_account import check_account
 from perfit_storage import FederationStore, Head, ObjectNotFound, RoundPlace
@@ -31,11 +32,15 @@ NEXT_ROUND = 0
 
 @dataclass(frozen=True)
 class Prepared:
-    """A federation's URI, the first round of the run, and that round's participants by tier."""
+    """A federation's URI, the first round of the run, and that round's participants by tier.
+
+    ``served`` says how many of its participants, in the plan's order, will have had their run; 0 for all.
+    """
 
     uri: str
     round: int
     participants: list[list[LoopItem]]
+    served: int = 0
 
 
 def prepare(
@@ -45,6 +50,7 @@ def prepare(
     round: int = NEXT_ROUND,
     tiers: Sequence[str] | None = None,
     claim_tiers: Sequence[str] | None = None,
+    at_most: int = 0,
 ) -> Prepared:
     """Create a federation, or open an existing one.
 
@@ -52,18 +58,19 @@ def prepare(
     and clients; see :meth:`perfit.spec.FederationSpec.difference`. Until a client has begun its work, all may change.
 
     Args:
-        federation_file: The text of the federation file.
+        federation_file: The text of the federation file, or its URI in the store.
         store_uri: Where federations are kept.
         method: A method's name, to run the file's federation with that method, in a directory of its own.
         round: First round of the run; ``NEXT_ROUND`` for the one after the head.
         tiers: Tiers of the compiled pipeline, in order; None for the file's.
         claim_tiers: Those of them whose loops pass the names of volume claims; None for the file's.
+        at_most: Participants of the round that this run serves; 0 for all.
 
     Raises:
         PerfitError: The file is wrong, its name is in use by another federation, it does not fit the compiled pipeline,
             or the store cannot be reached or written.
     """
-    spec = parse_federation(federation_file)
+    spec = read_federation_file(federation_file, store_uri)
     directory = directory_of(spec, method)
     spec = by_method(spec, method)
     tiers = spec.tiers_in_use() if tiers is None else tiers
@@ -74,7 +81,8 @@ def prepare(
     context, number = FederationContext(store, spec), round or store.read_head().round + 1
     for line in recap(context):
         print(line, flush=True)
-    return Prepared(store.uri, number, participants(context, number, tiers))
+    part = next_part(context, number, at_most)
+    return Prepared(store.uri, number, participants(context, number, tiers, part), part.stop or 0)
 
 
 def directory_of(spec: ClusterSpec, method: str) -> str:

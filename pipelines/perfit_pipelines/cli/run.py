@@ -114,7 +114,9 @@ def compile_(
         raise PerfitError(f"{file} names no store", "add `store: s3://bucket/prefix`, or give --store")
     default = Images()
     images = Images(client_image or default.client, server_image or default.server)
-    compile_pipeline(spec, pipeline.value, uri, output, images)
+    size = compile_pipeline(spec, pipeline.value, uri, output, images)
+    if not size.is_listed:
+        errors.print(f"warning: {size.listing_stops}", markup=False)
     out.print(f"wrote {output}: upload it in the Kubeflow UI, or with kfp.Client", markup=False)
 
 

@@ -74,11 +74,12 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
         PerfitError: The store is not of S3.
     """
     bucket = Bucket(store)
-    written = ["spec.yaml", "model.json", "head.json"]
+    written = ["spec.yaml", "model.json", "head.json", f"files/{_HASH}.yaml"]
+    read = [*written, "masks/*", "rounds/*"]
     vectors = (*_EXCHANGED, *_GLOBAL, *_STATE, "downloads/*", "ranks/*")
-    written += [f"rounds/*/{name}" for name in ("plan.json", *vectors, *_SUMMARY, "report.html")]
+    written += [f"rounds/*/{name}" for name in ("plan.json", "served.json", *vectors, *_SUMMARY, "report.html")]
     return _policy(
-        _allow([_READ], bucket.arns(spec, "spec.yaml", "model.json", "head.json", "masks/*", "rounds/*")),
+        _allow([_READ], bucket.arns(spec, *read)),
         _allow([_WRITE], bucket.arns(spec, *written)),
         _allow_list(bucket, bucket.keys(spec, "rounds/", "rounds/*/updates/", "masks/")),
         _statement("Deny", [_WRITE], bucket.arns(spec, "masks/*", "rounds/*/updates/*")),

@@ -107,10 +107,11 @@ READ_BY_ALL = ["spec.yaml", "model.json", "head.json"] + [
     for n in (0, 1, "5.1")
     for name in ("plan.json", "ranks/2.safetensors", f"ranks/2.{HASH}.safetensors")
 ]
-FOR_THE_SERVER = [
+FOR_THE_SERVER = [f"files/{HASH}.yaml"] + [
     f"rounds/{n}/{name}"
     for n in (0, 1, "5.1")
     for name in (
+        "served.json",
         "summary.json",
         "report.html",
         "ranks/1.safetensors",

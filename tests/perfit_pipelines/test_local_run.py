@@ -168,8 +168,8 @@ def assert_quick(told_s: float, ended_s: float) -> None:
     """It took six seconds in silence when tasks were left to notice the signal. Other work slows a machine down."""
     slower = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     print(f"told after {told_s:.2f} s, ended after {ended_s:.2f} s, on a machine {slower:.1f} times as slow")
-    assert told_s < slower
-    assert ended_s < 3 * slower
+    assert told_s < 2 * slower
+    assert ended_s < 4 * slower
 
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])

@@ -265,6 +265,7 @@ def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(spec, dir
             for action in ("read", "write"):
                 assert not may(spec, SERVER, action, f"clients/{client}/{path}", directory), path
     assert may(spec, SERVER, "list", "rounds/", directory)
+    assert may(spec, SERVER, "list", "masks/", directory)
     assert may(spec, SERVER, "list", "rounds/7/updates/", directory)
     assert not may(spec, SERVER, "list", "rounds/7/", directory)
     assert not may(spec, SERVER, "list", "clients/ann/", directory)

@@ -129,8 +129,8 @@ def test_validate_says_that_a_model_of_the_hub_is_not_here(home, monkeypatch):
 
 
 def test_validate_counts_what_is_cut(make):
-    lines = make(training={"sequence_length": 24}).perfit("validate", "federation.yaml").out.splitlines()
-    assert "records, 8 of them cut to the sequence length" in lines[1]
+    lines = make(training={"sequence_length": 28}).perfit("validate", "federation.yaml").out.splitlines()
+    assert "records, 4 of them cut to the sequence length" in lines[1]
 
 
 def test_a_relative_model_follows_the_file_as_data_do(home, tiny_llama, tmp_path):

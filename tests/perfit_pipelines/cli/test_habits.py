@@ -100,13 +100,14 @@ def test_a_dry_run_makes_no_store(home):
         0,
         [
             f"federation tiny: perfit, store of this machine, in {home.directory}/.perfit",
-            "would run rounds 1 to 2: 2 clients a round, 2 steps each, and 2 searches of 1 steps",
+            "would run rounds 1 to 2: 2 clients a round, 2 steps each, and 2 searches of 3 steps",
         ],
     ), result.err
     assert not (home.directory / ".perfit").exists()
 
 
-def test_a_dry_run_reads_the_records(home):
+def test_a_dry_run_reads_the_records(make):
+    home = make(participation={"minimum_clients": 2})
     (home.directory / "data/ann.jsonl").write_text("not JSON\n")
     result = home.stored("run", home.file, "--dry-run")
     assert (result.code, result.err.startswith("error: client ann: ")) == (1, True)

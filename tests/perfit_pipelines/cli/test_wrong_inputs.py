@@ -201,7 +201,7 @@ ROWS = {
         change("tiers.weak.memory", "699Mi"),
         "tiers.weak.memory: 0.68 GiB cannot hold a training that needs about",
         "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
-        "training.gradient_checkpointing, or use precision bfloat16",
+        "training.gradient_checkpointing, or use precision bfloat16 or a quantization",
     ),
     # A directory, or nothing, in place of a file
     "a directory as federation file": Row(

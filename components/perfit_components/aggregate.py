@@ -15,6 +15,7 @@ def aggregate(
     plan_next: bool,
     page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
+    served: int = 0,
 ) -> NamedTuple("Participants", [(f"tier_{number}", list) for number in range(1, 9)]):  # type: ignore[valid-type]
     """Average the updates by the method's rule, move the federation's head, draw the report, plan the next round.
 
@@ -25,6 +26,7 @@ def aggregate(
         plan_next: Whether this run continues with the next round.
         page: The report of all rounds up to this one.
         metrics: Perplexity, loss, bytes and numbers of clients.
+        served: Participants that have had their run; 0 for all. Before the last of them nothing is committed.
 
     Returns:
         For each tier the names of the clients that the next round still needs.
@@ -33,7 +35,7 @@ def aggregate(
 
     from perfit_components.steps.aggregate import close_round
 
-    closed = close_round(federation, round, tiers if plan_next else [])
+    closed = close_round(federation, round, tiers if plan_next else [], served)
     Path(page.path).write_text(closed.report.html, encoding="utf-8")
     for name, value in closed.report.metrics.items():
         metrics.log_metric(name, value)

@@ -15,24 +15,27 @@ def prepare(
     claim_tiers: list,
     method: str = "as in the file",
     round: int = 0,
+    at_most: int = 0,
 ) -> NamedTuple(
     "Prepared",
-    [("federation", str), ("next_round", int), *[(f"tier_{number}", list) for number in range(1, 9)]],
+    [("federation", str), ("next_round", int), ("served", int), *[(f"tier_{number}", list) for number in range(1, 9)]],
 ):  # type: ignore[valid-type]
     """Write the federation file and the initial adapter to the store, once, and plan a round.
 
     Args:
-        federation_file: The text of the federation file (YAML).
+        federation_file: The text of the federation file (YAML), or its URI in the store.
         store: Where federations are kept, e.g. s3://bucket/prefix.
         tiers: The tiers that the pipeline was compiled for, in order.
         claim_tiers: Those of them whose loops pass the names of volume claims.
         method: A method's name, to run the file's federation with that method, under a name of its own.
         round: The round that the run begins with; 0 for the one after the head.
+        at_most: Participants that the run serves; 0 for all.
 
     Returns:
-        The federation's URI, the round, and for each tier the names of the clients that the round still needs.
+        The federation's URI, the round, how many of its participants will have had their run after this one (0 for
+        all), and for each tier the names of the clients that this run serves.
     """
     from perfit_components.steps.prepare import prepare
 
-    prepared = prepare(federation_file, store, method, round, tiers, claim_tiers)
-    return (prepared.uri, prepared.round, *(prepared.participants + [[]] * 8)[:8])
+    prepared = prepare(federation_file, store, method, round, tiers, claim_tiers, at_most)
+    return (prepared.uri, prepared.round, prepared.served, *(prepared.participants + [[]] * 8)[:8])

@@ -39,8 +39,26 @@ class Images:
     server: str = SERVER_IMAGE
 
 
-def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images(), first: int = 1) -> BaseComponent:
-    """Build the pipeline of all rounds of the federation file.
+@dataclass(frozen=True)
+class Part:
+    """What one run does of a tuning that is too large for a single one, or of a scheduled round.
+
+    Args:
+        first: The first round, where those before it are known to be committed.
+        last: The last round; None for the file's.
+        at_most: Participants of a round that the run serves, if it cannot serve all; then it is of one round, and the
+            next run goes on. 0 for all.
+    """
+
+    first: int = 1
+    last: int | None = None
+    at_most: int = 0
+
+
+def federated_tuning(
+    spec: ClusterSpec, store: str, images: Images = Images(), part: Part = Part(), file: str | None = None
+) -> BaseComponent:
+    """Build the pipeline of all rounds of the federation file, or of some.
 
     Run again, it goes on where an earlier run stopped: what is done is found in the store.
 
@@ -48,51 +66,61 @@ def federated_tuning(spec: ClusterSpec, store: str, images: Images = Images(), f
         spec: Gives rounds and tiers, and is the default of the parameter ``federation_file``.
         store: Default of the parameter ``store``.
         images: Where tasks run.
-        first: The first round, where those before it are known to be committed.
+        part: What of the tuning the run does.
+        file: Default of the parameter ``federation_file`` in place of the file's text: its URI.
 
     Raises:
         PerfitError: Some, but not all clients of a tier have a volume.
     """
+    last = part.last or spec.rounds
     stage = _round_stage(spec, images)
 
     def run(prepared: dsl.PipelineTask) -> None:
-        before, federation = prepared, prepared.outputs["federation"]
-        for number in range(first, spec.rounds + 1):
-            goes_on = number < spec.rounds
-            before = stage(federation=federation, round=number, plan_next=goes_on, **_tier_inputs(spec, before))
+        before, federation, served = prepared, prepared.outputs["federation"], _served(part, prepared)
+        for number in range(part.first, last + 1):
+            given = {"plan_next": number < last, "served": served, **_tier_inputs(spec, before)}
+            before = stage(federation=federation, round=number, **given)
             _uncached(before).set_display_name(f"Round {number} of {spec.rounds}")
 
-    return _pipeline("federated-tuning", f"{spec.rounds} rounds", first, spec, store, images, run)
+    extent = f"{spec.rounds} rounds" if part == Part() else f"rounds {part.first} to {last} of {spec.rounds}"
+    return _pipeline("federated-tuning", extent, part, spec, store, images, file, run)
 
 
-def federated_round(spec: ClusterSpec, store: str, images: Images = Images()) -> BaseComponent:
+def federated_round(
+    spec: ClusterSpec, store: str, images: Images = Images(), at_most: int = 0, file: str | None = None
+) -> BaseComponent:
     """Build the pipeline of one round from wherever the head is: the unit of scheduled tuning.
 
     Args:
         spec: Gives the tiers, and is the default of the parameter ``federation_file``.
         store: Default of the parameter ``store``.
         images: Where tasks run.
+        at_most: Participants that the run serves; 0 for all.
+        file: As for :func:`federated_tuning`.
 
     Raises:
         PerfitError: Some, but not all clients of a tier have a volume.
     """
+    part = Part(NEXT_ROUND, NEXT_ROUND, at_most)
     stage = _round_stage(spec, images)
 
     def run(prepared: dsl.PipelineTask) -> None:
         federation, number = prepared.outputs["federation"], prepared.outputs["next_round"]
-        done = stage(federation=federation, round=number, plan_next=False, **_tier_inputs(spec, prepared))
+        given = {"plan_next": False, "served": _served(part, prepared), **_tier_inputs(spec, prepared)}
+        done = stage(federation=federation, round=number, **given)
         _uncached(done).set_display_name("Round")
 
-    return _pipeline("federated-round", "one round from the head", NEXT_ROUND, spec, store, images, run)
+    return _pipeline("federated-round", "one round from the head", part, spec, store, images, file, run)
 
 
 def _pipeline(
     name: str,
     extent: str,
-    first_round: int,
+    part: Part,
     spec: ClusterSpec,
     store: str,
     images: Images,
+    file: str | None,
     run: Callable[[dsl.PipelineTask], None],
 ) -> BaseComponent:
     """A pipeline that finds or founds the federation, then does what ``run`` does with it."""
@@ -102,12 +130,12 @@ def _pipeline(
     claim_tiers = [tier for tier in tiers if spec.names_claims(tier)]
 
     @dsl.pipeline(name=name, description=description, pipeline_config=_limits(spec.cluster))
-    def pipeline(federation_file: str = spec.to_json(), store: str = store, method: str = AS_IN_FILE):
+    def pipeline(federation_file: str = file or spec.to_json(), store: str = store, method: str = AS_IN_FILE):
         """Run a federation.
 
         Args:
-            federation_file: The federation file (YAML, or JSON on one line). Rounds and tiers are those that the
-                pipeline was compiled with.
+            federation_file: The federation file (YAML, or JSON on one line), or its URI in the store. Rounds and tiers
+                are those that the pipeline was compiled with.
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
@@ -115,7 +143,8 @@ def _pipeline(
             federation_file=federation_file,
             store=store,
             method=method,
-            round=first_round,
+            round=part.first,
+            at_most=part.at_most,
             tiers=tiers,
             claim_tiers=claim_tiers,
         )
@@ -151,21 +180,22 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
     """A round: all clients in one group, then the aggregation, also when a client's pod died.
 
     The aggregation must be a leaf, or Argo refuses it, and there must be one group before it, or KFP runs it once for
-    each. The outputs are for the next round: without ``plan_next`` they are empty.
+    each. The outputs are for the next round: without ``plan_next`` they are empty. Where a run serves some of the
+    participants, ``served`` says how many have been served with it; 0 for all.
     """
     tiers = spec.tiers_in_use()
     clients = _clients_group(spec, images)
     outputs = NamedTuple("Participants", list(_tier_types(spec).items()))
 
-    def round_stage(federation, round, plan_next, *participants):
+    def round_stage(federation, round, plan_next, served, *participants):
         inputs = dict(zip(outputs._fields, participants, strict=True))
         trained = _uncached(clients(federation=federation, round=round, **inputs)).set_display_name("Clients")
-        closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next)
+        closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next, served=served)
         _on_server(closed, spec, images.server).set_display_name("Aggregate")
         closed.after(trained).ignore_upstream_failure()
         return outputs(*(closed.outputs[name] for name in outputs._fields))
 
-    types = {"federation": str, "round": int, "plan_next": bool, **_tier_types(spec)}
+    types = {"federation": str, "round": int, "plan_next": bool, "served": int, **_tier_types(spec)}
     return dsl.pipeline(name="round")(_typed(round_stage, types, outputs))
 
 
@@ -224,6 +254,11 @@ def _tier_types(spec: ClusterSpec) -> dict[str, type]:
 def _tier_inputs(spec: ClusterSpec, before: dsl.PipelineTask) -> Mapping[str, dsl.pipeline_channel.PipelineChannel]:
     """The clients that the step before hands on, by tier."""
     return {name: before.outputs[name] for name in _tier_types(spec)}
+
+
+def _served(part: Part, prepared: dsl.PipelineTask) -> dsl.pipeline_channel.PipelineChannel | int:
+    """How many participants will have been served, of a round that takes several runs."""
+    return prepared.outputs["served"] if part.at_most else 0
 
 
 def _typed(function: Callable, types: Mapping[str, Any], outputs: type | None = None) -> Callable:

@@ -19,10 +19,11 @@ WORKFLOW_BYTES = 1_048_576
 ends: "workflow is longer than maximum allowed size"."""
 ARGUMENT_BYTES = 131_072
 """Of a pod's arguments. Longer ones would go into a ConfigMap, which Argo's stock controller may not create."""
-MARGIN = 0.9
-"""How much of it is used: an estimate is 6 % below to 3 % above what was recorded, and pods that are tried again have
-further nodes."""
+KEPT_BYTES = int(0.9 * WORKFLOW_BYTES)
+"""What a run's workflow may have, compressed: an estimate is 5 % below to 3 % above what was recorded, and a pod that
+is tried again has further nodes."""
 _MEASURED = 72
+"""Clients of the largest run whose nodes are written out."""
 _LEVEL = 5
 """Of zlib: its length comes nearest to that of Argo's gzip (2 % below it, in the recordings)."""
 _GZIP = 1.02
@@ -53,6 +54,11 @@ class WorkflowSize:
     argument: int
 
     @property
+    def kept(self) -> int:
+        """Bytes of the workflow with its nodes compressed, which is what Argo limits."""
+        return self.spec + self.compressed
+
+    @property
     def is_listed(self) -> bool:
         """Whether KFP lists the run's tasks to its end."""
         return self.spec + self.status <= WORKFLOW_BYTES
@@ -60,7 +66,15 @@ class WorkflowSize:
     @property
     def fits(self) -> bool:
         """Whether Argo keeps the run, with the margin that this estimate needs."""
-        return self.spec + self.compressed <= MARGIN * WORKFLOW_BYTES and self.argument <= ARGUMENT_BYTES
+        return self.kept <= KEPT_BYTES and self.argument <= ARGUMENT_BYTES
+
+    @property
+    def listing_stops(self) -> str:
+        """Say that KFP's list of tasks will stop, in a sentence."""
+        return (
+            f"the run has {self.nodes:,} nodes of {self.status / 1e6:.1f} MB at its end: Kubeflow's list of its tasks "
+            f"stops changing above {WORKFLOW_BYTES / 1e6:.1f} MB, while the run goes on"
+        )
 
     def plus(self, step: WorkflowSize, times: float) -> WorkflowSize:
         """Return this size with a difference added so many times."""

@@ -1,8 +1,9 @@
 """What a federation of many clients costs, by calculation and by simulation on this machine: docs/scaling.md.
 
-    python tests/benchmarks/scaling.py [pipelines] [parameters] [traffic] [average] [server]
+    python tests/benchmarks/scaling.py [pipelines] [pods] [runs] [parameters] [traffic] [average] [server]
 
-Nothing here runs in a cluster. ``pipelines`` compiles and counts pods as KFP's Argo compiler makes them; ``parameters``
+Nothing here runs in a cluster. ``pipelines``, ``pods`` and ``runs`` compile, and write the workflow's nodes as Argo has
+them (``perfit_pipelines/workflow_nodes.py``, which tests compare with recorded runs); ``parameters``
 and ``traffic`` write the real files and take their length; ``average`` and ``server`` run the server's own code on
 random updates, each case in a process of its own, whose peak is its largest resident set (Linux).
 """
@@ -18,10 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from perfit.adapter import SparseAdapter, mask_hash
 from perfit.adapter_file import AdapterFile, AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
@@ -31,6 +31,10 @@ from perfit.exchange import DTYPES, Packed, Transfer, pack
 from perfit.space import LoraSpace
 from perfit.updates import Update
 from perfit_storage import FederationStore, Head, RoundPlace
+
+if TYPE_CHECKING:
+    from perfit_pipelines.compile import Compiled
+    from perfit_pipelines.pipelines import Part
 
 STORE = "s3://perfit"
 MANY = 1000
@@ -46,6 +50,8 @@ def main() -> None:
     """Print the tables of the parts named, or of all."""
     parts = {
         "pipelines": pipelines,
+        "pods": pods,
+        "runs": runs,
         "parameters": parameters,
         "traffic": traffic,
         "average": average,
@@ -63,18 +69,32 @@ def main() -> None:
         parts[name]()
 
 
-def spec_of(clients: int = MANY, tiers: int = 1, rounds: int = 1) -> ClusterSpec:
-    """A federation of clients spread evenly over tiers, none of which limits its parallelism."""
+def spec_of(clients: int = MANY, tiers: int = 1, rounds: int = 1, claims: str = "") -> ClusterSpec:
+    """A federation of clients spread evenly over tiers, none of which limits its parallelism.
+
+    Clients have no volume claims, or claims of their Secrets' names (``of the Secret's name``) or of others.
+    """
     entries = [
         {
             "id": f"client-{number:04d}",
             "tier": f"tier-{number % tiers}",
-            "data": f"{STORE}/data/client-{number:04d}.jsonl",
+            **_data(number, claims),
         }
         for number in range(clients)
     ]
     tree = {"name": "hospitals", "model": "owner/model", "rounds": rounds, "clients": entries}
     return ClusterSpec.model_validate({**tree, "tiers": {f"tier-{number}": {} for number in range(tiers)}})
+
+
+NO_CLAIMS, SECRETS_NAME, OTHER_NAME = "", "of the Secret's name", "of another name"
+
+
+def _data(number: int, claims: str) -> dict[str, str]:
+    name = f"client-{number:04d}"
+    if claims == NO_CLAIMS:
+        return {"data": f"{STORE}/data/{name}.jsonl"}
+    volume = f"perfit-hospitals-{name}" if claims == SECRETS_NAME else f"records-{name}"
+    return {"data": f"/data/{name}.jsonl", "volume": volume}
 
 
 def space(model: str) -> LoraSpace:
@@ -96,39 +116,64 @@ def _space(layers: int, hidden: int, outputs: tuple[int, int], rank: int) -> Lor
 
 def pipelines() -> None:
     """Size of the compiled pipelines, and pods of a run in which all clients take part."""
-    from perfit.errors import PerfitError
-    from perfit_pipelines.compile import compile_pipeline
-
     print("| pipeline | clients | tiers | rounds | compiled bytes | pods |\n| --- | --- | --- | --- | --- | --- |")
     cases = [("federated_round", clients, 1, 1) for clients in (10, 100)]
     cases += [("federated_round", MANY, tiers, 1) for tiers in (1, 4, 8)]
-    cases += [("federated_tuning", MANY, tiers, rounds) for tiers in (1, 4, 8) for rounds in (1, 3, 10, 30)]
-    with tempfile.TemporaryDirectory() as directory:
-        for pipeline, clients, tiers, rounds in cases:
-            target, spec = Path(directory, "pipeline.yaml"), spec_of(clients, tiers, rounds)
-            try:
-                compile_pipeline(spec, pipeline, STORE, target)
-            except PerfitError as error:
-                print(f"| {pipeline} | {clients} | {tiers} | {rounds} | refused: {error.problem} | |", flush=True)
-                continue
-            ir = next(yaml.load_all(target.read_text(), Loader=yaml.CSafeLoader))
-            pods = 1 + _pods(ir, ir["root"], clients // tiers)
-            size = target.stat().st_size
-            print(f"| {pipeline} | {clients} | {tiers} | {rounds} | {size:,} | {pods:,} |", flush=True)
+    cases += [("federated_tuning", MANY, tiers, rounds) for tiers in (1, 4) for rounds in (1, 3, 10)]
+    for pipeline, clients, tiers, rounds in cases:
+        compiled = _compiled(spec_of(clients, tiers, rounds), pipeline)
+        one, two = (compiled.size(dict.fromkeys(compiled.loops, count)).pods for count in (1, 2))
+        count = one + (two - one) * (clients // tiers - 1)
+        cells = f"{pipeline} | {clients} | {tiers} | {rounds} | {len(compiled.data):,} | {count:,}"
+        print(f"| {cells} |", flush=True)
 
 
-def _pods(ir: dict[str, Any], component: dict[str, Any], clients: int) -> int:
-    """Pods below a component: a driver and an executor a container, a driver a DAG, a loop and each iteration."""
-    count = 0
-    for task in component["dag"]["tasks"].values():
-        inner = ir["components"][task["componentRef"]["name"]]
-        if "dag" not in inner:
-            count += 2
-        elif "parameterIterator" in task:
-            count += 1 + clients * (1 + _pods(ir, inner, clients))
-        else:
-            count += 1 + _pods(ir, inner, clients)
-    return count
+def pods() -> None:
+    """Pods in sequence, and pods, nodes and bytes of a client, by claims and tiers."""
+    print(
+        "| claims | tiers | pods in sequence, first round | each further one | without clients: pods | nodes | kB |",
+        end="",
+    )
+    print(" a client: pods | nodes | kB | kB compressed |\n|" + " --- |" * 11)
+    for claims, tiers in itertools.product((NO_CLAIMS, SECRETS_NAME, OTHER_NAME), (1, 3)):
+        specs = [spec_of(clients, tiers, rounds, claims) for clients, rounds in ((24, 1), (24, 2), (72, 1))]
+        one, two, more = (_compiled(spec, "federated_tuning").size() for spec in specs)
+        client = [getattr(more, name) - getattr(one, name) for name in ("pods", "nodes", "status", "compressed")]
+        client = [each / 48 for each in client]
+        fixed = [
+            getattr(one, name) - 24 * each for name, each in zip(("pods", "nodes", "status"), client[:3], strict=True)
+        ]
+        print(f"| {claims or 'none'} | {tiers} | {one.sequence} | {two.sequence - one.sequence} |", end="")
+        print(f" {fixed[0]:.0f} | {fixed[1]:.0f} | {fixed[2] / 1e3:.0f} |", end="")
+        print(f" {client[0]:.0f} | {client[1]:.0f} | {client[2] / 1e3:.1f} | {client[3] / 1e3:.1f} |", flush=True)
+
+
+def runs() -> None:
+    """What is divided into how many runs, and what the largest takes."""
+    from perfit_pipelines.pipelines import Images
+    from perfit_pipelines.runs import divide
+
+    columns = "clients | tiers | rounds | claims | runs | clients or rounds a run | nodes | MB | kB compressed, of 944"
+    print(f"| {columns} |\n|{' --- |' * 9}")
+    cases = [(15, 1, 1), (100, 1, 1), (100, 1, 30), (300, 1, 1), (MANY, 1, 1), (MANY, 8, 1), (MANY, 1, 30)]
+    for clients, tiers, rounds in cases:
+        for claims in (NO_CLAIMS, OTHER_NAME):
+            spec = spec_of(clients, tiers, rounds, claims)
+            parts = divide(spec, "federated_tuning", STORE, Images(), _BY_URI)
+            size = _compiled(spec, "federated_tuning", parts[0]).size()
+            share = f"{parts[0].at_most} clients" if parts[0].at_most else f"{parts[0].last or rounds} rounds"
+            print(f"| {clients} | {tiers} | {rounds} | {claims or 'none'} | {len(parts)} | {share} |", end="")
+            print(f" {size.nodes:,} | {size.status / 1e6:.1f} | {size.kept / 1e3:.0f} |", flush=True)
+
+
+_BY_URI = f"{STORE}/federations/hospitals/files/{'0' * 64}.yaml"
+
+
+def _compiled(spec: ClusterSpec, pipeline: str, part: Part | None = None) -> Compiled:
+    from perfit_pipelines.compile import compile_part
+    from perfit_pipelines.pipelines import Images, Part
+
+    return compile_part(spec, pipeline, STORE, Images(), part or Part(), _BY_URI)
 
 
 def parameters() -> None:

@@ -18,6 +18,8 @@ DOCTOR = [
     ("", "resourcequotas", None, "list"),
     ("", "limitranges", None, "list"),
     ("", "serviceaccounts", "perfit-runner", "get"),
+    ("", "pods", None, "list"),
+    ("argoproj.io", "workflows", None, "list"),
 ]
 DOCTOR_CLUSTER = [
     ("", "nodes", None, "list"),

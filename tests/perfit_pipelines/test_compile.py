@@ -166,7 +166,7 @@ def test_no_key_is_in_the_file(ir):
     """Secrets go by name; no value of a key is a parameter or an environment variable."""
     assert not [leaf.path for leaf in leaves(ir) if leaf.container.get("env")]
     parameters = {name for leaf in leaves(ir) for name in leaf.task["inputs"]["parameters"]}
-    known = "federation_file store method federation round tiers claim_tiers plan_next name threads"
+    known = "federation_file store method federation round tiers claim_tiers plan_next name threads at_most served"
     assert parameters <= set(known.split())
 
 
@@ -355,7 +355,7 @@ def test_more_than_a_cluster_takes(tmp_path):
     target.write_text("what was there")
     error = refused(FEDERATION.replace("rounds: 2", "rounds: 120"), target)
     assert "more than a cluster takes" in error.problem
-    assert "federated_round" in error.fix
+    assert "perfit submit" in error.fix
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
     assert target.read_text() == "what was there"
 

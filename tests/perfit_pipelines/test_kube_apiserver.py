@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from perfit_pipelines.deploy import register as register_deploy
 from perfit_pipelines.doctor import register as register_doctor
+from perfit_pipelines.kube import Cluster, NotAllowed
 
 from .kube_apiserver import ANN, ApiServer, api_server
 
@@ -109,3 +110,13 @@ def test_the_doctor_s_roles_open_what_it_asks_for(perfit, server):
     server.kubectl("create", "clusterrolebinding", "doctor-of-ann", "--clusterrole=perfit-doctor", f"--user={ANN}")
     server.kubectl("create", "rolebinding", "doctor-of-ann", "-n", "kubeflow", "--role=perfit-doctor", f"--user={ANN}")
     assert unknown() == {"Secrets"}, "whose names are the federation's, not the role's"
+
+
+def test_the_doctor_s_role_opens_what_following_a_run_reads(perfit, server):
+    perfit("deploy", write("one", "a"), "--overlay", "kind", "--apply", "--namespace", "alice")
+    cluster = Cluster(ANN)
+    for read in (cluster.pods, cluster.workflows):
+        with pytest.raises(NotAllowed):
+            read("alice", "pipeline/runid=1")
+    server.kubectl("create", "rolebinding", "doctor-of-ann", "-n", "alice", "--role=perfit-doctor", f"--user={ANN}")
+    assert cluster.pods("alice", "pipeline/runid=1") == cluster.workflows("alice", "pipeline/runid=1") == []

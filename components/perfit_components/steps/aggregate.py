@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext, place_of
 from perfit_components.steps.plan import LoopItem, participants
-from perfit_components.steps.report import RoundReport, draw_report
+from perfit_components.steps.report import RoundReport, draw_report, report_unfinished
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,23 @@ class ClosedRound:
     participants: list[list[LoopItem]]
 
 
-def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> ClosedRound:
+def close_round(uri: str, round: int, next_tiers: Sequence[str] = (), served: int = 0) -> ClosedRound:
     """Commit a round, draw its report and store it, and plan the next round.
+
+    Where a further run is to serve the rest of a round's participants, only note how many have been served.
 
     Args:
         uri: URI of the federation.
         round: From 1.
         next_tiers: Tiers of the compiled pipeline, in order, if the run continues with the next round.
+        served: How many of the round's participants this run and those before it have served; 0 for all.
 
     Raises:
         PerfitError: As :func:`perfit_components.steps.commit.commit_round`.
     """
     context = FederationContext.open(uri)
+    if unfinished := _note_served(context, round, served):
+        return ClosedRound(unfinished, [])
     summary = commit_round(context, round)
     print(f"round {round} is committed: {len(summary.trained)} of {len(summary.clients)} clients delivered", flush=True)
     for status in summary.lost:
@@ -43,3 +48,20 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = ()) -> ClosedR
         print(f"  {report.move}", flush=True)
     context.store.put_report(place_of(summary), report.html.encode())
     return ClosedRound(report, participants(context, round + 1, next_tiers) if next_tiers else [])
+
+
+def _note_served(context: FederationContext, round: int, served: int) -> RoundReport | None:
+    """Note how many participants have been served; return a report if some have not.
+
+    After the last of them the count begins again: should the round fall short of its quorum, all are tried once more.
+    """
+    head = context.store.read_head()
+    if not served or head.round >= round:
+        return None
+    place = head.place(round)
+    count = len(context.plan(place).participants)
+    context.store.put_served(place, served if served < count else 0)
+    if served >= count:
+        return None
+    print(f"round {round}: {served} of {count} participants served; the next run goes on", flush=True)
+    return report_unfinished(round, served, count)

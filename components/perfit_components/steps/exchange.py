@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +18,10 @@ from perfit.round import download, exchanged_positions, plain_architecture
 from perfit_components.steps.context import FederationContext, StoredVectors
 from perfit_components.steps.contribution import read_mask
 from perfit_storage import RoundPlace
+
+T, R = TypeVar("T"), TypeVar("R")
+_AT_ONCE = 4
+"""Clients whose architectures or downloads are read or written at a time."""
 
 
 def plan_exchange(context: FederationContext, base: Base, place: RoundPlace, clients: Sequence[ClusterClient]) -> Plan:
@@ -47,7 +53,22 @@ def plan_exchange(context: FederationContext, base: Base, place: RoundPlace, cli
 def is_exchange_stored(context: FederationContext, plan: Plan) -> bool:
     """Whether the store holds all that a plan names."""
     blobs = {blob.key for blob in (plan.exchanged, *(p.download for p in plan.participants)) if blob}
-    return all(map(context.store.has_blob, blobs))
+    return all(_side_by_side(context.store.has_blob, blobs))
+
+
+def _side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield a function's results in the order of the items, computed by a few threads that wait for the store.
+
+    No more of them are kept than the threads have at hand: memory does not grow with the items.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        begun: deque[Future[R]] = deque()
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > _AT_ONCE:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,7 @@ class _Planner:
             for rank, count in Counter(map(self.context.spec.rank_of, clients)).items():
                 yield self.stored.space.plain_mask(rank), count
         else:
-            yield from ((held, 1) for held in map(self._architecture, clients) if held is not None)
+            yield from ((held, 1) for held in _side_by_side(self._architecture, clients) if held is not None)
 
     def _architecture(self, client: ClusterClient) -> np.ndarray | None:
         """Return a client's architecture; None if it has delivered none, or has changed or removed it since."""
@@ -77,14 +98,17 @@ class _Planner:
 
     def participants(self, clients: Sequence[ClusterClient], exchanged: np.ndarray) -> tuple[Participant, ...]:
         """Write what each client downloads, once a rank if clients do not search; return their entries in the plan."""
-        spec, of_rank, entries = self.context.spec, {}, []
-        for client in clients:
-            rank = spec.rank_of(client)
-            parts = of_rank.get(rank) or self._parts(client, exchanged)
-            if spec.search is None:
-                of_rank[rank] = parts
-            entries.append(Participant(client=client.id, tier=client.tier, rank=rank, **parts))
-        return tuple(entries)
+        spec = self.context.spec
+        if spec.search is None:
+            of_rank = {spec.rank_of(client): client for client in clients}
+            made = {rank: self._parts(client, exchanged) for rank, client in of_rank.items()}
+            parts: Iterable = (made[spec.rank_of(client)] for client in clients)
+        else:
+            parts = _side_by_side(lambda client: self._parts(client, exchanged), clients)
+        return tuple(
+            Participant(client=client.id, tier=client.tier, rank=spec.rank_of(client), **part)
+            for client, part in zip(clients, parts, strict=True)
+        )
 
     def _parts(self, client: ClusterClient, exchanged: np.ndarray) -> dict[str, str | Blob | None]:
         held, space = self._architecture(client), self.stored.space

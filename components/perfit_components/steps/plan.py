@@ -50,10 +50,35 @@ def plan_round(context: FederationContext, round: int) -> Plan:
     return stored
 
 
-def participants(context: FederationContext, round: int, tiers: Sequence[str]) -> list[list[LoopItem]]:
+def next_part(context: FederationContext, round: int, at_most: int) -> slice:
+    """Return which of a round's participants, in the plan's order, a run serves that serves so many; 0 for all.
+
+    Which ones earlier runs have served is noted in the store when their aggregation ends
+    (:func:`perfit_components.steps.aggregate.close_round`): a run that was ended before is repeated.
+
+    Raises:
+        PerfitError: As :func:`plan_round`.
+    """
+    head = context.store.read_head()
+    if not at_most or head.round >= round:
+        return slice(None)
+    count = len(plan_round(context, round).participants)
+    begin = context.store.read_served(head.place(round))
+    return slice(begin, min(begin + at_most, count))
+
+
+def participants(
+    context: FederationContext, round: int, tiers: Sequence[str], part: slice = slice(None)
+) -> list[list[LoopItem]]:
     """Return, for each of the compiled pipeline's tiers, the clients that a round still needs: none if it is committed.
 
     A client that has left the federation since the round was planned is left out.
+
+    Args:
+        context: The federation's context.
+        round: From 1.
+        tiers: Of the compiled pipeline, in order.
+        part: Of the plan's participants, those to return; see :func:`next_part`.
 
     Raises:
         PerfitError: A participant's tier is not in the compiled pipeline; otherwise as :func:`plan_round`.
@@ -62,7 +87,7 @@ def participants(context: FederationContext, round: int, tiers: Sequence[str]) -
     if context.store.read_head().round >= round:
         return list(items.values())
     spec, clients = context.spec, context.spec.clients_by_id
-    for participant in plan_round(context, round).participants:
+    for participant in plan_round(context, round).participants[part]:
         client = clients.get(participant.client)
         if client is None:
             continue

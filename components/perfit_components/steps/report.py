@@ -45,6 +45,12 @@ def draw_report(context: FederationContext, last: int) -> RoundReport:
     return RoundReport(html, scalar_metrics(summaries[-1]), moves(summaries)[-1] if summaries[-1].changes else None)
 
 
+def report_unfinished(round: int, served: int, participants: int) -> RoundReport:
+    """Say how far a round is that takes several runs."""
+    text = f"Round {round}: {served} of {participants} participants have been served. The next run serves others."
+    return RoundReport(f"<!doctype html><title>Round {round}</title><p>{text}</p>\n", {}, None)
+
+
 class _Masks(Mapping[str, np.ndarray]):
     """Clients' masks, in files: memory does not grow with the federation, and no client can change them any more."""
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from perfit_pipelines.cluster.nodes import RunView
     from perfit_pipelines.cluster.pods import PodProgress
     from perfit_pipelines.cluster.submit import Submitted
-    from perfit_pipelines.cluster.upload import Version
+    from perfit_pipelines.cluster.upload import ClusterPipeline, Version
     from perfit_pipelines.compile import PipelineName
+    from perfit_pipelines.pipelines import Part
 
 RunId = Annotated[str, typer.Argument(help="Id of the run, as in the address of its page.", show_default=False)]
 PollInterval = Annotated[
@@ -72,6 +73,9 @@ def submit(
     client_image: ClientImage = None,
     server_image: ServerImage = None,
     service_account: ServiceAccount = "perfit-runner",
+    first_run: Annotated[
+        int, typer.Option(min=1, help="Of a pipeline that takes several runs, begin with this one.")
+    ] = 1,
     follow: Annotated[bool, typer.Option(help="Follow the run until it is over.")] = True,
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
@@ -82,6 +86,8 @@ def submit(
 
     The pipeline is uploaded as a version of <federation>-tuning or <federation>-round, unless it is already there.
     Ctrl-C ends following, not the run.
+
+    A pipeline that is too large for one run takes several, each started when the one before it has succeeded.
 
     Exit code: 0 the run succeeded (with --no-follow: was started), 1 an error of this command, 3 the run failed,
     4 it was cancelled, skipped, or not over within --timeout, 130 after Ctrl-C.
@@ -94,14 +100,27 @@ def submit(
     if first is None:
         out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
         return
-    kubeflow, version = _publish(endpoint, spec, pipeline.value, store, client_image, server_image, first)
-    name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
-    _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
-    if follow:
-        _follow(kubeflow, run.run_id, submitted(version.ir), pace, context)
-    else:
-        out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
+    kubeflow, built = _connect(endpoint, spec, pipeline.value, store, client_image, server_image, first)
+    runs = len(built.parts)
+    if first_run > runs:
+        raise PerfitError(f"--first-run {first_run}: the pipeline takes {runs} runs", f"give at most {runs}")
+    for number, part in enumerate(built.parts[first_run - 1 :], first_run):
+        version = _upload(kubeflow, built, part)
+        name = run_name or f"{version.pipeline} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+        name += f", run {number} of {runs}" if runs > 1 else ""
+        run = start_run(kubeflow, version, name, experiment or spec.name, service_account)
+        _print_link(f"run {name}, id {run.run_id}", kubeflow.link(f"runs/details/{run.run_id}"))
+        if not follow:
+            out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
+            break
+        try:
+            _follow(kubeflow, run.run_id, submitted(version.ir), pace, context, more=number < runs)
+        except typer.Exit as end:
+            if runs > 1 and end.exit_code:
+                errors.print(f"to go on: perfit submit {file} --first-run {number}", markup=False)
+            raise
+    if runs > number:
+        out.print(f"the next run, when it has ended: perfit submit {file} --first-run {number + 1}", markup=False)
 
 
 def follow(
@@ -156,7 +175,8 @@ def create(
         )
     when = When(check_cron(cron)) if cron is not None else When(seconds=parse_interval(every or ""))
     spec = load_federation(file)
-    kubeflow, version = _publish(endpoint, spec, "federated_round", store, client_image, server_image)
+    kubeflow, built = _connect(endpoint, spec, "federated_round", store, client_image, server_image)
+    version = _upload(kubeflow, built, built.parts[0])
     schedule, replaced = create_schedule(
         kubeflow, version, name or version.pipeline, when, experiment or spec.name, service_account
     )
@@ -166,13 +186,16 @@ def create(
 
 @schedule_app.command("list", epilog=CREDENTIALS)
 @connecting
-def list_(endpoint: Endpoint) -> None:
+def list_(endpoint: Endpoint, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the schedules that perfit created."""
     from rich.table import Table
 
-    from perfit_pipelines.cluster.schedule import list_schedules
+    from perfit_pipelines.cluster.schedule import list_schedules, schedules_json
 
     schedules = list_schedules(connect(endpoint))
+    if json:
+        print(schedules_json(schedules))
+        return
     if not schedules:
         out.print("no schedules; create one: perfit schedule create FILE --every 24h", markup=False)
         return
@@ -228,7 +251,7 @@ def _first_round(spec: ClusterSpec, store: str | None) -> int | None:
         return 1
 
 
-def _publish(
+def _connect(
     endpoint: Endpoint,
     spec: ClusterSpec,
     pipeline: PipelineName,
@@ -236,13 +259,19 @@ def _publish(
     client_image: str | None,
     server_image: str | None,
     first: int = 1,
-) -> tuple[Kubeflow, Version]:
-    """Connect, and upload a federation's pipeline to Kubeflow, after warnings about what may not work there.
+) -> tuple[Kubeflow, ClusterPipeline]:
+    """Connect, and divide a federation's pipeline into runs, after warnings about what may not work there.
 
     Raises:
-        PerfitError: The pods cannot use the store, or Kubeflow cannot be used.
+        PerfitError: The pods cannot use the store, Kubeflow cannot be used, or the pipeline is too large.
     """
-    from perfit_pipelines.cluster.upload import LIMITED, cluster_store, unreachable_data, upload, without_limits
+    from perfit_pipelines.cluster.upload import (
+        LIMITED,
+        ClusterPipeline,
+        cluster_store,
+        unreachable_data,
+        without_limits,
+    )
     from perfit_pipelines.pipelines import Images
 
     uri, default = cluster_store(spec, store), Images()
@@ -253,10 +282,28 @@ def _publish(
         errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
         spec = without_limits(spec)
     images = Images(client_image or default.client, server_image or default.server)
-    version = upload(kubeflow, spec, pipeline, uri, images, first)
+    built = ClusterPipeline.of(spec, pipeline, uri, images, first)
+    if built.file:
+        out.print(f"the federation file is passed by its URI: {built.file}", markup=False)
+    if len(built.parts) > 1:
+        out.print(f"too large for one run: {built.division}", markup=False)
+    return kubeflow, built
+
+
+def _upload(kubeflow: Kubeflow, built: ClusterPipeline, part: Part) -> Version:
+    """Upload what one run does, and say what it takes in the cluster.
+
+    Raises:
+        PerfitError: Kubeflow refuses it.
+    """
+    from perfit_pipelines.cluster.upload import upload
+
+    version = upload(kubeflow, built, part)
+    if not version.size.is_listed:
+        errors.print(f"warning: {version.size.listing_stops}", markup=False)
     state = "uploaded" if version.uploaded else "unchanged since it was uploaded"
     _print_link(f"pipeline {version.pipeline}, version {version.name} ({state})", kubeflow.link(version.page))
-    return kubeflow, version
+    return version
 
 
 def _print_link(text: str, link: str | None) -> None:
@@ -271,7 +318,10 @@ def _pace(poll_interval: float, timeout: str | None) -> Pace:
     return Pace(first=poll_interval, longest=max(poll_interval, Pace.longest), limit=limit)
 
 
-def _follow(kubeflow: Kubeflow, run_id: str, submitted: Submitted, pace: Pace, context: str | None) -> None:
+def _follow(
+    kubeflow: Kubeflow, run_id: str, submitted: Submitted, pace: Pace, context: str | None, more: bool = False
+) -> None:
+    """Follow a run to its end, then exit, unless it succeeded and there is ``more`` to run."""
     from perfit_pipelines.cluster.causes import Witnesses
     from perfit_pipelines.cluster.follow import exit_code
     from perfit_pipelines.cluster.follow import follow as follow_run
@@ -294,7 +344,8 @@ def _follow(kubeflow: Kubeflow, run_id: str, submitted: Submitted, pace: Pace, c
         errors.print(f"stopped following; the run goes on. Follow again: perfit follow {run_id}", markup=False)
         errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(exit_code(view.state))
+    if (code := exit_code(view.state)) or not more:
+        raise typer.Exit(code)
 
 
 def _pods(namespace: str, run_id: str, submitted: Submitted, context: str | None) -> PodProgress | None:

@@ -9,8 +9,8 @@ from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.federation_file import parse_federation
 from perfit_components.steps.context import FederationContext
+from perfit_components.steps.file_by_uri import read_federation_file
 from perfit_components.steps.prepare import directory_of
 from perfit_pipelines.cluster.connection import Kubeflow
 from perfit_pipelines.cluster.tasks import Task, list_tasks
@@ -130,6 +130,6 @@ def submitted(ir: dict[str, Any], given: dict[str, Any] | None = None) -> Submit
     except KeyError as error:
         raise PerfitError("the run is not of a federation", "give the id of a run that perfit started") from error
     values |= {name: value for name, value in (given or {}).items() if name in values and value}
-    spec = parse_federation(values["federation_file"], "the run's federation file")
+    spec = read_federation_file(values["federation_file"], values["store"])
     name = directory_of(spec, values["method"])
     return Submitted(spec, list_tasks(ir, spec), values["store"], name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perfit.cluster_spec import ClusterSpec
@@ -44,7 +45,29 @@ def list_tasks(ir: dict[str, Any], spec: ClusterSpec) -> list[Task]:
         ir: The pipeline's specification (the first document of the compiled YAML).
         spec: The federation that it runs.
     """
-    return list(_walk(_Dag(ir, spec, ir["root"]["dag"]["tasks"], ".root", {})))
+    tasks = _walk(_Dag(ir, spec, ir["root"]["dag"]["tasks"], ".root", {}))
+    if at_most := _at_most(ir):
+        tasks = (_numbered(task, spec) for task in tasks if _iteration(task) < at_most)
+    return list(tasks)
+
+
+def _at_most(ir: dict[str, Any]) -> int:
+    """How many participants a run serves of a round that takes several runs; 0 for all."""
+    inputs = ir["root"]["dag"]["tasks"].get("prepare", {}).get("inputs", {}).get("parameters", {})
+    return int(inputs.get("at_most", {}).get("runtimeValue", {}).get("constant", 0))
+
+
+def _iteration(task: Task) -> int:
+    found = re.search(r"iterations\((\d+):", task.node)
+    return int(found[1]) if found else 0
+
+
+def _numbered(task: Task, spec: ClusterSpec) -> Task:
+    """A client's task under its number: which client it is depends on the runs before."""
+    if task.label not in spec.clients_by_id:
+        return task
+    label = f"client {_iteration(task) + 1} of {spec.clients_by_id[task.label].tier}"
+    return replace(task, label=label, client="")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,17 @@ from kfp_server_api import ApiException, V2beta1Pipeline, V2beta1PipelineVersion
 from perfit.cluster_spec import DATA_MOUNT, ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import is_local
+from perfit_components.steps.file_by_uri import put_federation_file
 from perfit_pipelines.cluster.connection import Kubeflow, list_all, name_filter
-from perfit_pipelines.compile import PipelineName, compile_pipeline
-from perfit_pipelines.pipelines import Images
+from perfit_pipelines.compile import Compiled, PipelineName, check_size, compile_part
+from perfit_pipelines.pipelines import Images, Part
+from perfit_pipelines.runs import divide
+from perfit_pipelines.workflow_size import WorkflowSize
 
 _SHORT = {"federated_tuning": "tuning", "federated_round": "round"}
 _HASH_DIGITS = 12
+_PARAMETER_BYTES = 10_000
+"""Of a run's parameter, as the API server takes them unless it is told otherwise: what the UI's form can send."""
 LIMITED = (2, 17, 0)
 """From this version of Kubeflow Pipelines on, runs may have a deadline and their workflows a time to live. An older
 server that is given one silently drops all that a pipeline says about its pods: Secrets, volumes, nodes, labels."""
@@ -36,6 +41,7 @@ class Version:
         version_id: Of the version.
         ir: The pipeline's specification.
         uploaded: Whether it is new; otherwise it was already there.
+        size: What a run of it takes in the cluster.
         parameters: For its runs. They equal the defaults, but Kubeflow compares runs by what they were given.
     """
 
@@ -45,6 +51,7 @@ class Version:
     version_id: str
     ir: dict[str, Any]
     uploaded: bool
+    size: WorkflowSize
     parameters: dict[str, str]
 
     @property
@@ -53,25 +60,88 @@ class Version:
         return f"pipelines/details/{self.pipeline_id}/version/{self.version_id}"
 
 
-def upload(
-    kubeflow: Kubeflow, spec: ClusterSpec, pipeline: PipelineName, store: str, images: Images, first: int = 1
-) -> Version:
-    """Compile a federation's pipeline, of a tuning from round ``first``, and upload it, unless it is already there.
+@dataclass(frozen=True)
+class ClusterPipeline:
+    """A federation's pipeline for a cluster, and the runs that it takes.
+
+    Args:
+        spec: The federation.
+        kind: Which of its pipelines.
+        store: That the pods use.
+        images: Where tasks run.
+        file: URI of the federation file in the store, if it is too long for a run's parameter.
+        parts: What each run does, one after the other.
+    """
+
+    spec: ClusterSpec
+    kind: PipelineName
+    store: str
+    images: Images
+    file: str | None
+    parts: list[Part]
+
+    @classmethod
+    def of(cls, spec: ClusterSpec, kind: PipelineName, store: str, images: Images, first: int = 1) -> ClusterPipeline:
+        """Put the federation file into the store if it is long, and divide the pipeline, from a round on, into runs.
+
+        Raises:
+            PerfitError: The store cannot be written, or the pipeline cannot be compiled, or is too large however it is
+                divided.
+        """
+        file = _in_store(spec, store) if len(spec.to_json().encode()) > _PARAMETER_BYTES else None
+        return cls(spec, kind, store, images, file, divide(spec, kind, store, images, file, first))
+
+    @property
+    def name(self) -> str:
+        """Its name in Kubeflow."""
+        return f"{self.spec.name}-{_SHORT[self.kind]}"
+
+    @property
+    def division(self) -> str:
+        """How several runs share the work."""
+        runs, part = len(self.parts), self.parts[0]
+        if not part.at_most:
+            return f"{runs} runs, one after the other, of up to {part.last} rounds each"
+        rounds = self.spec.rounds - part.first + 1 if self.kind == "federated_tuning" else 1
+        return f"{runs} runs, one after the other: {runs // rounds} a round, of up to {part.at_most} clients each"
+
+    def compile(self, part: Part) -> Compiled:
+        """Compile what one run does.
+
+        Raises:
+            PerfitError: It is too large.
+        """
+        return compile_part(self.spec, self.kind, self.store, self.images, part, self.file)
+
+
+def upload(kubeflow: Kubeflow, pipeline: ClusterPipeline, part: Part) -> Version:
+    """Compile what one run of a pipeline does and upload it, unless the same is already there.
 
     Raises:
         PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it, or does not understand all of it.
     """
-    name = f"{spec.name}-{_SHORT[pipeline]}"
+    compiled, name = pipeline.compile(part), pipeline.name
+    size = compiled.size()
+    check_size(compiled, size)
+    version_name = hashlib.sha256(compiled.data).hexdigest()[:_HASH_DIGITS]
+    pipeline_id = _pipeline(kubeflow, name, f"Federation {pipeline.spec.name}, {pipeline.kind}").pipeline_id
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
-        compile_pipeline(spec, pipeline, store, file, images, first)
-        content = file.read_bytes()
-        version_name = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
-        pipeline_id = _pipeline(kubeflow, name, f"Federation {spec.name}, {pipeline}").pipeline_id
+        file.write_bytes(compiled.data)
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
     _check_understood(kubeflow, version)
-    ir, parameters = read_ir(content), {"method": spec.method.name, "store": store}
-    return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, parameters)
+    ir, parameters = read_ir(compiled.data), {"method": pipeline.spec.method.name, "store": pipeline.store}
+    return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, size, parameters)
+
+
+def _in_store(spec: ClusterSpec, store: str) -> str:
+    try:
+        return put_federation_file(spec, store)
+    except PerfitError as error:
+        raise PerfitError(
+            f"the federation file is too long for a run's parameter, and cannot be put into the store: {error.problem}",
+            f"give this command the server's keys in AWS_* variables, and a way to the store; {error.fix}",
+        ) from error
 
 
 def without_limits(spec: ClusterSpec) -> ClusterSpec:

@@ -18,7 +18,7 @@ from typing import Any
 
 from kfp_server_api import ApiClient, PipelineTaskDetailChildTask, V2beta1PipelineTaskDetail, V2beta1Run
 
-PREPARE_FAILED_LOG = (Path(__file__).parent / "recorded" / "prepare-failed.log").read_text()
+PREPARE_FAILED_LOG = (Path(__file__).parent / "recorded" / "prepare-failed.txt").read_text()
 _STATES = {
     "Pending": "PENDING",
     "Running": "RUNNING",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import uuid
+from datetime import datetime
+
 import pytest
 
 from .conftest import Perfit, write_federation
@@ -128,6 +132,18 @@ def test_the_list_has_all_pages(api, perfit, file):
     assert shown == [["a", "every 1d", "enabled"], ["b", "cron 0 0 2 * * MON", "enabled"], ["c", "every 1d", "paused"]]
 
 
+def test_the_list_for_programs(perfit, file):
+    assert json.loads(perfit.succeed("schedule", "list", "--json")) == []
+    perfit.succeed("schedule", "create", file, "--every", "24h")
+    (listed,) = json.loads(perfit.succeed("schedule", "list", "--json"))
+    assert (listed["name"], listed["enabled"], listed["when"]) == (
+        "demo-round",
+        True,
+        {"cron": None, "seconds": 86_400},
+    )
+    assert datetime.fromisoformat(listed["created"]).tzinfo is not None
+
+
 def test_an_empty_list_says_how_to_begin(perfit):
     assert "perfit schedule create FILE --every 24h" in perfit.succeed("schedule", "list")
 
@@ -159,3 +175,16 @@ def test_schedules_belong_to_a_namespace(serve, file):
     assert "demo-round" in perfit.succeed("schedule", "list", "--namespace", "team-a")
     assert "no schedules" in perfit.succeed("schedule", "list", "--namespace", "team-b")
     assert "in namespace team-b" in perfit.fail("schedule", "delete", "demo-round", "--namespace", "team-b").problem
+
+
+def test_a_round_of_many_clients_takes_several_triggers(api, perfit, tmp_path, s3_server, monkeypatch):
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    clients = [{"id": f"client-{n:03}", "data": f"s3://data/client-{n:03}.jsonl"} for n in range(400)]
+    store = f"{s3_server.store_uri}/{uuid.uuid4()}"
+    file = write_federation(tmp_path / "many.yaml", clients=clients, store=store)
+    out = perfit.succeed("schedule", "create", file, "--every", "1h")
+    assert "too large for one run: 2 runs, one after the other: 2 a round, of up to 200 clients each" in out
+    (version,) = api.versions.values()
+    inputs = version.pipeline_spec["pipeline_spec"]["root"]["dag"]["tasks"]["prepare"]["inputs"]["parameters"]
+    assert inputs["at_most"]["runtimeValue"]["constant"] == 200

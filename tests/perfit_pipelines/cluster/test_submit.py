@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from perfit.cluster_spec import ClusterSpec
+from perfit_components.steps.file_by_uri import read_federation_file
 from perfit_storage import FederationStore, Head, RoundPlace
 
 from .conftest import FEDERATION, QUICK, Perfit, write_federation
@@ -254,3 +255,73 @@ def test_a_store_that_pods_cannot_use(api, perfit, tmp_path, store):
     file = write_federation(tmp_path / "federation.yaml", store=store)
     assert "s3://bucket/prefix" in perfit.fail("submit", file).fix
     assert not api.requests
+
+
+# More than one run can take
+
+
+@pytest.fixture
+def many(tmp_path, s3_server, monkeypatch) -> Path:
+    """The file of a federation of 400 clients, in a store that this machine reaches."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    clients = [{"id": f"client-{n:03}", "data": f"s3://data/client-{n:03}.jsonl"} for n in range(400)]
+    store = f"{s3_server.store_uri}/{uuid.uuid4()}"
+    return write_federation(tmp_path / "many.yaml", rounds=1, clients=clients, store=store)
+
+
+def prepare_inputs(version) -> dict:
+    tasks = version.pipeline_spec["pipeline_spec"]["root"]["dag"]["tasks"]
+    return tasks["prepare"]["inputs"]["parameters"]
+
+
+def test_a_round_of_400_clients_takes_two_runs_of_one_version(api, perfit, many):
+    out = perfit.succeed("submit", many, *QUICK)
+
+    assert "too large for one run: 2 runs, one after the other: 2 a round, of up to 200 clients each" in out
+    assert [run.display_name[-12:] for run in api.runs.values()] == [", run 1 of 2", ", run 2 of 2"]
+    inputs = prepare_inputs(only(api.versions))
+    assert [inputs[name]["runtimeValue"]["constant"] for name in ("round", "at_most")] == [1, 200]
+
+
+def test_a_long_file_is_passed_by_its_uri(api, perfit, many):
+    out = perfit.succeed("submit", many, *QUICK)
+
+    parameters = only(api.versions).pipeline_spec["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    uri, store = (parameters[name]["defaultValue"] for name in ("federation_file", "store"))
+    assert f"the federation file is passed by its URI: {uri}" in out
+    assert uri.startswith(f"{store}/federations/demo/files/")
+    assert len(read_federation_file(uri, store).clients) == 400
+
+
+def test_a_long_file_whose_store_is_out_of_reach_is_not_submitted(api, perfit, many, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    error = perfit.fail("submit", many)
+    assert "too long for a run's parameter, and cannot be put into the store" in error.problem
+    assert "the server's keys in AWS_* variables" in error.fix
+    assert not api.runs
+
+
+def test_the_next_run_waits_for_the_one_before(api, perfit, many):
+    api.play(("FAILED", []))
+    result = perfit("submit", many, *QUICK)
+    assert result.exit_code == 3
+    assert only(api.runs).display_name.endswith("run 1 of 2")
+    assert f"to go on: perfit submit {many} --first-run 1" in result.stderr
+
+
+def test_runs_can_be_started_one_by_one(api, perfit, many):
+    out = perfit.succeed("submit", many, "--no-follow")
+    assert only(api.runs).display_name.endswith("run 1 of 2")
+    assert f"the next run, when it has ended: perfit submit {many} --first-run 2" in out
+    out = perfit.succeed("submit", many, "--no-follow", "--first-run", "2")
+    assert "--first-run" not in out
+    assert len(api.runs) == 2
+    assert perfit.fail("submit", many, "--first-run", "3").problem == "--first-run 3: the pipeline takes 2 runs"
+
+
+def test_a_list_that_will_stop_is_announced(api, perfit, tmp_path):
+    clients = [{"id": f"client-{n:02}", "data": f"s3://data/client-{n:02}.jsonl"} for n in range(20)]
+    file = write_federation(tmp_path / "some.yaml", rounds=1, clients=clients)
+    assert "Kubeflow's list of its tasks stops changing above 1.0 MB" in perfit("submit", file, *QUICK).stderr
+    assert "warning" not in perfit("submit", write_federation(file, rounds=1), *QUICK).stderr

@@ -7,7 +7,8 @@ import pytest
 from perfit.cluster_spec import ClusterSpec
 from perfit_pipelines.cluster.tasks import Task, list_tasks
 from perfit_pipelines.cluster.upload import read_ir
-from perfit_pipelines.compile import compile_pipeline
+from perfit_pipelines.compile import compile_part, compile_pipeline
+from perfit_pipelines.pipelines import Images, Part
 
 from .conftest import FEDERATION
 from .recorded import TWO_TIERS as ONE_ROUND
@@ -44,6 +45,13 @@ def test_tasks_are_listed_in_the_order_of_the_pipeline(tasks_of):
     ]
     assert [task.key for task in tasks] == ["prepare", *["client-default", "aggregate"] * 2]
     assert [task.display for task in tasks] == ["Prepare", *["Client (default)", "Aggregate"] * 2]
+
+
+def test_who_is_served_by_one_of_several_runs_is_not_known_before(tmp_path):
+    spec = ClusterSpec.model_validate({**FEDERATION, **TWO_TIERS})
+    compiled = compile_part(spec, "federated_round", "s3://bucket/prefix", Images(), Part(at_most=1))
+    labels = [task.label for task in list_tasks(read_ir(compiled.data), spec)]
+    assert labels == ["Prepare", "client 1 of strong", "client 1 of weak", "Aggregate"]
 
 
 # Of a probe of this shape that ran on KFP 2.17.0 with Argo 4.0.5 (wf for the workflow's name): the containers' nodes of

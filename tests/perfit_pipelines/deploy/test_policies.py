@@ -107,10 +107,11 @@ READ_BY_ALL = ["spec.yaml", "model.json", "head.json"] + [
     for n in (0, 1, "5.1")
     for name in ("plan.json", "ranks/2.safetensors", f"ranks/2.{HASH}.safetensors")
 ]
-FOR_THE_SERVER = [
+FOR_THE_SERVER = [f"files/{HASH}.yaml"] + [
     f"rounds/{n}/{name}"
     for n in (0, 1, "5.1")
     for name in (
+        "served.json",
         "summary.json",
         "report.html",
         "ranks/1.safetensors",
@@ -264,6 +265,7 @@ def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(spec, dir
             for action in ("read", "write"):
                 assert not may(spec, SERVER, action, f"clients/{client}/{path}", directory), path
     assert may(spec, SERVER, "list", "rounds/", directory)
+    assert may(spec, SERVER, "list", "masks/", directory)
     assert may(spec, SERVER, "list", "rounds/7/updates/", directory)
     assert not may(spec, SERVER, "list", "rounds/7/", directory)
     assert not may(spec, SERVER, "list", "clients/ann/", directory)

@@ -7,7 +7,11 @@ EFFORT ?= 20
 SEED := $(shell date +%s)
 PROJECT := pyproject.toml constraints.txt
 
-.PHONY: run test lint bench faults images clean
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench faults images clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(VENV)/.local  ## install, then run the quickstart federation on this machine
 	$(BIN)/perfit run pipelines/examples/quickstart.yaml
@@ -30,8 +34,9 @@ faults: $(VENV)/.dev  ## tests/faults for long, with other faults each time: EFF
 images:  ## build both images with docker, podman or buildah; images/README.md
 	images/build.sh
 
-clean:  ## remove what make made; federations under .perfit stay
+clean:  ## remove what make made; federations stay, and it says where
 	rm -rf $(VENV)
+	@echo "federations stay in $${PERFIT_HOME:-$${XDG_DATA_HOME:-$$HOME/.local/share}/perfit}"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

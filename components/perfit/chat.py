@@ -134,6 +134,11 @@ def _end(text: str, place: int, marked: Sequence[Message], i: int, tokenizer: Pr
     return place + len(closing) if text.startswith(closing, place) else place
 
 
+def without_clock(template: str) -> str:
+    """Return a chat template that says the same date every day, where it would ask for today's."""
+    return _FIXED_DATE + template if "strftime_now" in template else template
+
+
 def _apply(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
 ) -> str:
@@ -141,7 +146,7 @@ def _apply(
     try:
         text = tokenizer.apply_chat_template(
             list(messages),
-            chat_template=_FIXED_DATE + template,
+            chat_template=without_clock(template),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=_TODAY.strftime("%d %b %Y"),

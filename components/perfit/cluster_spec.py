@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from perfit.locations import PlainUri, federation_file_problem, is_local, place_of
+from perfit.locations import StoreUri, federation_file_problem, is_local, place_of
 from perfit.sections import Name, Section, key_error
 from perfit.spec import Client, FederationSpec, Quantization
 
@@ -136,6 +136,10 @@ class ClusterClient(Client):
     secret: Name | None = None
     volume: Name | None = None
 
+    def on_volume(self, uri: str) -> bool:
+        """Whether records are on the client's own volume, which only its pod sees."""
+        return self.volume is not None and is_local(uri) and normpath(uri).startswith(f"{DATA_MOUNT}/")
+
 
 class ClusterSpec(FederationSpec):
     """A whole federation file: what is computed, and where."""
@@ -143,7 +147,7 @@ class ClusterSpec(FederationSpec):
     tiers: dict[Name, Tier] = Field(default={"default": Tier()}, max_length=MAX_TIERS)
     cluster: Cluster = Cluster()
     clients: tuple[ClusterClient, ...]
-    store: PlainUri | None = None
+    store: StoreUri | None = None
 
     @model_validator(mode="after")
     def _tiers_exist(self) -> Self:
@@ -235,8 +239,7 @@ def _places(client: ClusterClient, directory: Path | None) -> list[tuple[str, st
     places = []
     for key in ("data", "held_out"):
         uri = getattr(client, key)
-        on_volume = client.volume and uri and is_local(uri) and normpath(uri).startswith(f"{DATA_MOUNT}/")
-        if uri and not on_volume:
+        if uri and not client.on_volume(uri):
             places.append((key, place_of(uri, directory)))
     return places
 

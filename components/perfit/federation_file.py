@@ -6,6 +6,8 @@ The same holds for other YAML files whose sections are pydantic models: :func:`l
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,35 +16,43 @@ from pydantic import BaseModel, ValidationError
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError, printable
-from perfit.locations import hide_credentials, is_local
+from perfit.locations import hide_credentials, is_local, is_path
+from perfit.overrides import override
 from perfit.spec import METHODS
 
 MAX_CHARACTERS = 1_000_000
 """Maximum length of a federation file: enough for several thousand clients."""
 _MAX_SCALAR = 4096  # characters of one value
 M = TypeVar("M", bound=BaseModel)
-Lines = dict[tuple[str | int, ...], int]
-"""The line of each key's path, from 1."""
+Lines = dict[tuple[str | int, ...], int | str]
+"""The line of each key's path, from 1; of a key that is not from the file, the words that say where it is from."""
 
 
-def load_federation(path: str | Path) -> ClusterSpec:
-    """Read and validate a federation file; relative data paths are taken from its directory.
+def load_federation(path: str | Path, settings: Sequence[str] = ()) -> ClusterSpec:
+    """Read and validate a federation file; relative paths of the model and of data are taken from its directory.
+
+    Args:
+        path: Of the file.
+        settings: As in :func:`parse_federation`.
 
     Raises:
         PerfitError: The file is missing or wrong; every problem is reported with its line and key.
     """
     text = read_text(path, "give a federation file; `perfit init FILE` writes a commented one")
     directory = Path(path).resolve().parent
-    return _absolute(parse_federation(text, str(path), directory), directory)
+    return _absolute(parse_federation(text, str(path), directory, settings), directory)
 
 
-def parse_federation(text: str, source: str = "federation", directory: Path | None = None) -> ClusterSpec:
+def parse_federation(
+    text: str, source: str = "federation", directory: Path | None = None, settings: Sequence[str] = ()
+) -> ClusterSpec:
     """Validate the text of a federation file.
 
     Args:
         text: Of the file.
         source: What errors call it.
         directory: Where relative paths start, to find two of one file; they stay as they are.
+        settings: Keys that are other than in the file: ``training.steps=5``; see :func:`perfit.overrides.override`.
 
     Raises:
         PerfitError: Every problem, each with its line and key in ``source``.
@@ -50,6 +60,7 @@ def parse_federation(text: str, source: str = "federation", directory: Path | No
     tree, lines = load_tree(text, source)
     if not isinstance(tree, dict):
         raise PerfitError(f"{source} holds no keys", "`perfit init FILE` writes a commented federation file")
+    override(tree, lines, settings)
     return validated(ClusterSpec, tree, lines, source, directory)
 
 
@@ -137,13 +148,21 @@ def load_tree(text: str, source: str) -> tuple[Any, Lines]:
 
 def _absolute(spec: ClusterSpec, directory: Path) -> ClusterSpec:
     def resolve(uri: str | None) -> str | None:
-        return str(directory / uri) if uri and is_local(uri) else uri
+        return str(directory / uri) if uri and (is_local(uri) or _exists(directory, uri)) else uri
 
     clients = tuple(
         client.model_copy(update={"data": resolve(client.data), "held_out": resolve(client.held_out)})
         for client in spec.clients
     )
-    return spec.model_copy(update={"clients": clients})
+    model = spec.model
+    if is_path(model) or _exists(directory, model):
+        model = normpath(directory / Path(model).expanduser())
+    return spec.model_copy(update={"clients": clients, "model": model})
+
+
+def _exists(directory: Path, name: str) -> bool:
+    """Whether what may be a hub id is a path from this directory."""
+    return "://" not in name and (directory / name).exists()
 
 
 def _lines(node: yaml.Node | None, source: str, path: tuple = ()) -> Lines:
@@ -182,7 +201,8 @@ def _describe(problem: dict[str, Any], lines: Lines, source: str, model: type[Ba
         message, known = f"the key {path[-1]!r} is missing", written[:-1]
     elif problem["type"] not in ("value_error", "federation"):
         message = hide_credentials(f"{message}, but it is {problem['input']!r}")
-    where = f"{source}:{lines[known]}" if known in lines else source
+    line = lines.get(known)
+    where = line if isinstance(line, str) else f"{source}:{line}" if line else source
     named = known or (path if problem["type"] == "federation" else ())
     return f"{where}: {_key(named)}: {message}" if named else f"{where}: {message}"
 

@@ -12,13 +12,32 @@ from pydantic import AfterValidator
 
 from perfit.errors import PerfitError
 
+RECORD_FILES = (".jsonl", ".json", ".parquet")
+"""The kinds of files that records are read from, by suffix."""
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
+"""A data set of the hub, and its split."""
+_OTHER_FILES = re.compile(r"\.(csv|tsv|txt|xlsx?|arrow|feather|xml|ya?ml|md|pdf|docx?|zip|gz|bz2|xz|zst|tar|pkl)")
+"""Suffixes by which a path that looks like a hub id is known for a file that cannot be read."""
+_STORE = re.compile(r"s3://(?P<bucket>[^/]+)(/.*)?|file:///.*")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+PACKAGE = "package:"
+"""How the name of a model begins that is in an installed Python package."""
+PINNED = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)@(?P<revision>\w[\w./-]*)")
+"""A model of the hub with its revision."""
 FEDERATIONS = "federations"
 """The directory of a store below which all federations are."""
 
 
 def is_local(uri: str) -> bool:
     """Whether a client's data URI is a path on this file system, not s3:// and not a hub id."""
-    return "://" not in uri and uri.endswith((".jsonl", ".json", ".parquet"))
+    return "://" not in uri and uri.endswith(RECORD_FILES)
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is named by a path, whatever is there, and not as the hub or a Python package names it."""
+    if model.startswith(PACKAGE) or PINNED.fullmatch(model):
+        return False
+    return model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
 
 
 def hide_credentials(text: str) -> str:
@@ -30,11 +49,24 @@ def check_store_uri(uri: str) -> str:
     """Return the URI of a store that holds no secret.
 
     Raises:
-        PerfitError: It holds one, or may; the message does not repeat it.
+        PerfitError: It holds one, or may; the message does not repeat it. Or it is of another kind.
     """
     if found := _secret_in(uri):
         raise PerfitError(f"the store URI {found[0]}", found[1])
+    if found := _no_store(uri):
+        raise PerfitError(*found)
     return uri
+
+
+def _no_store(uri: str) -> tuple[str, str] | None:
+    """Why a URI is not a store's, and what to do about it."""
+    match = _STORE.fullmatch(uri)
+    if match is None:
+        return f"{uri!r} is not the URI of a store", "use file:///absolute/directory or s3://bucket/prefix"
+    if match["bucket"] and not _BUCKET.fullmatch(match["bucket"]):
+        problem = f"{match['bucket']!r} cannot be the name of a bucket"
+        return problem, "use 3 to 63 lower-case letters, digits, dots and hyphens"
+    return None
 
 
 def _secret_in(uri: str) -> tuple[str, str] | None:
@@ -53,16 +85,31 @@ def _plain(uri: str) -> str:
     return uri
 
 
+def _of_store(uri: str) -> str:
+    if found := _secret_in(uri) or _no_store(uri):
+        raise ValueError("; ".join(found))
+    return uri
+
+
 def _of_records(uri: str) -> str:
     scheme, mark, rest = _plain(uri).partition("://")
     bucket, *key = rest.split("/")
     if mark and (scheme != "s3" or not key or {bucket, *key} & {"", ".", ".."}):
         raise ValueError(f"{uri!r} names no object; write s3://bucket/key, without empty, . and .. directories")
+    hub = not mark and HUB_ID.fullmatch(uri) and not _OTHER_FILES.fullmatch(os.path.splitext(uri)[1].lower())
+    if not hub and not uri.endswith(RECORD_FILES):
+        raise ValueError(
+            f"{uri!r} is neither a file of records nor a data set of the hub; name a {', '.join(RECORD_FILES[:-1])} or "
+            f"{RECORD_FILES[-1]} file (convert others), or owner/name or owner/name:split"
+        )
     return uri
 
 
 PlainUri = Annotated[str, AfterValidator(_plain)]
 """A URI, or a path or hub id, that holds no credentials."""
+
+StoreUri = Annotated[str, AfterValidator(_of_store)]
+"""A store: ``s3://bucket/prefix`` or ``file:///directory``."""
 
 RecordsUri = Annotated[str, AfterValidator(_of_records)]
 """Records by path, ``s3://bucket/key`` or hub id."""

@@ -63,11 +63,11 @@ def expand(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, LoraSpace]:
         The PEFT model, its LoRA in float32, and the space of its positions.
 
     Raises:
-        PerfitError: A target module is not in the model, or is not a linear module.
+        PerfitError: A target module is not in the model, or is not a linear module; the rank exceeds all of them.
     """
     from peft import get_peft_model
 
-    _check_targets(model, lora.target_modules)
+    _check_rank(_targets(model, lora.target_modules), lora.rank)
     with warnings.catch_warnings():
         # PEFT asks for it by the name that transformers 5 deprecates.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -167,16 +167,32 @@ def _matrices(model: PeftModel) -> Iterator[tuple[str, nn.Linear]]:
                 yield f"{path}.{matrix}.weight", getattr(module, matrix)[_ADAPTER]
 
 
-def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
+def _targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> list[nn.Module]:
+    """Return the linear modules that targets name."""
     from transformers.pytorch_utils import Conv1D
 
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if isinstance(targets, str):
-        return
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+        return list(linear.values())
     available = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+    found: list[nn.Module] = []
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        named = [module for name, module in linear.items() if name == target or name.endswith(f".{target}")]
+        if not named:
             raise PerfitError(
                 f"lora.target_modules: the model has no linear module {target!r}",
                 f"use all-linear, or some of: {available}",
             )
+        found += named
+    return found
+
+
+def _check_rank(modules: list[nn.Module], rank: int) -> None:
+    """Refuse a space with more values than the matrices that it is for."""
+    largest = max((tuple(module.weight.shape) for module in modules), key=min)
+    if rank > min(largest):
+        raise PerfitError(
+            f"lora.rank: the rank {rank:,} (rank times expansion) exceeds every adapted matrix: the largest is "
+            f"{largest[0]:,} by {largest[1]:,}",
+            f"lower lora.rank, or lora.expansion: together at most {min(largest):,}",
+        )

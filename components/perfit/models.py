@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import struct
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfit.errors import PerfitError
+from perfit.locations import PACKAGE, PINNED, is_path
 from perfit.model_files import SUFFIXES, ModelManifest, check_files
 from perfit.quantization import check_quantization, keep_quantised_layout, quantization_config
 from perfit.spec import Quantization
@@ -24,7 +24,6 @@ from perfit.spec import Quantization
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PACKAGE = "package:"
 _KINDS = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer", "AutoModelForCausalLM": "causal language model"}
 _HUB_REASONS = {
     "GatedRepoError": "it is gated, and this user's token does not open it",
@@ -37,7 +36,6 @@ _HUB_REASONS = {
     "TransportError": "the hub cannot be reached",
     "HTTPError": "the hub refuses it",
 }
-_PINNED = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)@(?P<revision>\w[\w./-]*)")
 
 
 def locate(model: str) -> str:
@@ -50,8 +48,8 @@ def locate(model: str) -> str:
     Raises:
         PerfitError: The package or the path does not exist.
     """
-    if model.startswith(_PACKAGE):
-        package, _, inside = model.removeprefix(_PACKAGE).partition("/")
+    if model.startswith(PACKAGE):
+        package, _, inside = model.removeprefix(PACKAGE).partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise PerfitError(
@@ -61,8 +59,7 @@ def locate(model: str) -> str:
         path = Path(spec.submodule_search_locations[0], inside)
     else:
         path = Path(model).expanduser()
-        is_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
-        if not path.exists() and (not is_path or _PINNED.fullmatch(model)):
+        if not path.exists() and not is_path(model):
             return model
     if not path.exists():
         raise PerfitError(f"model: {path} does not exist", "give a hub id, a directory or a .gguf file")
@@ -75,7 +72,7 @@ def split_revision(model: str) -> tuple[str, str | None]:
     >>> split_revision("owner/name@v1.0"), split_revision("owner/name")
     (('owner/name', 'v1.0'), ('owner/name', None))
     """
-    match = _PINNED.fullmatch(model)
+    match = PINNED.fullmatch(model)
     return (match["name"], match["revision"]) if match else (model, None)
 
 
@@ -148,6 +145,24 @@ def cached_model(model: str, cache: Path, commit: str | None = None) -> str | No
         return _download(model, commit, only_cached=True)
     except PerfitError:
         return None
+
+
+def local_model(model: str, cache: Path) -> str | None:
+    """Return what of a model is on this machine: its prepared directory, else the GGUF file; None if nothing is.
+
+    Nothing is written. :func:`model_skeleton` and :func:`load_tokenizer` read both.
+
+    Raises:
+        PerfitError: As :func:`locate`.
+    """
+    if found := cached_model(model, cache):
+        return found if is_gguf(found) or Path(found, "config.json").is_file() or not is_hub_id(model) else None
+    return None if is_hub_id(model) else locate(model)
+
+
+def is_gguf(source: str) -> bool:
+    """Whether this is a GGUF file, not a directory."""
+    return source.endswith(".gguf")
 
 
 def checked_model(manifest: ModelManifest, cache: Path, scratch: Path) -> str:
@@ -223,15 +238,19 @@ def _temporary_directory(cache: Path) -> str:
         ) from error
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a prepared model; if it has no padding token, it pads with its end token.
+def load_tokenizer(source: str, commit: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a prepared model or a GGUF file; if it has no padding token, it pads with its end token.
+
+    Args:
+        source: The model's directory, or with a commit the hub's repository.
+        commit: Of the hub's repository.
 
     Raises:
         PerfitError: The source holds no tokenizer, it has neither token, or it cannot tell the place of its tokens.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, source)
+    tokenizer = _from_pretrained(AutoTokenizer, source, **{"revision": commit} if commit else {})
     if tokenizer.eos_token_id is None:
         raise PerfitError(f"model: the tokenizer of {source} has no end token", "use a model with an eos token")
     if not tokenizer.is_fast:
@@ -268,7 +287,7 @@ def load_model(source: str, precision: str, quantization: Quantization | None = 
 
 
 def model_skeleton(source: str) -> PreTrainedModel:
-    """Return a prepared model without its weights (on the meta device): enough to read shapes from."""
+    """Return a prepared model or a GGUF file's without its weights (on the meta device): to read shapes from."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -279,6 +298,8 @@ def model_skeleton(source: str) -> PreTrainedModel:
 
 def _from_pretrained(factory, source: str, **options):
     try:
+        if is_gguf(source):
+            options["gguf_file"], source = Path(source).name, str(Path(source).parent)
         # Without a word, transformers asks on the standard input whether to run code that it finds.
         return factory.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from perfit.errors import PerfitError, log_error, printable
+from perfit.locations import HUB_ID, RECORD_FILES
 from perfit.parquet import Unreadable, read_columns
 
 BadRecords = Literal["refuse", "skip"]
@@ -29,8 +30,6 @@ T = TypeVar("T")
 TEXT_COLUMNS = ("instruction", "input", "output", "context", "response", "category", "messages")
 """The columns of all three schemas."""
 
-_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>\w+))?")
-_SUFFIXES = (".jsonl", ".json", ".parquet")
 _SOURCES = "give a .jsonl or .parquet file, or a hub data set as owner/name or owner/name:split"
 _SCHEMAS = "use the keys of Alpaca (instruction, input, output), Dolly (instruction, context, response) or messages"
 _HUB_REASONS = {
@@ -113,7 +112,7 @@ def _reader(source: str, columns: Sequence[str], name: str) -> tuple[Callable[[]
         raise PerfitError(f"{name}: is not a local file", "let the pipeline fetch it, or download it first")
     if path.is_dir():
         raise PerfitError(f"{name}: is a directory", _SOURCES)
-    if path.suffix in _SUFFIXES:
+    if path.suffix in RECORD_FILES:
         if not path.exists():
             raise PerfitError(f"{name}: no such file", "check the path")
         fix = "check that the file is whole and may be read"
@@ -122,7 +121,7 @@ def _reader(source: str, columns: Sequence[str], name: str) -> tuple[Callable[[]
         return lambda: _read_lines(path, name), fix
     if path.exists():
         raise PerfitError(f"{name}: unknown file type {path.suffix!r}", _SOURCES)
-    if hub := _HUB_ID.fullmatch(source):
+    if hub := HUB_ID.fullmatch(source):
         fix = "check the name, the split, the network and, if it is private, HF_TOKEN; or give a file"
         return lambda: _number(_read_hub(hub["name"], hub["split"] or "train", columns)), fix
     raise PerfitError(f"{name}: neither a file nor a hub data set", _SOURCES)

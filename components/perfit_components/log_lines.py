@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 _STEP = re.compile(r"\[perfit\] round=(\d+) client=(\S+) step=(\d+)/(\d+) loss=(\S+)")
+_PHASE = re.compile(r"\[perfit\] round=(\d+) client=(\S+) phase=([a-z]+)")
 _FAILURE = re.compile(r"client (\S+) has no result: (.*)", re.DOTALL)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
 _ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
@@ -22,6 +23,15 @@ class Step:
     step: int
     steps: int
     loss: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a client does from now on in a round: loading, searching, training, evaluating or done."""
+
+    round: int
+    client: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,17 @@ def parse_step(line: str) -> Step | None:
         return None
     round, client, step, steps, loss = match.groups()
     return Step(int(round), client, int(step), int(steps), float(loss))
+
+
+def format_phase(round: int, client: str, name: str) -> str:
+    """Return the line that reports a client's phase."""
+    return f"[perfit] round={round} client={client} phase={name}"
+
+
+def parse_phase(line: str) -> Phase | None:
+    """Return the phase that a line reports, or None if it reports none."""
+    match = _PHASE.search(line)
+    return Phase(int(match[1]), match[2], match[3]) if match else None
 
 
 def format_failure(client: str, reason: str) -> str:

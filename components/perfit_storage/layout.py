@@ -4,7 +4,7 @@ The store holds these files under ``federations/<name>/``::
 
     spec.yaml                              the federation file
     files/<digest>.yaml                    federation files that runs are given by URI, not as an argument
-    model.json                             the files of the base model, by hash; written once
+    model.json                             the files of the base model, by hash
     head.json                              round, branches, and key and digest of the global adapter and server state
     masks/<client>/<digest>                a client's personal architectures
     rounds/<n>/plan.json                   written once
@@ -19,7 +19,8 @@ The store holds these files under ``federations/<name>/``::
     rounds/0/state.probe.safetensors       one line, left by check_conditions
     clients/<client>/                      what only this client may read
 
-After a rollback, rounds that are run again have directories ``rounds/<n>.<branch>/``; see ``Head.place``.
+Without a head there is no federation. Until a client has a mask, it may be founded again with another file and model.
+After that, and after a rollback, rounds have directories ``rounds/<n>.<branch>/``; see ``Head.place``.
 
 Plans, records and summaries are only bytes here. An object that a record or the head may name is never overwritten: if
 another attempt left other bytes under the usual name, the new ones go to ``<usual name>.<digest>.safetensors``, and the
@@ -31,7 +32,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from blake3 import blake3
@@ -51,6 +52,9 @@ _PROBE = "rounds/0/state.probe.safetensors"
 _RECORD_ATTEMPTS = 20
 _SERVED_BYTES = 16
 _BLOB_FIX = "restore it from a backup, or run its round again"
+_SINGLE_FILES = ("head.json", "model.json", "spec.yaml")
+_DIRECTORIES = ("clients/", "rounds/", "masks/")
+"""In the order in which they are deleted."""
 
 
 class FederationStore:
@@ -96,12 +100,7 @@ class FederationStore:
         Returns:
             Whether the store now holds this file.
         """
-        if expected is None:
-            return self._objects.create(self._key("spec.yaml"), data)
-        stored = self._find("spec.yaml")
-        if stored is None or stored.data not in (expected, data):
-            return False
-        return stored.data == data or self._objects.replace(self._key("spec.yaml"), data, stored.version)
+        return self._write("spec.yaml", data, expected)
 
     def read_spec(self) -> bytes:
         """Returns the federation file. Raises ``ObjectNotFound``, naming the federations that exist."""
@@ -128,9 +127,9 @@ class FederationStore:
         """
         return self.read_blob(Blob(f"files/{_checked_digest(digest)}.yaml", digest), limit)
 
-    def create_model(self, manifest: bytes) -> bool:
-        """Writes what the base model's files are, once; returns whether the store now holds exactly this."""
-        return self._objects.create(self._key("model.json"), manifest)
+    def write_model(self, manifest: bytes, expected: bytes | None) -> bool:
+        """Writes what the base model's files are; as ``write_spec``."""
+        return self._write("model.json", manifest, expected)
 
     def read_model(self) -> bytes | None:
         """Returns what the base model's files are, None if it is not written (yet)."""
@@ -155,6 +154,19 @@ class FederationStore:
     def create_head(self, head: Head) -> bool:
         """Writes the first head; returns whether it is the stored one now."""
         return self._objects.create(self._key("head.json"), dump_head(head))
+
+    def found_again(self, old: Head, new: Head) -> bool:
+        """Moves the head from one beginning to another, on a new branch, unless it has moved since the caller read it.
+
+        Returns:
+            As ``advance_head``.
+
+        Raises:
+            ValueError: One of the two is no beginning, or ``new`` is not on the next branch.
+        """
+        if old.round or new.round or new != old.rolled_back_to(new):
+            raise ValueError(f"{old} cannot become {new}")
+        return self._move_head(old, new)
 
     def advance_head(self, old: Head, new: Head) -> bool:
         """Moves the head from one round to the next, unless it has moved since the caller read it.
@@ -206,6 +218,10 @@ class FederationStore:
         fix = f"run the search of client {client!r} again"
         return self._get(_mask_path(client, digest), fix, limit).data
 
+    def has_masks(self) -> bool:
+        """Whether any client has a mask, as every client has that has begun to tune."""
+        return any(self._objects.list(self._key("masks/")))
+
     def find_masks(self, client: str) -> list[str]:
         """Returns the hashes, sorted, of the masks that this client has."""
         prefix = self._key(f"masks/{_checked_segment('client id', client)}/")
@@ -213,6 +229,11 @@ class FederationStore:
         return [digest for digest in hashes if _DIGEST.fullmatch(digest)]
 
     # Rounds
+
+    def has_rounds(self) -> bool:
+        """Whether any round was planned."""
+        rounds = self._objects.directories(self._key("rounds/"))
+        return any(self._objects.exists(self._key(f"rounds/{name}/plan.json")) for name in rounds)
 
     def create_plan(self, place: RoundPlace, plan: bytes) -> bytes:
         """Stores the round's plan unless there is one already; returns the stored one."""
@@ -390,6 +411,41 @@ class FederationStore:
         prefix = self._client_key(client, "")
         return [key.removeprefix(prefix) for key in self._objects.list(prefix)]
 
+    # Everything
+
+    def is_empty(self) -> bool:
+        """Whether the store holds nothing under the federation's name."""
+        single = any(self._objects.exists(self._key(name)) for name in _SINGLE_FILES)
+        prefixes = (self._key("files/"), *self._prefixes())
+        return not single and not any(any(self._objects.list(prefix)) for prefix in prefixes)
+
+    def delete(self) -> Iterator[int]:
+        """Removes everything, and yields the number of removed files after each directory.
+
+        The head goes first, so that nobody goes on from what is left; what shows that a client has worked goes last
+        but for the federation's file. After an interruption, delete again.
+        """
+        removed = 0
+        self._objects.delete(self._key("head.json"))
+        for prefix in (*self._prefixes(), self._key("")):
+            for key in self._objects.list(prefix):
+                self._objects.delete(key)
+                removed += 1
+            yield removed
+
+    def _prefixes(self) -> Iterator[str]:
+        """What together holds all but the single files, in parts that a listing takes."""
+        for directory in map(self._key, _DIRECTORIES):
+            yield from [f"{directory}{name}/" for name in self._objects.directories(directory)]
+
+    def _write(self, path: str, data: bytes, expected: bytes | None) -> bool:
+        if expected is None:
+            return self._objects.create(self._key(path), data)
+        stored = self._find(path)
+        if stored is None or stored.data not in (expected, data):
+            return False
+        return stored.data == data or self._objects.replace(self._key(path), data, stored.version)
+
     def _key(self, path: str) -> str:
         return f"federations/{self.name}/{path}"
 
@@ -434,9 +490,9 @@ class FederationStore:
 
 
 def federation_names(objects: ObjectStore) -> list[str]:
-    """Returns the names, sorted, of the federations in a store."""
+    """Returns the names, sorted, of the federations in a store: those that have a head."""
     names = objects.directories("federations/")
-    return [name for name in names if _DIRECTORY.fullmatch(name) and objects.exists(f"federations/{name}/spec.yaml")]
+    return [name for name in names if _DIRECTORY.fullmatch(name) and objects.exists(f"federations/{name}/head.json")]
 
 
 def _mask_path(client: str, digest: str) -> str:

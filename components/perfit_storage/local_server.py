@@ -128,6 +128,11 @@ class LocalS3Server:
         self._directory = directory.absolute()
         self._users = tuple(users)
 
+    @staticmethod
+    def has_data(directory: Path) -> bool:
+        """Whether a server has ever run on this directory."""
+        return (directory / "data").is_dir()
+
     @property
     def environment(self) -> dict[str, str]:
         """The administrator's settings, for ``open_store`` or a child process; available inside the context."""
@@ -139,18 +144,19 @@ class LocalS3Server:
         }
 
     def __enter__(self) -> LocalS3Server:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._processes: list[subprocess.Popen[bytes]] = []
-        with self._start_lock():
-            self._in_use = open(self._directory / "in-use.lock", "ab")
-            fcntl.flock(self._in_use, fcntl.LOCK_SH)
-            self._admin = _read_admin(self._directory / "users.json") or _new_admin()
-            try:
-                if not self._join():
-                    self._start()
-            except BaseException:
-                self._leave()
-                raise
+        with self._file_errors():
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._start_lock():
+                self._in_use = open(self._directory / "in-use.lock", "ab")
+                fcntl.flock(self._in_use, fcntl.LOCK_SH)
+                try:
+                    self._admin = _read_admin(self._directory / "users.json") or _new_admin()
+                    if not self._join():
+                        self._start()
+                except BaseException:
+                    self._leave()
+                    raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -222,6 +228,16 @@ class LocalS3Server:
             _stop(self._processes)
             _remove_sockets(self._port)
         self._in_use.close()
+
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"the local S3 server cannot use its directory {self._directory}: {error.strerror}",
+                "let this user write there, on a volume with free space, or give another store: --store file:///DIR",
+            ) from error
 
     def _start_lock(self) -> AbstractContextManager[None]:
         return _locked(self._directory / "start.lock")

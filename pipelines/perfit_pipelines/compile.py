@@ -18,7 +18,7 @@ from perfit.sampling import sample_clients
 from perfit_pipelines.pipelines import Images, Part, federated_round, federated_tuning
 from perfit_pipelines.workflow_nodes import Workflow
 from perfit_pipelines.workflow_size import ARGUMENT_BYTES, KEPT_BYTES, WorkflowSize, estimate
-from perfit_storage.files import write_atomically
+from perfit_pipelines.writing import write_file
 
 PipelineName = Literal["federated_tuning", "federated_round"]
 
@@ -57,10 +57,7 @@ def compile_pipeline(
     compiled = compile_part(spec, pipeline, store, images or Images(), Part())
     size = compiled.size()
     check_size(compiled, size)
-    try:
-        write_atomically(target, compiled.data)
-    except OSError as error:
-        raise PerfitError(f"{target} cannot be written: {error}", "give a path in a directory that exists") from error
+    write_file(target, compiled.data)
     return size
 
 

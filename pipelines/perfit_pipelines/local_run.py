@@ -9,14 +9,19 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
+import psutil
+
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit_components.log_lines import ErrorFinder, plain
+from perfit_components.steps.prepare import AS_IN_FILE
+
+_KILL_AGAIN_S = 0.02
 
 
 def run_locally(
@@ -26,6 +31,7 @@ def run_locally(
     directory: Path,
     on_line: Callable[[str], None],
     first: int = 1,
+    method: str = AS_IN_FILE,
 ) -> None:
     """Run a federation's tuning pipeline to its end: each task in its own process, with this interpreter.
 
@@ -38,6 +44,7 @@ def run_locally(
         directory: For KFP's artifacts and the log, ``run.log``.
         on_line: Called with every line that the tasks print.
         first: The first round, where those before it are known to be committed.
+        method: Another method than the file's, by which the federation has a directory of its own in the store.
 
     Raises:
         PerfitError: A task failed; with the task's own error where it is a PerfitError or StoreError.
@@ -58,7 +65,7 @@ def run_locally(
         _interruptible(output),
     ):
         try:
-            _call_pipeline(spec, store, first, directory / "kfp", Path(scratch, "workspace"))
+            _call_pipeline(spec, store, first, method, directory / "kfp", Path(scratch, "workspace"))
         except RuntimeError as error:
             # KFP's message names the failed task; ours says why it failed.
             message = errors.last or f"a task failed: {plain(str(error))}"
@@ -66,7 +73,7 @@ def run_locally(
             raise PerfitError(problem or message, fix if separator else f"look at the end of {log}") from error
 
 
-def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, workspace: Path) -> None:
+def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root: Path, workspace: Path) -> None:
     from kfp import local
 
     from perfit_pipelines.pipelines import Part, federated_tuning
@@ -80,7 +87,7 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, root: Path, worksp
         # It becomes an environment variable, the one setting of the cluster that the runner does not ignore.
         cluster = spec.cluster.model_copy(update={"store_ca": None})
         pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, part=Part(first))
-        pipeline(federation_file=spec.to_json())
+        pipeline(federation_file=spec.to_json(), method=method)
 
 
 @contextmanager
@@ -104,21 +111,43 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
 def _interruptible(output: _OutputLog) -> Iterator[None]:
     """Let Ctrl-C end the tasks that run and those that wait: KFP's runner would start these first.
 
+    Tasks are killed, since every one may be, at any time: a model that is loading takes seconds to notice a signal.
     Whatever a task's thread does next is to print, and that raises then.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):  # as under nohup
         yield
         return
 
-    def interrupt(number, frame) -> None:
-        output.interrupted = True
-        raise KeyboardInterrupt
+    others = {child.pid for child in psutil.Process().children()}
+    over = threading.Event()
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def kill() -> None:
+        while not over.wait(_KILL_AGAIN_S):  # a task may just be starting
+            for child in psutil.Process().children():
+                if child.pid not in others:
+                    _kill_tree(child)
+
+    def interrupt(number, frame) -> None:
+        if not output.interrupted:
+            output.interrupted = True
+            threading.Thread(target=kill, daemon=True).start()
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
+        over.set()
         signal.signal(signal.SIGINT, before)
+
+
+def _kill_tree(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
 
 
 class _OutputLog:

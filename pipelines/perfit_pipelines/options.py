@@ -9,9 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-STATE = Path(".perfit")
-"""Where commands keep what they need, below the working directory."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -19,6 +16,13 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 File = Annotated[Path, typer.Argument(help="Federation file (YAML).", show_default=False)]
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value than the file's, such as training.steps=5; may be repeated."
+    ),
+]
 
 
 def checked_store(uri: str | None) -> str | None:

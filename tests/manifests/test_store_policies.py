@@ -88,11 +88,15 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
     assert server.write_spec(b"spec", None)
     assert server.write_spec(b"spec 2", b"spec")
     assert server.read_model() is None
-    assert server.create_model(b"model")
+    assert server.write_model(b"model", expected=None)
     assert server.read_model() == b"model"
     base = Head(0, server.put_global(FOUNDING, b"initial"), server.put_state(FOUNDING, b"moments"))
     assert server.create_head(base)
     assert server.read_head() == base
+    assert not server.has_masks()
+    assert not server.has_rounds()
+    base, first = base.rolled_back_to(base), base
+    assert server.found_again(first, base)
     assert server.create_plan(FIRST, b"the plan") == b"the plan"
     assert server.read_record(FIRST, "ann") is None
     mask, values, update = put_update(everybody, 1, "ann")
@@ -101,7 +105,8 @@ def play_the_servers_part(server: FederationStore, everybody: FederationStore) -
     assert server.read_blob(update) == values
     assert server.read_blob(base.adapter) == b"initial"
     assert server.read_blob(base.state) == b"moments"
-    assert server.advance_head(base, Head(1, server.put_global(FIRST, b"one"), server.put_state(FIRST, b"moments 1")))
+    one, moments = server.put_global(FIRST, b"one"), server.put_state(FIRST, b"moments 1")
+    assert server.advance_head(base, Head(1, one, moments, branches=base.branches))
     assert server.put_global(FIRST, b"of another attempt").key.startswith("rounds/1/global.")
     assert server.put_state(FIRST, b"of another attempt").key.startswith("rounds/1/state.")
     summary = server.put_summary(FIRST, b"the summary")

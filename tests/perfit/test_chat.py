@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from perfit.base_model import with_chat_template
 from perfit.chat import render
 from perfit.examples import IGNORE_INDEX, tokenize
 from perfit.records import BadRecord, Message
@@ -148,6 +149,7 @@ def test_the_date_is_the_same_every_day(name):
     assert any(date in text for date in ("Today Date: 26 Jul 2024", "The current date is 2024-07-26"))
     today = tokenizer.apply_chat_template(TWO_TURNS, tokenize=False)
     assert today.startswith(text) == (name == "llama-3.1"), "that one's template has a date of its own"
+    assert with_chat_template(tokenizer).apply_chat_template(TWO_TURNS, tokenize=False).startswith(text)
 
 
 def test_smollm2_has_the_labels_that_it_had():

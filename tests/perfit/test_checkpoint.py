@@ -73,7 +73,7 @@ def tune(spec, steps: Steps, file: Kept | None, round: int = 1, client: str = "a
 def search(spec, steps: Steps, file: Kept | None) -> np.ndarray:
     """A client's search in a process of its own."""
     model, data = loaded(spec)
-    return find_architecture(model, spec, spec.client("bob"), data["bob"], steps, file)
+    return find_architecture(model, spec, spec.client("ann"), data["ann"], steps, file)
 
 
 def cut_off(action, spec, last: int, file: Kept) -> None:
@@ -97,9 +97,9 @@ def assert_same(result: ClientResult, expected: ClientResult) -> None:
 
 
 CASES = {
-    "passes": {},  # ann's six examples are three batches
+    "passes": {},  # ann's seven examples are four batches
     "a last batch that is smaller": {"training": {"batch_size": 4}},
-    "accumulation": {"training": {"gradient_accumulation": 2}},
+    "accumulation": {"training": {"gradient_accumulation": 3}},  # the last step of a pass is one batch
     "warm-up": {"training": {"warmup_steps": 2}},
     "sgd": {"training": {"optimizer": "sgd"}},
     "weight decay": {"training": {"weight_decay": 0.1}},
@@ -163,13 +163,13 @@ def test_steps_that_are_done_are_not_computed(make_federation):
     settings, computed = make_federation(training={"gradient_accumulation": 2}).training, []
     model.peft.register_forward_hook(lambda module, *_: computed.append(module.training))
     file = Kept()
-    # A pass over ann's six examples is a step of two batches and a step of one.
+    # A pass over six examples is a step of two batches and a step of one.
     for last, batches in [(3, 2 + 1 + 2), (None, 2 + 1 + 2 + 1 + 2)]:  # steps 1 to 3, then 3 to 7
         computed.clear()
         with suppress(CutOff):
             train(
                 model.peft,
-                data["ann"].train.examples,
+                data["ann"].train.examples[:6],
                 model.tokenizer,
                 settings,
                 steps=7,

@@ -58,7 +58,7 @@ def test_its_yaml_reads_back(tree):
 
 
 def test_names_that_yaml_takes_for_something_else_read_back():
-    federation = spec(model="1e3", clients=[{"id": "null", "data": "yes"}, {"id": "007", "data": "~"}])
+    federation = spec(model="1e3", clients=[{"id": "null", "data": "yes/no"}, {"id": "007", "data": "~/x.jsonl"}])
     assert parse_federation(federation.to_yaml()) == federation
 
 
@@ -73,7 +73,7 @@ def test_what_is_computed_knows_nothing_of_the_cluster():
     assert issubclass(ClusterSpec, FederationSpec)
     beyond = {name for name in ClusterSpec.model_fields if name not in FederationSpec.model_fields}
     assert beyond == {"tiers", "cluster", "store"}
-    for section in ({"tiers": {"default": {}}}, {"cluster": {}}, {"store": "s3://b"}):
+    for section in ({"tiers": {"default": {}}}, {"cluster": {}}, {"store": "s3://bucket"}):
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
             FederationSpec.model_validate({**MINIMAL, **section})
 

@@ -143,7 +143,7 @@ def test_magnitude_is_the_distance_from_the_start(make_federation):
         training={"optimizer": "sgd", "batch_size": 6},
     )
     model, data = loaded(spec)
-    examples = data["ann"].train.examples
+    examples = data["ann"].train.examples[:6]  # one batch
     initial = drawn(model)
     moved = np.abs(mean_gradient(model, examples, initial))
     mask = search_architecture(
@@ -182,7 +182,7 @@ def test_scores_by_plain_autograd(make_federation, metric):
         training={"batch_size": 6},
     )
     model, data = loaded(spec)
-    examples = data["ann"].train.examples
+    examples = data["ann"].train.examples[:6]  # one batch
     initial = drawn(model)
     scores = np.abs(mean_gradient(model, examples, initial))
     if metric == "taylor":

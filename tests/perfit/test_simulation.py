@@ -274,11 +274,11 @@ def test_a_round_is_the_mean_of_its_holders(make_federation):
     assert [np.count_nonzero(ann), np.count_nonzero(bob)] == [space.budget(2), space.budget(1)]
     dense_ann, dense_bob = (state.results[client].adapter.dense().astype(float) for client in ("ann", "bob"))
     values = values_of(state)
-    # Six training records of ann's, four of bob's.
-    assert [state.results[client].samples for client in ("ann", "bob")] == [6, 4]
+    # Seven training records of ann's, four of bob's.
+    assert [state.results[client].samples for client in ("ann", "bob")] == [7, 4]
     assert_array_equal(values[ann & ~bob], dense_ann[ann & ~bob])
     assert_array_equal(values[bob & ~ann], dense_bob[bob & ~ann])
-    shared = ((6 * dense_ann + 4 * dense_bob) / 10).astype(np.float32)
+    shared = ((7 * dense_ann + 4 * dense_bob) / 11).astype(np.float32)
     assert np.any(ann & bob)
     assert_array_equal(values[ann & bob], shared[ann & bob])
     assert np.any(~ann & ~bob)

@@ -34,13 +34,16 @@ def full_adapter(space) -> SparseAdapter:
     return SparseAdapter(space, np.ones(space.size, dtype=bool), values)
 
 
+def six(data) -> list[Example]:
+    """Six of ann's training records: one batch of `options`."""
+    return data["ann"].train.examples[:6]
+
+
 def run(spec, settings: Training, steps: int, seed: int = 0, **more) -> tuple[list[float], np.ndarray]:
-    """Train ann's six examples from the same values; return losses and values."""
+    """Train six of ann's examples from the same values; return losses and values."""
     model, data = loaded(spec)
     with compact_adapter(model, full_adapter(model.space)) as vectors:
-        losses = train(
-            model.peft, data["ann"].train.examples, model.tokenizer, settings, steps=steps, seed=seed, **more
-        )
+        losses = train(model.peft, six(data), model.tokenizer, settings, steps=steps, seed=seed, **more)
         return losses, read_values(vectors)
 
 
@@ -57,7 +60,7 @@ def test_the_loss_is_nats_a_response_token_however_it_is_batched(make_federation
     spec = make_federation()
     model, data = loaded(spec)
     with compact_adapter(model, full_adapter(model.space)):
-        expected = math.log(perplexity(model.peft, data["ann"].train.examples, model.tokenizer, 6))
+        expected = math.log(perplexity(model.peft, six(data), model.tokenizer, 6))
     settings = options(batch_size=batch_size, gradient_accumulation=accumulation)
     losses, _ = run(spec, settings, steps=1)
     assert losses == pytest.approx([expected], rel=1e-5)
@@ -66,7 +69,7 @@ def test_the_loss_is_nats_a_response_token_however_it_is_batched(make_federation
 def start_and_gradient(spec, settings: Training) -> tuple[np.ndarray, np.ndarray]:
     """The values that a training starts from, and the clipped gradient of its first step, by autograd alone."""
     model, data = loaded(spec)
-    examples = data["ann"].train.examples
+    examples = six(data)
     with compact_adapter(model, full_adapter(model.space)) as vectors:
         total = 0.0
         for example in examples:
@@ -181,7 +184,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
     ):
         train(
             model.peft,
-            data["ann"].train.examples,
+            six(data),
             model.tokenizer,
             options(learning_rate=1e30),
             steps=5,
@@ -190,7 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(make_federation):
     assert base_hash(model.peft) == before
     # The model can be used for the next client.
     with compact_adapter(model, adapter) as vectors:
-        losses = train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=1, seed=0)
+        losses = train(model.peft, six(data), model.tokenizer, options(), steps=1, seed=0)
         after = read_values(vectors)
     expected = run(make_federation(), options(), steps=1)
     assert losses == expected[0]
@@ -202,7 +205,7 @@ def test_training_prints_nothing_and_leaves_no_file(make_federation, tmp_path, m
     model, data = loaded(make_federation())
     capfd.readouterr()
     with compact_adapter(model, full_adapter(model.space)):
-        train(model.peft, data["ann"].train.examples, model.tokenizer, options(), steps=2, seed=0)
+        train(model.peft, six(data), model.tokenizer, options(), steps=2, seed=0)
     assert capfd.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 

@@ -6,10 +6,13 @@ import pytest
 
 from perfit_components.log_lines import (
     Failure,
+    Phase,
     Step,
     format_failure,
+    format_phase,
     format_step,
     parse_failure,
+    parse_phase,
     parse_step,
     parse_task,
     plain,
@@ -35,6 +38,17 @@ def test_what_a_client_prints_is_what_is_parsed(make_site, capsys):
     site.train_client("ann")
     steps = [step for line in capsys.readouterr().out.splitlines() if (step := parse_step(line))]
     assert [(step.round, step.client, step.step, step.steps) for step in steps] == [(1, "ann", 1, 2), (1, "ann", 2, 2)]
+
+
+def test_the_phases_of_a_clients_round(make_site, capsys):
+    site = make_site(clients={"ann": {}}).prepare()
+    site.train_client("ann")
+    printed = capsys.readouterr().out.splitlines()
+    phases = [phase for line in printed if (phase := parse_phase(line))]
+    assert [phase.name for phase in phases] == ["loading", "searching", "evaluating", "done"]
+    assert {(phase.round, phase.client) for phase in phases} == {(1, "ann")}
+    assert parse_phase(format_phase(2, "bob", "loading")) == Phase(2, "bob", "loading")
+    assert parse_phase("[perfit] round=2 client=bob") is None
 
 
 def test_a_step_is_formatted_with_four_decimals():

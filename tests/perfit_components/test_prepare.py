@@ -7,16 +7,26 @@ import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+import perfit.client
 from perfit.adapter_file import AdapterFile
 from perfit.cluster_spec import Cluster
 from perfit.errors import PerfitError
 from perfit.model_files import describe_files
 from perfit_components.steps.prepare import prepare
-from perfit_storage import StoreUnreachable, UnsafeStore, federation_names, open_store
+from perfit_storage import (
+    Branch,
+    FederationStore,
+    RoundPlace,
+    StoreUnreachable,
+    UnsafeStore,
+    federation_names,
+    open_store,
+)
 
 from ..faults.s3_proxy import Behaviour, faulty
 from ..perfit.tiny import save_gguf
@@ -82,7 +92,8 @@ def test_preparing_twice_changes_no_byte(make_site):
 def test_a_start_that_was_cut_off_is_finished(make_site):
     site = make_site().prepare()
     before = files(site.root)
-    for lost in (["head.json"], ["head.json", "rounds/0/global.safetensors"]):
+    for lost in ([], ["rounds/0/global.safetensors"], ["spec.yaml", "model.json"]):
+        lost += ["head.json", "rounds/1/plan.json"]
         for key in lost:
             (site.root / key).unlink()
         site.prepare()
@@ -109,18 +120,18 @@ def test_rounds_participation_tiers_and_clients_may_change(make_site, tiny_llama
     assert files(site.root)["spec.yaml"].decode() == other.to_yaml()
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "stored"),
-    [
-        ("training", "seed", 1, 0),
-        ("training", "learning_rate", 0.02, 0.01),
-        ("method", "metric", "gradient", "taylor"),
-        ("lora", "alpha", 8.0, 4.0),
-        ("data", "bad_records", "skip", "refuse"),
-    ],
-)
-def test_a_name_in_use_by_another_federation(make_site, section, key, value, stored):
-    site = make_site().prepare()
+FIXED = [
+    ("training", "seed", 1, 0),
+    ("training", "learning_rate", 0.02, 0.01),
+    ("method", "metric", "gradient", "taylor"),
+    ("lora", "alpha", 8.0, 4.0),
+    ("data", "bad_records", "skip", "refuse"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "stored"), FIXED)
+def test_a_name_in_use_by_another_federation(trained, section, key, value, stored):
+    site = trained
     before = files(site.root)
     other = getattr(site.spec, section).model_copy(update={key: value})
     with pytest.raises(PerfitError) as caught:
@@ -129,15 +140,180 @@ def test_a_name_in_use_by_another_federation(make_site, section, key, value, sto
         f"the name 'tiny' is already used by another federation at {site.uri}: "
         f"{section}.{key} is {value!r} here and {stored!r} there"
     )
-    assert caught.value.fix == "choose another name, or continue with the file that the federation was created with"
+    assert caught.value.fix == (
+        "choose another name, continue with the file that the federation was created with, or delete that federation: "
+        "perfit delete tiny"
+    )
     assert files(site.root) == before
 
 
-def test_a_client_of_another_rank(make_site):
-    site = make_site().prepare()
-    ann, bob = site.spec.clients
+def test_a_client_of_another_rank(trained):
+    site = trained
+    ann, bob, _ = site.spec.clients
     with pytest.raises(PerfitError, match="rank of client bob is 2 here and 1 there"):
         prepare(changed(site, clients=(ann, bob.model_copy(update={"rank": 2}))), site.store_uri)
+
+
+# Until a client has begun to tune, a federation may be founded again
+
+
+def with_seed(site: Site, seed: int) -> Site:
+    """The same name in the same store, in a file with another seed."""
+    training = site.spec.training.model_copy(update={"seed": seed})
+    return Site(site.spec.model_copy(update={"training": training}), site.store_uri)
+
+
+def with_exchange(site: Site, dtype: str) -> Site:
+    """The same name in the same store, in a file with another type on the wire."""
+    exchange = site.spec.exchange.model_copy(update={"dtype": dtype})
+    return Site(site.spec.model_copy(update={"exchange": exchange}), site.store_uri)
+
+
+def compared(site: Site) -> dict[str, bytes]:
+    """What a federation is founded with: its vectors by name of the head, its file, its model."""
+    head, stored = site.store.read_head(), files(site.root)
+    return {
+        "adapter": stored[head.adapter.key],
+        "state": stored[head.state.key] if head.state else b"",
+        **{name: stored[name] for name in ("spec.yaml", "model.json")},
+    }
+
+
+@pytest.mark.parametrize(("section", "key", "value", "stored"), [*FIXED, ("exchange", "dtype", "bfloat16", "float32")])
+def test_the_file_may_change_while_no_client_has_a_mask(make_site, section, key, value, stored):
+    site = make_site().prepare()
+    changed_section = getattr(site.spec, section).model_copy(update={key: value})
+    spec = site.spec.model_copy(update={section: changed_section})
+    again, anew = Site(spec, site.store_uri).prepare(), Site(spec, f"{site.store_uri}/elsewhere").prepare()
+    assert again.store.read_head().place(1) == RoundPlace(1, 1)
+    assert compared(again) == compared(anew)
+
+
+def test_a_federation_that_was_founded_again_runs_as_if_it_had_been_the_first(make_site):
+    site = make_site(method={"name": "fedit"}).prepare()  # whose first plan has downloads
+    other = with_exchange(site, "int8").prepare()
+    anew = Site(other.spec, f"{site.store_uri}/elsewhere").prepare()
+    for each in (other, anew):
+        each.run_round(1)
+    assert files(other.root)[other.store.read_head().adapter.key] == files(anew.root)["rounds/1/global.safetensors"]
+    with pytest.raises(PerfitError, match="the name 'tiny' is already used by another federation"):
+        site.prepare()
+
+
+def test_the_model_and_the_method_may_change_too(make_site, gguf):
+    make_site(method={"name": "fedadam"}).prepare()
+    other = make_site(model=gguf, name="tiny").prepare()
+    assert other.store.read_head().state is None
+    assert other.context.model().model == gguf
+    other.run_round(1)
+
+
+def test_a_federation_without_clients_that_began_is_founded_again_and_again(make_site):
+    site = make_site().prepare()
+    before = compared(site)
+    other = Site(
+        site.spec.model_copy(update={"training": site.spec.training.model_copy(update={"seed": 1})}), site.store_uri
+    )
+    for branch, each in enumerate((other, site, other, site), start=1):
+        each.prepare()
+        each.prepare()
+        assert each.store.read_head().branches == (Branch(branch, 1),)
+    assert compared(site) == before
+
+
+def test_a_client_of_the_file_before_leaves_no_mask(make_site, monkeypatch):
+    site = make_site().prepare()
+    site.planned(1)
+    other = Site(
+        site.spec.model_copy(update={"training": site.spec.training.model_copy(update={"seed": 1})}), site.store_uri
+    )
+    found = perfit.client.find_architecture
+
+    def found_again_meanwhile(*arguments, **options):
+        other.prepare()
+        return found(*arguments, **options)
+
+    monkeypatch.setattr(perfit.client, "find_architecture", found_again_meanwhile)
+    assert site.train_client("ann")["status"] == "failed"
+    assert not site.store.has_masks()
+    monkeypatch.undo()
+    assert [outcome.status for outcome in other.run_round(1).clients] == ["trained", "trained"]
+
+
+class Killed(BaseException):
+    """The process ends."""
+
+
+@pytest.mark.parametrize("first_again", [True, False], ids=["then the first file", "then the second"])
+@pytest.mark.parametrize("call", range(5))
+def test_an_interrupted_founding_is_finished_by_the_next(make_site, monkeypatch, call, first_again):
+    """Killed before or after each write of a second founding."""
+    site = make_site().prepare()
+    other = Site(
+        site.spec.model_copy(update={"training": site.spec.training.model_copy(update={"seed": 1})}), site.store_uri
+    )
+    writes = 0
+
+    def killing(write):
+        def wrapped(*arguments, **options):
+            nonlocal writes
+            if writes == call:
+                raise Killed
+            writes += 1
+            return write(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("put_global", "found_again", "write_model", "write_spec"):
+            patch.setattr(FederationStore, name, killing(getattr(FederationStore, name)))
+        with pytest.raises(Killed) if call < 4 else nullcontext():
+            other.prepare()
+    last = site if first_again else other
+    last.prepare()
+    assert compared(last) == compared(Site(last.spec, f"{site.store_uri}/elsewhere").prepare())
+    assert last.planned(1) == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("left", ["spec.yaml", "model.json", "rounds/0/global.safetensors"])
+def test_a_founding_that_failed_does_not_use_up_the_name(make_site, left):
+    site = make_site().prepare()
+    for key in files(site.root):
+        if key != left:
+            (site.root / key).unlink()
+    assert federation_names(open_store(site.store_uri)) == []
+    other = Site(
+        site.spec.model_copy(update={"training": site.spec.training.model_copy(update={"seed": 1})}), site.store_uri
+    )
+    other.prepare()
+    assert compared(other) == compared(Site(other.spec, f"{site.store_uri}/elsewhere").prepare())
+
+
+def test_two_founders_of_one_name(make_site):
+    """One wins; the other is told, and nothing of it counts."""
+    site = make_site()
+    sites = [with_seed(site, seed) for seed in range(4)]
+
+    def attempt(each: Site) -> str:
+        try:
+            return each.prepare().uri
+        except PerfitError as error:
+            return error.problem
+
+    with ThreadPoolExecutor(4) as pool:
+        for ended in pool.map(attempt, sites):
+            assert ended == site.uri or "meanwhile" in ended
+    for each in sites:  # whoever comes last
+        each.prepare()
+        assert compared(each) == compared(Site(each.spec, f"{site.store_uri}/elsewhere").prepare())
+
+
+def test_what_rounds_left_without_a_head_is_no_beginning(trained):
+    (trained.root / "head.json").unlink()
+    before = files(trained.root)
+    with pytest.raises(PerfitError, match=r"but no head: .*\n.*perfit delete tiny"):
+        trained.prepare()
+    assert files(trained.root) == before
 
 
 @pytest.mark.parametrize(
@@ -280,7 +456,8 @@ def test_a_federation_without_a_record_of_its_model_gets_one(make_site):
 def test_a_founder_with_other_files_of_the_model(make_site, tiny_llama, tmp_path):
     model = shutil.copytree(tiny_llama, tmp_path / "model")
     site = make_site(model=str(model)).prepare()
-    (site.root / "head.json").unlink()
+    for key in ("head.json", "rounds/1/plan.json"):
+        (site.root / key).unlink()
     (model / "config.json").write_text((model / "config.json").read_text() + " ")
     with pytest.raises(PerfitError, match=r"config\.json has other bytes than when the federation was founded"):
         site.prepare()

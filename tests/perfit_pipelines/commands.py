@@ -27,10 +27,11 @@ class Result:
 
 
 def perfit(*arguments: str | Path, cwd: Path) -> Result:
-    """Run the ``perfit`` command in a directory."""
+    """Run the ``perfit`` command in a directory, with its own files below it."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
+        patch.setenv("PERFIT_HOME", str(cwd / ".perfit"))
         patch.setattr(sys, "argv", ["perfit", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -48,6 +49,11 @@ class Home:
         return self.directory / "federation.yaml"
 
     @property
+    def results(self) -> Path:
+        """Where a run on the store here leaves its results."""
+        return self.directory / "results"
+
+    @property
     def site(self) -> Site:
         return Site(load_federation(self.file), (self.directory / "store").as_uri())
 
@@ -57,7 +63,8 @@ class Home:
 
     def stored(self, command: str, *arguments: str | Path) -> Result:
         """Run a command on the store here."""
-        return self.perfit(command, *arguments, "--store", self.site.store_uri)
+        output = ("--output", self.results.name) if command == "run" else ()
+        return self.perfit(command, *arguments, *output, "--store", self.site.store_uri)
 
     def edit(self, old: str, new: str) -> None:
         """Replace text that occurs exactly once in the federation file."""

@@ -19,6 +19,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_the_user(tmp_path_factory) -> Iterator[None]:
+    """Let no command work on what the user of this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERFIT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """The directory of a random Llama of two layers, with its tokenizer."""
@@ -37,6 +45,14 @@ def home(tiny_llama, tmp_path) -> Home:
 def make(tiny_llama, tmp_path) -> Callable[..., Home]:
     """A function that makes such a home with other sections in its federation file."""
     return lambda **sections: make_home(tmp_path, tiny_llama, **sections)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_llama, tmp_path_factory) -> Home:
+    """A home whose federation has run to its end in this process, without the pipeline. Leave it as it is."""
+    home = make_home(tmp_path_factory.mktemp("trained"), tiny_llama)
+    home.site.run()
+    return home
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_a_real_model_from_gguf_to_a_peft_adapter(site, tmp_path):
     from perfit.adapter_file import AdapterFile
     from perfit.client import load_client_data, load_expanded
     from perfit.lora import compact
-    from perfit_pipelines.cli.results import export_adapter
+    from perfit_pipelines.export import Exporter
 
     site.run()
     record = parse_outcome(site.store.read_record(RoundPlace(1), "bank"))
@@ -68,7 +68,7 @@ def test_a_real_model_from_gguf_to_a_peft_adapter(site, tmp_path):
     assert np.any(adapter.values != space.initial_values(0)[mask])
     assert record.perplexity.round_0 == record.perplexity.before != record.perplexity.after
 
-    export_adapter(site.context, "bank", tmp_path / "bank")
+    Exporter(site.context).write_adapter("bank", tmp_path / "bank")
     assert json.loads((tmp_path / "bank/adapter_config.json").read_text())["r"] == 8
     model = load_expanded(site.spec, tmp_path / "cache")
     example = load_client_data(site.spec, site.spec.clients[0], model.tokenizer).held_out.examples[0]

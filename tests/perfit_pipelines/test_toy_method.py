@@ -127,7 +127,7 @@ def python(directory: Path, code: str, *arguments: str) -> str:
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "120"},
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "PERFIT_HOME": str(directory / ".perfit")},
         capture_output=True,
         text=True,
     )
@@ -162,7 +162,7 @@ def test_the_pipeline_and_the_simulation_give_the_same_bytes(ran):
         assert (ran.server(2, "global", "values") == vectors["values"]).all()
         assert (ran.server(2, "state", "counter") == vectors["counter"]).all()
     # Every client chose a start in each of two rounds, on the same scores; the tiers' loops have an order of KFP's own.
-    log = (ran.directory / ".perfit/tiny/run.log").read_text()
+    log = (ran.directory / ".perfit/federations/tiny/run.log").read_text()
     chosen = sorted(line.strip() for line in log.splitlines() if line.strip().startswith("toy: "))
     assert len(chosen) == 4
     assert chosen == sorted(line for line in printed.splitlines() if line.startswith("toy: "))
@@ -202,7 +202,7 @@ def half(held: np.ndarray) -> np.ndarray:
 def test_every_command_shows_it(ran):
     assert ran.output.startswith("federation tiny: toy, store ")
     assert "  after  change " in ran.output
-    log = (ran.directory / ".perfit/tiny/run.log").read_text()
+    log = (ran.directory / ".perfit/federations/tiny/run.log").read_text()
     tasks = list(filter(None, map(parse_task, log.splitlines())))
     assert (tasks[0], tasks.count("aggregate"), tasks[-1]) == ("prepare", 1, "aggregate-2")
 
@@ -218,5 +218,5 @@ def test_every_command_shows_it(ran):
     assert "ann" in page
     assert "bob" in page
 
-    ran.perfit("export", "ann", "exported")
+    ran.perfit("export", "ann", "exported", "--adapter-only")
     assert files(ran.directory / "exported") == files(ran.root / "clients/ann/adapter")

@@ -26,6 +26,7 @@ from perfit_storage import (
 
 MASK = "ab" * 32
 FOUNDING, FIRST = RoundPlace(0), RoundPlace(1)
+HEAD = Head(0, Blob("rounds/0/global.safetensors", "cd" * 32))
 
 
 def always(record: bytes) -> bool:
@@ -46,7 +47,8 @@ def federation(store: ObjectStore) -> FederationStore:
     return FederationStore(store, "demo")
 
 
-def test_layout(store: ObjectStore, federation: FederationStore):
+def fill(federation: FederationStore) -> None:
+    """Write one of everything that a federation of two clients has after a round."""
     federation.write_spec(b"name: demo\n", expected=None)
     federation.create_head(
         Head(0, federation.put_global(FOUNDING, b"zero"), federation.put_state(FOUNDING, b"moments"))
@@ -60,6 +62,11 @@ def test_layout(store: ObjectStore, federation: FederationStore):
     federation.put_report(FIRST, b"<html>")
     federation.put_client_file("anna", "adapter/adapter_config.json", b"{}")
     federation.put_client_file("ben", "state/1.safetensors", b"private")
+    federation.put_file(b"name: demo\n")
+
+
+def test_layout(store: ObjectStore, federation: FederationStore):
+    fill(federation)
     assert federation.uri == f"{store.uri}/federations/demo"
     assert list(store.list("")) == [
         "federations/demo/clients/anna/adapter/adapter_config.json",
@@ -91,10 +98,14 @@ def test_spec_is_created_once_and_then_compared(federation: FederationStore):
 
 def test_the_models_files_are_written_once(federation: FederationStore):
     assert federation.read_model() is None
-    assert federation.create_model(b"these")
-    assert federation.create_model(b"these")
-    assert not federation.create_model(b"others")
+    assert federation.write_model(b"these", expected=None)
+    assert federation.write_model(b"these", expected=None)
+    assert not federation.write_model(b"others", expected=None)
+    assert not federation.write_model(b"others", expected=b"more")
     assert federation.read_model() == b"these"
+    assert federation.write_model(b"others", expected=b"these")
+    assert federation.write_model(b"others", expected=b"these")
+    assert federation.read_model() == b"others"
 
 
 def test_spec_of_an_unknown_federation(store: ObjectStore, federation: FederationStore):
@@ -103,6 +114,9 @@ def test_spec_of_an_unknown_federation(store: ObjectStore, federation: Federatio
     assert not federation.write_spec(b"v2", expected=b"v1")
     for name in ("two", "one"):
         FederationStore(store, name).write_spec(b"", expected=None)
+    assert federation_names(store) == [], "a file alone is no federation"
+    for name in ("two", "one"):
+        FederationStore(store, name).create_head(HEAD)
     assert federation_names(store) == ["one", "two"]
     with pytest.raises(ObjectNotFound, match="no federation 'demo'") as caught:
         federation.read_spec()
@@ -162,6 +176,54 @@ def test_a_head_is_not_rolled_back_to_another_that_it_leads_to(federation: Feder
     for old, new in ((first, replace(second, branches=(Branch(1, 2),))), (back, second)):
         with pytest.raises(ValueError, match="cannot move from round"):
             federation.advance_head(old, new)
+
+
+def test_a_federation_that_is_founded_again_is_on_a_branch(federation: FederationStore):
+    first, second = (Head(0, federation.put_global(FOUNDING, content)) for content in (b"first", b"second"))
+    federation.create_head(first)
+    again = first.rolled_back_to(second)
+    assert federation.found_again(first, again)
+    assert federation.found_again(first, again), "a retry after success"
+    assert federation.read_head() == Head(0, second.adapter, branches=(Branch(1, 1),))
+    assert not federation.found_again(first, first.rolled_back_to(first)), "another was first"
+    assert federation.found_again(again, again.rolled_back_to(first))
+    assert federation.read_head().place(1) == RoundPlace(1, 2)
+    later = replace(first, round=1)
+    for old, new in ((first, second), (later, later.rolled_back_to(second)), (first, first.rolled_back_to(later))):
+        with pytest.raises(ValueError, match="cannot become"):
+            federation.found_again(old, new)
+
+
+def test_deleting_leaves_nothing_of_a_federation_and_everything_of_others(store, federation: FederationStore):
+    other = FederationStore(store, "demo.fedit")
+    assert federation.is_empty()
+    for each in (federation, other):
+        fill(each)
+        assert each.has_masks()
+        assert each.has_rounds()
+    before = list(store.list("federations/demo."))
+    *_, removed = federation.delete()
+    assert removed == len(before) - 1, "the head is not counted"
+    assert list(store.list("federations/demo/")) == []
+    assert federation.is_empty()
+    assert not federation.has_masks()
+    assert not federation.has_rounds()
+    assert list(store.list("federations/demo.")) == before
+    assert federation_names(store) == ["demo.fedit"]
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_deletion_that_was_interrupted_is_seen_and_finished(store, federation: FederationStore, after: int):
+    fill(federation)
+    deletion = federation.delete()
+    for _ in range(after):
+        next(deletion, None)
+    if 0 < after < 4:
+        assert federation_names(store) == []
+        assert federation.has_masks()
+        assert not federation.is_empty()
+    list(federation.delete())
+    assert federation.is_empty()
 
 
 def test_of_a_rollback_and_a_commit_at_once_one_wins(federation: FederationStore):
@@ -370,6 +432,7 @@ def test_a_run_by_another_method_has_a_directory_of_its_own(store: ObjectStore):
         federation = FederationStore(store, name)
         assert federation.uri == f"{store.uri}/federations/{name}"
         federation.write_spec(name.encode(), expected=None)
+        federation.create_head(HEAD)
     assert federation_names(store) == ["demo", "demo.fedit"]
     assert FederationStore(store, "demo").read_spec() == b"demo"
 

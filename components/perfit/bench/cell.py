@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
@@ -105,9 +105,9 @@ def round_result(
     """
     spec = simulation.spec
     base = dump_server_vectors(spec, simulation.model.space, before.round, split_state(spec, before.vectors)[0])
-    base_sha256 = hashlib.sha256(base).hexdigest()
+    base_digest = blake3(base).hexdigest()
     participants = sample_clients(spec.clients, spec.participation, spec.training.seed, after.round)
-    sizes = {client.id: _bytes(simulation, before, after, client, base_sha256) for client in participants}
+    sizes = {client.id: _bytes(simulation, before, after, client, base_digest) for client in participants}
     return RoundResult(
         personal={**start, **{client: result.perplexity_after for client, result in after.results.items()}},
         shared=_shared(simulation, after),
@@ -122,8 +122,8 @@ def _bytes(simulation: Simulation, before: State, after: State, client: Client, 
     spec, space, number = simulation.spec, simulation.model.space, after.round
     result = after.results[client.id]
     held, following = result.adapter.mask, after.architectures[client.id]
-    budget, sha256 = int(np.count_nonzero(held)), mask_hash(space, held)
-    header = AdapterHeader.of_client(spec, client.id, number, budget, sha256)
+    budget, digest = int(np.count_nonzero(held)), mask_hash(space, held)
+    header = AdapterHeader.of_client(spec, client.id, number, budget, digest)
     is_first = client.id not in before.results
     size = len(dump_mask(header, space, held))
     up = size * (is_first + (not np.array_equal(following, held)))
@@ -131,7 +131,7 @@ def _bytes(simulation: Simulation, before: State, after: State, client: Client, 
         up += len(dump_transfer(header.at_base(base), result.updated, result.upload))
     if not result.exchanged.any() or (is_first and spec.search):  # then the server does not know its architecture yet
         return up, 0
-    header = AdapterHeader.of_download(spec, client.id, number, budget, sha256, base)
+    header = AdapterHeader.of_download(spec, client.id, number, budget, digest, base)
     sent = download(spec, before.vectors, result.exchanged, number, client)
     return up, len(dump_transfer(header, spec.roles(space, held).shared, sent))
 

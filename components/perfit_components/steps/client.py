@@ -73,6 +73,7 @@ def _train(context: ClientContext, threads: int) -> Outcome:
             "there is nothing to do: it may be sampled for a later round",
         )
     stop_after(context.spec.participation.client_deadline_seconds)
+    context.say("loading")
     import torch  # imported only now: a round that is done does not need it
 
     if threads:
@@ -93,6 +94,7 @@ def _tune(context: ClientContext) -> Outcome:
     received, bytes_down = read_download(context, architecture)
     kept = read_kept(context, architecture)
     following = ensure_next_architecture(context, architecture.mask, received, kept)
+    context.say("evaluating")  # trains from its first step to its last, then evaluates again
     result = run_client(
         model,
         context.spec,
@@ -131,6 +133,7 @@ def _tune(context: ClientContext) -> Outcome:
     )
     stored = context.store.put_record(context.place, context.client.id, record.to_json(), is_final)
     context.checkpoint.drop()
+    context.say("done")
     return parse_outcome(stored)
 
 

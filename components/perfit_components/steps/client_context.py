@@ -20,7 +20,7 @@ from perfit.errors import PerfitError
 from perfit.methods import Vectors
 from perfit.protocol import Participant, Plan
 from perfit.round import ClientRound, Received
-from perfit_components.log_lines import format_step
+from perfit_components.log_lines import format_phase, format_step
 from perfit_components.steps.context import FederationContext, model_cache
 from perfit_storage import Blob, FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
@@ -128,6 +128,10 @@ class ClientContext:
         """Where the client keeps the last checkpoint of the training that it is in."""
         return StoredCheckpoint(self.store, self.client.id)
 
+    def say(self, phase: str) -> None:
+        """Report what the client does from now on; see :class:`perfit_components.log_lines.Phase`."""
+        print(format_phase(self.round, self.client.id, phase), flush=True)
+
     def on_step(self, round: int) -> Callable[[int, int, float], None]:
         """Return a function that reports the progress of a training, one line per step."""
 
@@ -196,6 +200,8 @@ def ensure_architecture(context: ClientContext) -> Architecture:
         stored = [_read_mask(context, digest)[0] for digest in hashes]
         first = min(stored, key=lambda file: file.header.round)
         return _read_architecture(context, first.header.mask_digest, context.round)
+    if context.spec.search:
+        context.say("searching")
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
     return _read_architecture(context, _put_mask(context, mask, context.round), context.round)
 
@@ -226,6 +232,7 @@ def ensure_next_architecture(
     with suppress(ObjectNotFound):
         return _read_architecture(context, store.get_client_file(client.id, name).decode(), number + 1)
     (model, data), on_step = context.loaded, context.on_step(SEARCH)
+    context.say("searching")
     mask = search_again(model, context.spec, client, number, data, held, received, kept, on_step, context.checkpoint)
     digest = _put_mask(context, mask, number + 1)
     store.put_client_file(client.id, name, digest.encode())
@@ -237,6 +244,7 @@ def _put_mask(context: ClientContext, mask: np.ndarray, round: int) -> str:
     store, client, space = context.store, context.client.id, context.loaded[0].space
     digest = mask_hash(space, mask)
     if digest not in store.find_masks(client):
+        context.federation.check_unchanged()
         header = replace(context.header(int(np.count_nonzero(mask)), digest), round=round)
         store.put_mask(client, digest, dump_mask(header, space, mask))
     context.checkpoint.drop()

@@ -67,6 +67,19 @@ class FederationContext:
         store.read_head()  # raises if another version wrote the federation
         return cls(store, parse_federation(text.decode(), f"{store.uri}/spec.yaml"))
 
+    def check_unchanged(self) -> None:
+        """Check that this is still the federation of this file: until a client has a mask, it may be founded again.
+
+        Raises:
+            PerfitError: It is another's by now, or the store cannot be reached.
+        """
+        current = parse_federation(self.store.read_spec().decode(), f"{self.store.uri}/spec.yaml")
+        if difference := self.spec.difference(current):
+            raise PerfitError(
+                f"{self.store.uri} was founded again with another file meanwhile: {difference}",
+                "run again, with the file that shall count",
+            )
+
     def client_named(self, name: str) -> ClusterClient:
         """Return the client whose name in the cluster, that of its Secret, this is.
 

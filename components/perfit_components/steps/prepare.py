@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import yaml
 
 from perfit.adapter_file import dump_server_vectors
@@ -16,7 +15,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.methods import METHODS
 from perfit.model_files import ModelManifest, check_files, describe_files
-from perfit.round import initial_state, split_state, trained_in_turn
+from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
 from perfit_components.steps.context import FederationContext, model_cache, store_patience, stored_model
 from perfit_components.steps.file_by_uri import read_federation_file
@@ -56,7 +55,7 @@ def prepare(
     """Create a federation, or open an existing one.
 
     Everything is checked before anything is written. An existing federation may change its rounds, participation, tiers
-    and clients; see :meth:`perfit.spec.FederationSpec.difference`.
+    and clients; see :meth:`perfit.spec.FederationSpec.difference`. Until a client has begun its work, all may change.
 
     Args:
         federation_file: The text of the federation file, or its URI in the store.
@@ -124,35 +123,130 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
             )
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has of a federation: each None if it is missing."""
+
+    head: Head | None
+    spec: bytes | None
+    model: ModelManifest | None
+
+    @classmethod
+    def read(cls, store: FederationStore) -> _Stored:
+        return cls(_read_or_none(store.read_head), _read_or_none(store.read_spec), stored_model(store))
+
+
 def _write_missing(spec: ClusterSpec, store: FederationStore) -> None:
-    """Write what is missing: the federation file, the files of the model, the vectors of round 0, the head.
+    """Found the federation, or go on with it.
 
     Before that, what killed writers left is removed.
     """
     store.sweep()
-    head, stored, text = _read_or_none(store.read_head), _read_or_none(store.read_spec), spec.to_yaml().encode()
-    model = stored_model(store)
-    if stored is not None:
-        _check_same(spec, stored, store.uri)
-    if stored == text and head is not None and model is not None:
+    stored = _Stored.read(store)
+    if stored.head is not None and stored.head.round:
+        return _go_on(spec, store, stored)
+    has_masks, has_rounds = store.has_masks(), store.has_rounds()
+    stored = _Stored.read(store)  # again, now that these are known: whoever wrote them had found a head
+    if stored.head is None:
+        if has_masks or has_rounds:
+            raise PerfitError(
+                f"{store.uri} holds what rounds and clients left, but no head: it is damaged, or its deletion was "
+                "interrupted",
+                f"restore head.json from a backup of the store, or delete the rest: perfit delete {store.name}",
+            )
+        _found(spec, store, stored)
+    elif stored.head.round or has_masks:
+        _go_on(spec, store, stored)
+    else:
+        _found_again(spec, store, stored)
+
+
+def _go_on(spec: ClusterSpec, store: FederationStore, stored: _Stored) -> None:
+    """Take over what of the file may change while a federation exists."""
+    text, model = spec.to_yaml().encode(), stored.model
+    before = stored.spec and parse_federation(stored.spec.decode(), f"{store.uri}/spec.yaml")
+    if before and (difference := spec.difference(before)):
+        raise PerfitError(
+            f"the name {spec.name!r} is already used by another federation at {store.uri}: {difference}",
+            "choose another name, continue with the file that the federation was created with, or delete that "
+            f"federation: perfit delete {store.name}",
+        )
+    if stored.spec == text and model is not None:
         return _fill_cache(spec, model)
     source, model = _prepared_model(spec, model)
-    space = _check_model(spec, source)
-    if head is None:
-        store.check_conditions()
-    if not store.write_spec(text, stored):
-        raise PerfitError(f"{store.uri}/spec.yaml was changed by somebody else meanwhile", "look at it, then run again")
-    if not store.create_model(model.to_json()):
+    _space(spec, source)
+    _write_files(spec, store, stored, model)
+
+
+def _found(spec: ClusterSpec, store: FederationStore, stored: _Stored) -> None:
+    """Create a federation: who creates the head also writes its files, over those of an attempt that failed."""
+    source, model = _prepared_model(spec, stored.model)
+    space = _space(spec, source)
+    store.check_conditions()
+    if not store.create_head(_beginning(spec, store, space)):
+        raise _meanwhile(store, "head.json")
+    _write_files(spec, store, stored, model)
+
+
+def _found_again(spec: ClusterSpec, store: FederationStore, stored: _Stored) -> None:
+    """Found a federation with another file, as long as no client has a mask: none has begun to tune.
+
+    The head moves first and the federation file is written last. If this is interrupted, the next call finds another
+    file than its own, or vectors of round 0 that are not its file's.
+    """
+    old = stored.head
+    if stored.spec == spec.to_yaml().encode() and stored.model is not None and not old.branches:
+        return _fill_cache(spec, stored.model)
+    source, model = _prepared_model(spec, stored.model)
+    new = _beginning(spec, store, _space(spec, source))
+    before = stored.spec and parse_federation(stored.spec.decode(), f"{store.uri}/spec.yaml")
+    anew = (new.adapter, new.state) != (old.adapter, old.state) or (before and _plans_differ(spec, before))
+    if anew:
+        new = old.rolled_back_to(new)
+        if store.has_masks() or not store.found_again(old, new):
+            raise _meanwhile(store, "head.json")
+        print(f"federation {spec.name!r} is founded again: no client had begun to tune", flush=True)
+    _write_files(spec, store, stored, model)
+    if anew and store.read_head() != new:
+        raise _meanwhile(store, "head.json")
+
+
+def _plans_differ(one: ClusterSpec, other: ClusterSpec) -> bool:
+    """Whether the first round would be planned otherwise, or its clients would do something else."""
+    plans = [
+        (spec.participation, [(client.id, client.tier, spec.rank_of(client)) for client in spec.clients])
+        for spec in (one, other)
+    ]
+    return plans[0] != plans[1] or one.difference(other) is not None
+
+
+def _write_files(spec: ClusterSpec, store: FederationStore, stored: _Stored, model: ModelManifest) -> None:
+    if not store.write_model(model.to_json(), stored.model and stored.model.to_json()):
         raise PerfitError(
             f"{store.uri}/model.json was written by somebody else meanwhile: other files than {spec.model} has here",
             "use the same model files everywhere (for a hub id, owner/name@revision), then run again",
         )
-    if head is None:
-        founding = RoundPlace(0)
-        downloads, own = split_state(spec, initial_state(spec, space))
-        adapter = store.put_global(founding, dump_server_vectors(spec, space, 0, downloads))
-        state = store.put_state(founding, dump_server_vectors(spec, space, 0, own)) if own else None
-        store.create_head(Head(0, adapter, state))
+    if not store.write_spec(spec.to_yaml().encode(), stored.spec):
+        raise _meanwhile(store, "spec.yaml")
+
+
+def _meanwhile(store: FederationStore, name: str) -> PerfitError:
+    return PerfitError(f"{store.uri}/{name} was changed by somebody else meanwhile", "look at it, then run again")
+
+
+def _beginning(spec: ClusterSpec, store: FederationStore, space: LoraSpace) -> Head:
+    """Write the vectors of round 0; return the head that names them."""
+    place = RoundPlace(0)
+    downloads, own = split_state(spec, initial_state(spec, space))
+    adapter = store.put_global(place, dump_server_vectors(spec, space, 0, downloads))
+    state = store.put_state(place, dump_server_vectors(spec, space, 0, own)) if own else None
+    return Head(0, adapter, state)
+
+
+def _space(spec: ClusterSpec, source: str) -> LoraSpace:
+    from perfit.model_check import check_model  # imports torch, which an existing federation does not need
+
+    return check_model(spec, source)
 
 
 def _read_or_none(read: Callable[[], T]) -> T | None:
@@ -163,15 +257,18 @@ def _read_or_none(read: Callable[[], T]) -> T | None:
 
 
 def _prepared_model(spec: ClusterSpec, known: ModelManifest | None) -> tuple[str, ModelManifest]:
-    """Convert or download the model into the cache; return its directory and its files, which are as known if known."""
+    """Convert or download the model into the cache; return its directory and its files.
+
+    They are as known, if those are of this model.
+    """
     from perfit.models import is_hub_id, prepare_model
 
-    source = prepare_model(spec.model, model_cache(), known and known.commit)
-    if known is None:
-        commit = Path(source).name if is_hub_id(spec.model) else None
-        return source, describe_files(spec.model, source, commit)
-    check_files(known, source)
-    return source, known
+    if known is not None and known.model == spec.model:
+        source = prepare_model(spec.model, model_cache(), known.commit)
+        check_files(known, source)
+        return source, known
+    source = prepare_model(spec.model, model_cache())
+    return source, describe_files(spec.model, source, Path(source).name if is_hub_id(spec.model) else None)
 
 
 def _fill_cache(spec: ClusterSpec, model: ModelManifest) -> None:
@@ -180,41 +277,3 @@ def _fill_cache(spec: ClusterSpec, model: ModelManifest) -> None:
 
     if spec.cluster.model_cache and cached_model(spec.model, model_cache(), model.commit) is None:
         _prepared_model(spec, model)
-
-
-def _check_model(spec: ClusterSpec, source: str) -> LoraSpace:
-    """Check that every tier has the memory for a training; return the expanded space of the model."""
-    from perfit.lora import expand  # imports torch, which an existing federation does not need
-    from perfit.memory import check_memory, memory_need
-    from perfit.models import model_skeleton
-    from perfit.quantization import check_quantization
-
-    model = model_skeleton(source)
-    space = expand(model, spec.expanded_lora)[1]
-    for name in spec.tiers_in_use():
-        training = spec.of_tier(name).training
-        quantization = check_quantization(source, training.quantization)
-        if (memory := spec.tiers[name].training_memory) is None:
-            continue
-        key, available = memory
-        rank = max(spec.rank_of(client) for client in spec.clients if client.tier == name)
-        need = memory_need(
-            model,
-            space,
-            training,
-            trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
-            vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
-            search=spec.search if rank < space.rank else None,
-            quantization=quantization,
-        )
-        check_memory(f"tiers.{name}.{key}", available, need)
-    return space
-
-
-def _check_same(spec: ClusterSpec, stored: bytes, uri: str) -> None:
-    difference = spec.difference(parse_federation(stored.decode(), f"{uri}/spec.yaml"))
-    if difference:
-        raise PerfitError(
-            f"the name {spec.name!r} is already used by another federation at {uri}: {difference}",
-            "choose another name, or continue with the file that the federation was created with",
-        )

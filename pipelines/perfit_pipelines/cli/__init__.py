@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
+from typing import Annotated
 
 import typer
 
+import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import bench, compare, data, read, rollback, run
+from perfit_pipelines.cli import adapters, bench, compare, data, federations, logs, read, rollback, run
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
+from perfit_pipelines.writing import fix_of
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Personalised federated instruction tuning on Kubeflow Pipelines.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (run, read, rollback, data, bench, compare, cluster, deploy, doctor):
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"perfit {perfit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Personalised federated instruction tuning on Kubeflow Pipelines."""
+
+
+for commands in (run, logs, read, federations, adapters, rollback, data, bench, compare, cluster, deploy, doctor):
     commands.register(app)
 
 
 def main() -> None:
     """Run the command; a user's mistake is reported as problem and fix, without a traceback."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except PerfitError as error:
-        errors.print("[bold red]error:[/]", end=" ")
-        errors.print(printable(error.problem, keep="\n"), markup=False)
-        errors.print("  [bold]fix:[/]", end=" ")
-        errors.print(printable(error.fix, keep="\n"), markup=False)
+        _show(error.problem, error.fix)
         sys.exit(1)
+    except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
+        where = f"{error.filename}: " if error.filename else ""
+        _show(f"{where}{error.strerror or error}", fix_of(error))
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries once more to write what is left
+        sys.exit(1)
+
+
+def _show(problem: str, fix: str) -> None:
+    errors.print("[bold red]error:[/]", end=" ")
+    errors.print(printable(problem, keep="\n"), markup=False)
+    errors.print("  [bold]fix:[/]", end=" ")
+    errors.print(printable(fix, keep="\n"), markup=False)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perfit.errors import PerfitError
-from perfit_pipelines.options import INTERRUPTED, STATE, errors, out
+from perfit_pipelines import places
+from perfit_pipelines.options import INTERRUPTED, errors, out
 
 if TYPE_CHECKING:
     from perfit.bench.comparison import Comparison
@@ -30,15 +31,16 @@ def register(app: typer.Typer) -> None:
 def bench(
     file: Annotated[Path, typer.Argument(help="Bench file (YAML); see docs/benchmarks.md.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory of the results; else .perfit/bench/NAME.")
+        Path | None,
+        typer.Option("--output", "-o", help="Directory of the results; else a place of the user's own."),
     ] = None,
 ) -> None:
     """Compare methods on one data set; run again, it goes on with the first run that is not done."""
     from perfit.bench.comparison import compare
     from perfit.bench.plan import plan_cells
 
-    plan, cells = plan_cells(file, STATE / "bench")
-    directory = STATE / "bench" / plan.name
+    plan, cells = plan_cells(file, places.bench())
+    directory = places.bench() / plan.name
     try:
         results = _run_cells(cells, directory / "cells")
     except KeyboardInterrupt:

@@ -10,9 +10,9 @@ import typer
 
 from perfit.errors import PerfitError
 from perfit_components.steps.context import FederationContext
+from perfit_pipelines import places
 from perfit_pipelines.cli.stores import use_store
-from perfit_pipelines.options import STATE, checked_store
-from perfit_storage import federation_names, open_store
+from perfit_pipelines.options import checked_store
 
 _DIRECTORY = "/federations/"
 
@@ -34,7 +34,10 @@ def compare(
         list[str] | None,
         typer.Option("--baseline", "-b", help="Label of a method to subtract; else fedit and local, where there are."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the results.")] = STATE / "compare",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory of the results; else a place of the user's own."),
+    ] = None,
 ) -> None:
     """Compare federations over the same clients: the tables of bench, from what their rounds recorded."""
     from perfit_components.steps.comparison import compare_federations
@@ -43,14 +46,14 @@ def compare(
     with ExitStack() as stack:
         contexts = [context for uri in federations or [None] for context in _open(uri, stack)]
         comparison = compare_federations(contexts, baseline)
-    write_comparison(comparison, output)
+    write_comparison(comparison, output or places.comparison())
 
 
 def _open(uri: str | None, stack: ExitStack) -> list[FederationContext]:
     """Open the federation at a URI, or all of a store; their stores stay open as long as the stack."""
     store_uri, _, name = uri.partition(_DIRECTORY) if uri else (None, "", "")
-    store = stack.enter_context(use_store(checked_store(store_uri)))
-    names = [name] if name else federation_names(open_store(store.uri, store.environment))
+    store = stack.enter_context(use_store(checked_store(store_uri), existing=True))
+    names = [name] if name else store.names()
     if not names:
-        raise PerfitError(f"the store {store.uri} holds no federation", "name another, or run one first: perfit run")
+        raise PerfitError(f"the store {store} holds no federation", "name another, or run one first: perfit run")
     return [store.federation(name.rstrip("/")) for name in names]

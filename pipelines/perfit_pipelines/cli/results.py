@@ -1,24 +1,25 @@
-"""A federation's results: tables, adapters, report."""
+"""A federation's results: tables and report."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from perfit.errors import PerfitError
-from perfit.export import CONFIG_FILE, WEIGHTS_FILE
-from perfit.protocol import RoundSummary, UpdateRecord
-from perfit_components.steps.client import ADAPTER_DIRECTORY
+from perfit.errors import printable
+from perfit.protocol import ClientStatus, RoundSummary, UpdateRecord
 from perfit_components.steps.context import FederationContext
+from perfit_components.steps.contribution import read_outcome
 from perfit_components.steps.report import draw_report
+from perfit_pipelines.writing import write_file, writing
 from perfit_report import last_records
-from perfit_storage import Head, ObjectNotFound
-from perfit_storage.files import write_atomically
+from perfit_storage import Head
+
+_WORDS = ("client", "federation", "method", "status")
+"""Columns that hold no numbers."""
 
 
 def committed(head: Head) -> str:
@@ -27,34 +28,20 @@ def committed(head: Head) -> str:
     return f"round {head.round} committed, global adapter digest {head.adapter.digest[:12]}{''.join(back)}"
 
 
-def export_adapter(context: FederationContext, client: str, directory: Path) -> None:
-    """Write a client's personal adapter as a directory that PEFT loads; an earlier export there is replaced.
-
-    Raises:
-        PerfitError: The client has no adapter, the directory holds something else, or the store cannot be reached or
-            does not let this key read the client's files.
-    """
-    spec, store = context.spec, context.store
-    try:
-        names = (CONFIG_FILE, WEIGHTS_FILE)
-        files = {name: store.get_client_file(client, f"{ADAPTER_DIRECTORY}/{name}") for name in names}
-    except ObjectNotFound as error:
-        raise PerfitError(
-            f"client {client!r} of federation {spec.name!r} has no adapter yet",
-            f"run a round with it; the clients are: {', '.join(c.id for c in spec.clients)}",
-        ) from error
-    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if directory.exists() and not (directory.is_dir() and (not present or CONFIG_FILE in present)):
-        raise PerfitError(f"{directory} exists and holds no adapter", "give a new directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
-        draft = Path(scratch, "adapter")
-        draft.mkdir()
-        for name, data in files.items():
-            (draft / name).write_bytes(data)
-        if directory.exists():
-            shutil.rmtree(directory)
-        draft.rename(directory)
+def status_json(context: FederationContext, head: Head, summaries: Sequence[RoundSummary]) -> str:
+    """Return where a federation is, and the summary of each committed round, as JSON."""
+    spec = context.spec
+    fields = {
+        "federation": context.store.name,
+        "uri": context.store.uri,
+        "method": spec.method.name,
+        "rounds": spec.rounds,
+        "committed": head.round,
+        "global_adapter_digest": head.adapter.digest,
+        "rolled_back_to": [branch.first_round - 1 for branch in head.branches],
+        "summaries": [summary.model_dump(mode="json") for summary in summaries],
+    }
+    return json.dumps(fields, indent=1)
 
 
 def write_report(context: FederationContext, target: Path) -> None:
@@ -64,8 +51,9 @@ def write_report(context: FederationContext, target: Path) -> None:
         PerfitError: No round is committed, or the store cannot be reached.
     """
     page = draw_report(context, context.store.read_head().round)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, page.html.encode())
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_file(target, page.html.encode())
 
 
 def client_table(summaries: Sequence[RoundSummary]) -> Table:
@@ -88,6 +76,33 @@ def client_table(summaries: Sequence[RoundSummary]) -> Table:
         if status.client not in records:
             table.add_row(status.client, str(status.rank), *["-"] * 7, status.status)
     return table
+
+
+def lost_lines(lost: Iterable[ClientStatus]) -> list[str]:
+    """Return why clients have no result in a round: problem and fix, as each of them wrote."""
+    lines = (f"{status.client} ({status.status}) in round {status.round}: {status.reason}" for status in lost)
+    return [printable(line, keep="\n") for line in lines]
+
+
+def federation_table(contexts: Sequence[FederationContext]) -> Table:
+    """Return a table of federations: how far each is."""
+    table = _table("", "federation", "method", "clients", "rounds", "of")
+    for context in contexts:
+        spec, head = context.spec, context.store.read_head()
+        table.add_row(context.store.name, spec.method.name, str(len(spec.clients)), str(head.round), str(spec.rounds))
+    return table
+
+
+def pending(context: FederationContext) -> list[str]:
+    """Return what is known of a round that is planned and not committed: who has no result in it, and why."""
+    head = context.store.read_head()
+    plan = context.find_plan(head.place(head.round + 1))
+    if plan is None:
+        return []
+    outcomes = [read_outcome(context, plan, participant) for participant in plan.participants]
+    delivered = sum(isinstance(outcome, UpdateRecord) for outcome in outcomes)
+    first = f"round {plan.round} is not committed: {delivered} of {len(outcomes)} clients have a result so far"
+    return [first, *lost_lines(outcome for outcome in outcomes if outcome.status in ("failed", "refused"))]
 
 
 def round_table(summaries: Sequence[RoundSummary]) -> Table:
@@ -122,5 +137,5 @@ def _table(title: str, *columns: str) -> Table:
     """A table that fits in 80 columns; numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("client", "status") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
     return table

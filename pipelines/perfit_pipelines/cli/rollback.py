@@ -34,11 +34,11 @@ def rollback(
     from perfit_components.steps.rollback import plan_rollback, roll_back
     from perfit_pipelines.cli.results import committed
 
-    with use_store(store) as used:
+    with use_store(store, existing=True) as used:
         context = used.federation(federation)
         planned = plan_rollback(context, round)
         old, new = planned.old, planned.new
-        out.print(f"{context.store.uri}: {committed(old)}", markup=False)
+        out.print(f"{used.shown(context.store.uri)}: {committed(old)}", markup=False)
         out.print(f"after the rollback: {committed(new)}", markup=False)
         out.print(f"no longer counted, but kept: {_places(old, round + 1)}", markup=False)
         if not yes and sys.stdin.isatty():

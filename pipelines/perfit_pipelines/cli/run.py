@@ -7,27 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
-from perfit.errors import PerfitError
-from perfit_pipelines.cli.stores import Store, StoreOption, use_store
+from perfit.errors import PerfitError, printable
+from perfit_pipelines import places
+from perfit_pipelines.cli.stopping import stopping_is_said
+from perfit_pipelines.cli.stores import Store, StoreOption, is_unused, use_store
 from perfit_pipelines.options import (
-    INTERRUPTED,
-    STATE,
     ClientImage,
     File,
     Pipeline,
     PipelineOption,
     ServerImage,
+    Settings,
     errors,
     out,
 )
+from perfit_pipelines.writing import write_file
 from perfit_storage import ObjectNotFound
-from perfit_storage.files import write_atomically
 
 if TYPE_CHECKING:
-    from perfit.cluster_spec import ClusterClient, ClusterSpec
+    from perfit.cluster_spec import ClusterSpec
     from perfit.protocol import RoundSummary
     from perfit_components.steps.context import FederationContext
+    from perfit_pipelines.cli.display import Work
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,12 @@ class Results:
     summaries: list[RoundSummary]
     page: bytes
 
+    def complete(self, spec: ClusterSpec) -> bool:
+        """Whether a run of this federation has nothing to do."""
+        return self.context.spec == spec and self.summaries[-1].round >= spec.rounds
 
+
+_GO_ON = "run the same command again to go on where it stopped"
 _TEMPLATE = Path(__file__).parents[1] / "federation.yaml"
 
 
@@ -57,10 +65,7 @@ def init(
     """Write a commented federation file to start from."""
     if file.exists() and not force:
         raise PerfitError(f"{file} exists", "give another name, or --force to overwrite it")
-    try:
-        write_atomically(file, _TEMPLATE.read_bytes())
-    except OSError as error:
-        raise PerfitError(f"{file} cannot be written: {error}", "give a path in a directory that exists") from error
+    write_file(file, _TEMPLATE.read_bytes())
     out.print(f"wrote {file}; edit its clients, then: perfit validate {file}", markup=False)
 
 
@@ -70,19 +75,22 @@ def validate(
         float | None, typer.Option(help="Estimate of the loss's smoothness L: also check the step size of Theorem 1.")
     ] = None,
 ) -> None:
-    """Check a federation file and the records that are on this machine."""
+    """Check a federation file, and its model and records as far as they are on this machine."""
     from perfit.convergence import step_size_limit
     from perfit.federation_file import load_federation
+    from perfit_pipelines.cli.checks import check_federation
 
     spec = load_federation(file)
-    for line in check_data(spec):
-        out.print(line, markup=False)
+    checked = check_federation(spec)
+    for line in (*checked.lines, *checked.unknown):
+        out.print(printable(line, keep="\n"), markup=False)
     if smoothness is not None:
         limit = step_size_limit(smoothness, spec.training.steps)
         rate = spec.training.learning_rate
         verdict = "within" if rate <= limit else "above"
         out.print(f"learning rate {rate:g} is {verdict} the step size of Theorem 1, {limit:.3g}", markup=False)
-    out.print(f"{file} is valid: {spec.method.name}, {len(spec.clients)} clients, {spec.rounds} rounds", markup=False)
+    valid = "is valid as far as it can be known here" if checked.unknown else "is valid"
+    out.print(f"{file} {valid}: {spec.method.name}, {len(spec.clients)} clients, {spec.rounds} rounds", markup=False)
 
 
 def compile_(
@@ -112,87 +120,125 @@ def compile_(
     out.print(f"wrote {output}: upload it in the Kubeflow UI, or with kfp.Client", markup=False)
 
 
-def run(file: File, store: StoreOption = None) -> None:
+def run(
+    file: File,
+    settings: Settings = None,
+    method: Annotated[
+        str | None, typer.Option(help="Run by another method, with its default options, beside the file's.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what would run, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory for adapters, report and log; else a place of the user's own."),
+    ] = None,
+    store: StoreOption = None,
+) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
-    from perfit_pipelines.cli.results import client_table, export_adapter
+    from perfit_components.steps.prepare import AS_IN_FILE, by_method, directory_of
 
-    spec = load_federation(file)
-    directory = STATE / spec.name
-    with use_store(store or spec.store) as used:
-        out.print(f"federation {spec.name}: {spec.method.name}, store {used.uri}", markup=False)
-        results = _results(spec, used)
-        last = results.summaries[-1].round if results else 0
-        if results and results.context.spec == spec and last >= spec.rounds:
-            out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
+    of_file, method = load_federation(file, settings or ()), method or AS_IN_FILE
+    spec, name, uri = by_method(of_file, method), directory_of(of_file, method), store or of_file.store
+    say = Console(quiet=True) if quiet else out
+    if dry_run:
+        return _say_work(spec, name, uri, say)
+    directory = output or places.results(name, uri)
+    if unused := is_unused(uri):  # before one is made
+        _check_quorum(spec)
+    with stopping_is_said(_GO_ON), use_store(uri) as used:
+        say.print(f"federation {name}: {spec.method.name}, store {used}", markup=False)
+        results = _results(name, used)
+        if results and results.complete(spec):
+            say.print(_nothing_to_do(spec), markup=False)
         else:
-            _run_pipeline(spec, used, directory, first=min(last + 1, spec.rounds))
-            results = _results(spec, used)
-        for record in results.summaries[-1].trained:
-            export_adapter(results.context, record.client, directory / "adapters" / record.client)
-        write_atomically(directory / "report.html", results.page)
-    out.print(client_table(results.summaries))
-    out.print(f"adapters: {directory}/adapters/<client>  (PeftModel.from_pretrained loads them)", markup=False)
-    out.print(f"report:   {directory}/report.html", markup=False)
+            if not unused:
+                _check_quorum(spec)
+            _run_pipeline(of_file, method, used, directory, _work(spec, results), say)
+            results = _results(name, used)
+        _export(results, directory / "adapters")
+        write_file(directory / "report.html", results.page)
+    return _say_results(results, directory, say)
 
 
-def _results(spec: ClusterSpec, used: Store) -> Results | None:
+def _say_work(spec: ClusterSpec, name: str, uri: str | None, console: Console) -> None:
+    """Check a federation's records and say what a run of it would do; no store is made."""
+    results, where = None, f"of this machine, in {places.home()}"
+    if not is_unused(uri):
+        with use_store(uri, existing=True) as used:
+            results, where = _results(name, used), str(used)
+    console.print(f"federation {name}: {spec.method.name}, store {where}", markup=False)
+    if results and results.complete(spec):
+        console.print(_nothing_to_do(spec), markup=False)
+    else:
+        _check_quorum(spec)
+        console.print(str(_work(spec, results)), markup=False)
+
+
+def _say_results(results: Results, directory: Path, console: Console) -> None:
+    from perfit_pipelines.cli.results import client_table, lost_lines
+
+    console.print(client_table(results.summaries))
+    for line in lost_lines(results.summaries[-1].lost):
+        console.print(line, markup=False)
+    how = "each with a README that says how to load it"
+    console.print(f"adapters: {directory}/adapters/<client>  ({how})", markup=False)
+    console.print(f"report:   {directory}/report.html", markup=False)
+
+
+def _nothing_to_do(spec: ClusterSpec) -> str:
+    return f"all {spec.rounds} rounds are committed: there is nothing to do"
+
+
+def _work(spec: ClusterSpec, results: Results | None) -> Work:
+    from perfit_pipelines.cli.display import Work
+    from perfit_report import last_records
+
+    if results is None:
+        return Work.of(spec, 1, 0)
+    return Work.of(spec, min(results.summaries[-1].round + 1, spec.rounds), len(last_records(results.summaries)))
+
+
+def _run_pipeline(
+    of_file: ClusterSpec, method: str, used: Store, directory: Path, work: Work, console: Console
+) -> None:
+    from perfit_pipelines.cli.display import RunDisplay
+    from perfit_pipelines.local_run import run_locally
+
+    with RunDisplay(work, console) as display:
+        run_locally(of_file, used.uri, used.environment, directory, display.on_line, work.first, method)
+
+
+def _export(results: Results, directory: Path) -> None:
+    """Write the adapters of the clients of the last round, where they are not written already."""
+    from perfit_pipelines.export import Exporter
+
+    exporter = Exporter(results.context)
+    for record in results.summaries[-1].trained:
+        if not exporter.is_written(record.client, directory / record.client):
+            exporter.write_adapter(record.client, directory / record.client)
+
+
+def _results(name: str, used: Store) -> Results | None:
     """Return what the store has of a federation; None if no round is committed, or something of them is lost."""
     from perfit_components.steps.context import place_of
 
     try:
-        context = used.federation(spec.name)
+        context = used.federation(name)
         summaries = context.summaries()
         return Results(context, summaries, context.store.read_report(place_of(summaries[-1]))) if summaries else None
     except ObjectNotFound:  # a run from the first round makes it again
         return None
 
 
-def _run_pipeline(spec: ClusterSpec, used: Store, directory: Path, first: int) -> None:
-    from perfit_pipelines.cli.display import RunDisplay
-    from perfit_pipelines.local_run import run_locally
+def _check_quorum(spec: ClusterSpec) -> None:
+    """Read the records that are here; go on without clients whose records are no use, if enough others are left."""
+    from perfit_pipelines.cli.checks import check_records
 
-    check_data(spec)
-    try:
-        with RunDisplay(spec, out) as display:
-            run_locally(spec, used.uri, used.environment, directory, display.on_line, first)
-    except KeyboardInterrupt:  # which typer would turn into the same code without a word
-        errors.print("stopped; run the same command again to go on where it stopped", markup=False)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def check_data(spec: ClusterSpec) -> list[str]:
-    """Read all client data that are on this machine.
-
-    Returns:
-        For each file a line: how many records it has, and which were skipped.
-
-    Raises:
-        PerfitError: Files are missing or records cannot be used; every client with such data is named.
-    """
-    lines, problems, fixes = [], [], []
-    for client in spec.clients:
-        for uri in filter(None, (client.data, client.held_out)):
-            try:
-                lines.append(_check_source(spec, client, uri))
-            except PerfitError as error:
-                problems.append(f"client {client.id}: {error.problem}")
-                fixes.append(error.fix)
-    if problems:
-        raise PerfitError("\n".join(problems), "; ".join(dict.fromkeys(fixes)))
-    return lines
-
-
-def _check_source(spec: ClusterSpec, client: ClusterClient, uri: str) -> str:
-    from perfit.federation_file import is_local
-    from perfit.records import check_records, to_messages
-
-    if not is_local(uri):
-        return f"{client.id}: {uri} is not on this machine and was not read"
-    checked = check_records(uri, spec.data.bad_records)
-    first = to_messages(checked.usable[0].fields)
-    if not client.held_out and all(to_messages(record.fields) == first for record in checked.usable):
-        problem = f"{uri}: {len(checked.usable)} record(s), all of the same messages: none can be held out"
-        raise PerfitError(problem, "give more records, or held_out records")
-    skipped = "".join(f"\n  skipped line {line}: {reason}" for line, reason in checked.skipped)
-    return f"{client.id}: {uri}: {len(checked.usable)} records{skipped}"
+    checked = check_records(spec)
+    error, left = checked.error(), len(spec.clients) - len(checked.errors)
+    if error and left < spec.participation.minimum_clients:
+        raise error
+    if error:
+        errors.print(f"[bold yellow]going on without[/] {', '.join(checked.errors)}:", soft_wrap=True)
+        errors.print(f"{printable(error.problem, keep=chr(10))}\n  fix: {error.fix}", markup=False)

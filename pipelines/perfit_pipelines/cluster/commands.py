@@ -186,13 +186,16 @@ def create(
 
 @schedule_app.command("list", epilog=CREDENTIALS)
 @connecting
-def list_(endpoint: Endpoint) -> None:
+def list_(endpoint: Endpoint, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the schedules that perfit created."""
     from rich.table import Table
 
-    from perfit_pipelines.cluster.schedule import list_schedules
+    from perfit_pipelines.cluster.schedule import list_schedules, schedules_json
 
     schedules = list_schedules(connect(endpoint))
+    if json:
+        print(schedules_json(schedules))
+        return
     if not schedules:
         out.print("no schedules; create one: perfit schedule create FILE --every 24h", markup=False)
         return

@@ -7,8 +7,9 @@ the old one paused, the new one enabled, the old one deleted. The next replaceme
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from kfp_server_api import RecurringRunMode, V2beta1DeletePropagationPolicy, V2beta1RecurringRun
@@ -57,6 +58,11 @@ class Schedule:
     def page(self) -> str:
         """Its page in the UI."""
         return f"recurringrun/details/{self.id}"
+
+
+def schedules_json(schedules: Iterable[Schedule]) -> str:
+    """Return schedules as JSON; times are ISO 8601."""
+    return json.dumps([{**asdict(item), "created": item.created.isoformat()} for item in schedules], indent=1)
 
 
 def create_schedule(

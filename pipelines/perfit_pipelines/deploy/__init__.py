@@ -19,7 +19,8 @@ def deploy(
     file: File,
     overlay: Annotated[str, typer.Option(help="Name of an overlay in manifests/overlays, or a path.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory to write; else .perfit/deploy/<name>/<overlay>.")
+        Path | None,
+        typer.Option("--output", "-o", help="Directory to write; else a place of the user's own."),
     ] = None,
     apply: Annotated[bool, typer.Option(help="Apply it with kubectl instead, and leave nothing on disk.")] = False,
     dry_run: Annotated[

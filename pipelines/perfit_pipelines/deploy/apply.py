@@ -18,7 +18,7 @@ from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, de
 from perfit_pipelines.deploy.overlay import Overlay, StoreServer, open_overlay
 from perfit_pipelines.deploy.render import USER_SECRETS, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
-from perfit_pipelines.options import STATE
+from perfit_pipelines.places import deployments
 
 _OWN_STORE = "s3://perfit"
 _ROOT_USER = "perfit-root"
@@ -55,7 +55,7 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     """
     spec, kubectl = load_federation(request.file), Kubectl(request.context)
     overlay = open_overlay(request.overlay, kubectl)
-    directory = output or STATE / "deploy" / spec.name / overlay.directory.name
+    directory = output or deployments() / spec.name / overlay.directory.name
     check_directory(directory)
     deployed = {} if request.offline else _asked(request, spec, overlay, kubectl)
     deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **deployed})

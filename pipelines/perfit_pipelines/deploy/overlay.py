@@ -79,7 +79,7 @@ class Overlay:
 
 
 def open_overlay(name: str, kubectl: Kubectl) -> Overlay:
-    """Find and build an overlay: by its name in manifests/overlays, here or in the source tree, or by its path.
+    """Find and build an overlay: by its name in manifests/overlays, here or in the package, or by its path.
 
     Raises:
         PerfitError: There is none, it cannot be built, or it does not say where runs live.
@@ -102,14 +102,14 @@ def open_overlay(name: str, kubectl: Kubectl) -> Overlay:
 
 
 def _find(name: str) -> Path:
-    roots = [Path.cwd() / _OVERLAYS, Path(__file__).resolve().parents[3] / _OVERLAYS]
+    roots = [Path.cwd() / _OVERLAYS, Path(__file__).parents[1] / _OVERLAYS]
     for path in [*(root / name for root in roots), Path(name)]:
         if (path / "kustomization.yaml").is_file():
             return path.resolve()
     known = sorted({path.parent.name for root in roots for path in root.glob("*/kustomization.yaml")})
     raise PerfitError(
         f"there is no overlay {name!r}",
-        f"use one of: {', '.join(known)}" if known else "run this where the directory manifests/ of the source tree is",
+        f"use one of: {', '.join(known)}, or a path",
     )
 
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from perfit.cluster_spec import ClusterClient, ClusterSpec
 from perfit.errors import PerfitError
 from perfit.locations import check_store_uri, federation_file_problem
+from perfit_components.steps.client import ADAPTER_DIRECTORY
 
 Policy = dict[str, Any]
 """An IAM policy document."""
@@ -80,7 +81,7 @@ def server_policy(spec: ClusterSpec, store: str) -> Policy:
     return _policy(
         _allow([_READ], bucket.arns(spec, *read)),
         _allow([_WRITE], bucket.arns(spec, *written)),
-        _allow_list(bucket, bucket.keys(spec, "rounds/", "rounds/*/updates/")),
+        _allow_list(bucket, bucket.keys(spec, "rounds/", "rounds/*/updates/", "masks/")),
         _statement("Deny", [_WRITE], bucket.arns(spec, "masks/*", "rounds/*/updates/*")),
         _statement("Deny", [_READ, _WRITE], bucket.arns(spec, "clients/*")),
     )
@@ -107,6 +108,19 @@ def client_policy(spec: ClusterSpec, client: ClusterClient, store: str) -> Polic
         _allow([_READ], bucket.arns(spec, *shared) + _record_arns(client, store)),
         _allow_list(bucket, bucket.keys(spec, f"masks/{name}/", f"clients/{name}/")),
         _statement("Deny", [_READ, _WRITE], bucket.arns(spec, *_matched_by_accident(name), *_deeper())),
+    )
+
+
+def serving_policy(spec: ClusterSpec, store: str) -> Policy:
+    """Return what a server of the personal adapters may do: read the adapters of all clients, nothing else of them.
+
+    Raises:
+        PerfitError: The store is not of S3.
+    """
+    bucket, adapters = Bucket(store), f"clients/*/{ADAPTER_DIRECTORY}/*"
+    return _policy(
+        _allow([_READ], bucket.arns(spec, "spec.yaml", "model.json", "head.json", adapters)),
+        _allow_list(bucket, bucket.keys(spec, f"clients/*/{ADAPTER_DIRECTORY}*")),
     )
 
 

@@ -133,13 +133,13 @@ def _check_role(spec: ClusterSpec, objects: ObjectStore, role: RoleKeys) -> Find
         data = None
     except StoreError as error:
         return fail(NAME, f"{who}: {error.problem}", error.fix)
-    if data and role.client is None and (other := _difference(spec, data)):
-        return fail(
-            NAME, f"the store has another federation {spec.name!r}: {other}", "choose another name for this one"
-        )
     rights = _server_rights(spec) if role.client is None else _client_rights(spec, role.client)
     try:
         wrong = _first_wrong(objects, f"federations/{spec.name}/", rights)
+        begun = not wrong and role.client is None and FederationStore(objects, spec.name).has_masks()
+        if data and begun and (other := _difference(spec, data)):
+            fix = f"choose another name for this one, or delete that one: perfit delete {spec.name}"
+            return fail(NAME, f"the store has another federation {spec.name!r}: {other}", fix)
         if not wrong and _may_read(objects, f"federations/{spec.name}-{_PROBE}/head.json"):
             wrong = "may read other federations"
     except StoreError as error:
@@ -179,7 +179,7 @@ def _server_rights(spec: ClusterSpec) -> _Rights:
     private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
     return _Rights(
         reads=("model.json", "head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
-        lists=("rounds/", "rounds/1/updates/"),
+        lists=("rounds/", "rounds/1/updates/", "masks/"),
         writes=("rounds/0/report.html", *_OF_THE_SERVER),
         no_reads=private,
         no_lists=(),

@@ -116,7 +116,7 @@ FEW = {"scheme": "iid", "clients": 9}
 @pytest.mark.parametrize(
     ("sections", "problem"),
     [
-        ({"methods": {"fedavg": {}}}, "method.name: there is no method 'fedavg'; use one of perfit, fedit, local"),
+        ({"methods": {"fedavg": {}}}, "method.name: there is no method 'fedavg'; use one of perfit, perfit-adaptive"),
         ({"methods": GRIDS}, "training.learning_rat: unknown key; did you mean 'learning_rate'?"),
         ({"methods": UNKNOWN_OPTION}, "method.nu: method fedprox has no option 'nu'; known keys: name, mu"),
         ({"methods": {"fedit": {"method": {"mu": 1}}}}, "method.mu: method fedit has no option 'mu'"),

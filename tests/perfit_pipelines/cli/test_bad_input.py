@@ -110,8 +110,8 @@ def expected(mistake: Mistake, home: Home) -> str:
 
 @pytest.mark.parametrize("command", ["validate", "run"])
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_in_the_federation_file_and_the_data(home, command, name):
-    mistake = MISTAKES[name]
+def test_mistakes_in_the_federation_file_and_the_data(make, command, name):
+    home, mistake = make(participation={"minimum_clients": 2}), MISTAKES[name]
     mistake.spoil(home)
     there = files(home.directory)
     store = [] if command == "validate" else ["--store", (home.directory / "store").as_uri()]
@@ -140,7 +140,8 @@ def test_a_name_that_another_federation_has(finished, make):
         1,
         f"error: the name 'tiny' is already used by another federation at {finished.home.site.uri}: training.seed is 1 "
         "here and 0 there\n"
-        "  fix: choose another name, or continue with the file that the federation was created with\n",
+        "  fix: choose another name, continue with the file that the federation was created with, or delete that "
+        "federation: perfit delete tiny\n",
     )
     assert files(finished.home.site.root) == there
 

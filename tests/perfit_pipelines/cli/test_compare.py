@@ -47,7 +47,7 @@ def test_federations_by_name_and_another_baseline(store, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["{store}/federations/none"], "there is no federation 'none'"),
+        (["{store}/federations/none"], "holds no federation 'none'"),
         (["{store}/elsewhere"], "holds no federation"),
         (["s3://key:secret@bucket"], "the store URI holds credentials"),
         (["{store}", "-b", "perfit"], "no method is called 'perfit'"),

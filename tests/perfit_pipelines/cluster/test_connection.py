@@ -106,7 +106,7 @@ def test_everything_goes_to_the_namespace(serve, file):
     assert {item.namespace for item in (*api.pipelines.values(), *api.experiments.values())} == {"team-a"}
 
     api.play(("FAILED", []))
-    assert "kubectl -n team-a logs" in perfit("submit", file, "--namespace", "team-a", *QUICK).stderr
+    assert "kubectl logs -n team-a" in perfit("submit", file, "--namespace", "team-a", *QUICK).stderr
 
 
 def test_a_namespace_of_others(serve, file):

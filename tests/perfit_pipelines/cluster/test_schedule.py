@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from datetime import datetime
 
 import pytest
 
@@ -128,6 +130,18 @@ def test_the_list_has_all_pages(api, perfit, file):
     rows = [line for line in perfit.succeed("schedule", "list").splitlines() if "demo-round" in line]
     shown = [[cell.strip() for cell in row.strip("│").split("│")][:3] for row in rows]
     assert shown == [["a", "every 1d", "enabled"], ["b", "cron 0 0 2 * * MON", "enabled"], ["c", "every 1d", "paused"]]
+
+
+def test_the_list_for_programs(perfit, file):
+    assert json.loads(perfit.succeed("schedule", "list", "--json")) == []
+    perfit.succeed("schedule", "create", file, "--every", "24h")
+    (listed,) = json.loads(perfit.succeed("schedule", "list", "--json"))
+    assert (listed["name"], listed["enabled"], listed["when"]) == (
+        "demo-round",
+        True,
+        {"cron": None, "seconds": 86_400},
+    )
+    assert datetime.fromisoformat(listed["created"]).tzinfo is not None
 
 
 def test_an_empty_list_says_how_to_begin(perfit):

@@ -23,6 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PERFIT_HOME", str(tmp_path / ".perfit"))
     write_federation(tmp_path / "federation.yaml")
     return tmp_path
 

@@ -279,6 +279,7 @@ def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(policies,
             for action in ("read", "write"):
                 assert not may(policies, SERVER, action, f"clients/{client}/{path}", directory), path
     assert may(policies, SERVER, "list", "rounds/", directory)
+    assert may(policies, SERVER, "list", "masks/", directory)
     assert may(policies, SERVER, "list", "rounds/7/updates/", directory)
     assert not may(policies, SERVER, "list", "rounds/7/", directory)
     assert not may(policies, SERVER, "list", "clients/ann/", directory)

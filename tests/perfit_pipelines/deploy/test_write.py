@@ -210,7 +210,7 @@ def test_a_work_tree_is_refused_unless_it_ignores_the_directory(deploy):
     assert Path("tree/out/secrets.yaml").is_file()
 
 
-def test_by_default_the_directory_is_below_perfit(deploy):
+def test_by_default_the_directory_is_among_the_users_files(deploy):
     deploy("federation.yaml", "--overlay", "kind")
     assert Path(".perfit/deploy/tiny/kind/kustomization.yaml").is_file()
 

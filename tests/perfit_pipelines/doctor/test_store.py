@@ -244,13 +244,17 @@ def test_a_name_that_another_federation_has(site):
     administrator = open_store("s3://perfit", site.store.server.administrator)
     other = site.store.spec.model_copy(update={"lora": site.store.spec.lora.model_copy(update={"rank": 4})})
     administrator.put("federations/tiny/spec.yaml", other.to_yaml().encode())
+    mask = f"federations/tiny/masks/ann/{'ab' * 32}"
     try:
+        assert site.findings() == [], "no client has begun"
+        administrator.put(mask, b"mask")
         found = site.only("fail", "store")
         assert "the store has another federation 'tiny': lora.rank is 8 here and 4 there" in found["finding"]
         administrator.put("federations/tiny/spec.yaml", replace_rounds(site.store.spec).to_yaml().encode())
         assert site.findings() == [], "rounds may change"
     finally:
-        administrator.delete("federations/tiny/spec.yaml")
+        for key in ("federations/tiny/spec.yaml", mask):
+            administrator.delete(key)
 
 
 def replace_rounds(spec):

@@ -36,7 +36,13 @@ NAME = "store"
 _NO_VERSION = '"perfit-doctor"'
 _PROBE = "perfit-doctor"
 _NO_HASH = "0" * 64
-_OF_THE_SERVER = ("rounds/1/summary.json", "rounds/0/global.safetensors", "rounds/0/state.safetensors")
+_OF_THE_SERVER = (
+    "rounds/1/summary.json",
+    "rounds/0/global.safetensors",
+    "rounds/0/state.safetensors",
+    "rounds/0/served.json",
+    f"files/{_NO_HASH}.yaml",
+)
 _AT_ONCE = 8
 _POLICY_FIX = (
     "bring the store's policies up to date: perfit deploy FILE --overlay NAME --apply; see what it says about them"
@@ -173,8 +179,8 @@ def _server_rights(spec: ClusterSpec) -> _Rights:
     private = tuple(f"clients/{client.id}/{_PROBE}" for client in spec.clients[:1])
     return _Rights(
         reads=("model.json", "head.json", "rounds/1/plan.json", f"rounds/1/updates/{spec.clients[0].id}.json"),
-        lists=("rounds/", "masks/"),
-        writes=("rounds/0/report.html", "rounds/0/state.safetensors"),
+        lists=("rounds/", "rounds/1/updates/", "masks/"),
+        writes=("rounds/0/report.html", *_OF_THE_SERVER),
         no_reads=private,
         no_lists=(),
         no_writes=private,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -18,7 +20,7 @@ from perfit_components.steps.client import train
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.prepare import AS_IN_FILE, prepare
 from perfit_components.steps.rollback import plan_rollback, roll_back
-from perfit_pipelines.deploy.policies import client_policy, policy_text, server_policy
+from perfit_pipelines.deploy.policies import Policy, client_policy, policy_text, server_policy
 from perfit_storage import AccessDenied, open_store
 from perfit_storage.s3 import S3Settings
 
@@ -53,16 +55,22 @@ def _applies(statement: dict, action: str, resource: str, prefix: str | None) ->
     assert set(conditions["StringLike"]) <= {"s3:prefix"}
     wanted = conditions["StringLike"].get("s3:prefix")
     return (
-        any(_matches(pattern, action) for pattern in statement["Action"])
-        and any(_matches(pattern, f"arn:aws:s3:::{resource}") for pattern in statement["Resource"])
-        and (wanted is None or (prefix is not None and any(_matches(pattern, prefix) for pattern in wanted)))
+        _matches(statement["Action"], action)
+        and _matches(statement["Resource"], f"arn:aws:s3:::{resource}")
+        and (wanted is None or (prefix is not None and _matches(wanted, prefix)))
     )
 
 
-def _matches(pattern: str, text: str) -> bool:
-    """``*`` is any text and ``?`` any character, slashes included."""
+def _matches(patterns: Sequence[str], text: str) -> bool:
+    """Whether one of them matches: ``*`` is any text and ``?`` any character, slashes included."""
+    return _compiled(tuple(patterns)).fullmatch(text) is not None
+
+
+@cache
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
     parts = {"*": ".*", "?": "."}
-    return re.fullmatch("".join(parts.get(mark) or re.escape(mark) for mark in pattern), text, re.DOTALL) is not None
+    each = ("".join(parts.get(mark) or re.escape(mark) for mark in pattern) for pattern in patterns)
+    return re.compile("|".join(each), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +81,19 @@ def spec(tmp_path_factory):
     return make_spec("no-model", data, clients={name: {} for name in NAMES})
 
 
+@pytest.fixture(scope="module")
+def policies(spec) -> dict[str, Policy]:
+    """Each role's."""
+    return role_policies(spec, STORE)
+
+
 DIRECTORIES = ("tiny", "tiny.fedit", "tiny.fedsa-lora")
 """Of the federation, and of its runs by other methods."""
 
 
-def may(spec, role: str, action: str, path: str, directory: str = "tiny") -> bool:
+def may(policies: dict[str, Policy], role: str, action: str, path: str, directory: str = "tiny") -> bool:
     """Whether a role may read or write a path of a federation's directory, or list with it as prefix."""
-    policy, key = role_policies(spec, STORE)[role], f"team/federations/{directory}/{path}"
+    policy, key = policies[role], f"team/federations/{directory}/{path}"
     if action == "list":
         return evaluate(policy, "s3:ListBucket", "tuning", key)
     return evaluate(policy, {"read": "s3:GetObject", "write": "s3:PutObject"}[action], f"tuning/{key}")
@@ -131,41 +145,41 @@ def downloads(client: str) -> list[str]:
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
-def test_a_client_reads_and_writes_its_own(spec, client, directory):
+def test_a_client_reads_and_writes_its_own(policies, client, directory):
     for path in own_paths(client):
-        assert may(spec, client, "read", path, directory), path
-        assert may(spec, client, "write", path, directory), path
-    assert may(spec, client, "list", f"masks/{client}/", directory)
-    assert may(spec, client, "list", f"clients/{client}/", directory)
+        assert may(policies, client, "read", path, directory), path
+        assert may(policies, client, "write", path, directory), path
+    assert may(policies, client, "list", f"masks/{client}/", directory)
+    assert may(policies, client, "list", f"clients/{client}/", directory)
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
 @pytest.mark.parametrize("other", NAMES)
-def test_a_client_touches_nothing_of_another(spec, client, other, directory):
+def test_a_client_touches_nothing_of_another(policies, client, other, directory):
     for path in own_paths(other):
-        assert may(spec, client, "read", path, directory) == (client == other), path
-        assert may(spec, client, "write", path, directory) == (client == other), path
+        assert may(policies, client, "read", path, directory) == (client == other), path
+        assert may(policies, client, "write", path, directory) == (client == other), path
     for path in downloads(other):
-        assert may(spec, client, "read", path, directory) == (client == other), path
-        assert not may(spec, client, "write", path, directory), path
-    assert may(spec, client, "list", f"clients/{other}/", directory) == (client == other)
+        assert may(policies, client, "read", path, directory) == (client == other), path
+        assert not may(policies, client, "write", path, directory), path
+    assert may(policies, client, "list", f"clients/{other}/", directory) == (client == other)
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
-def test_a_client_reads_what_is_shared_and_writes_none_of_it(spec, client, directory):
+def test_a_client_reads_what_is_shared_and_writes_none_of_it(policies, client, directory):
     for path in READ_BY_ALL:
-        assert may(spec, client, "read", path, directory), path
-        assert not may(spec, client, "write", path, directory), path
+        assert may(policies, client, "read", path, directory), path
+        assert not may(policies, client, "write", path, directory), path
     for path in FOR_THE_SERVER:
-        assert not may(spec, client, "read", path, directory), path
-        assert not may(spec, client, "write", path, directory), path
+        assert not may(policies, client, "read", path, directory), path
+        assert not may(policies, client, "write", path, directory), path
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("client", NAMES)
-def test_no_layout_below_the_layout_is_a_clients(spec, client, directory):
+def test_no_layout_below_the_layout_is_a_clients(policies, client, directory):
     """The ``*`` of ``tiny.*`` matches slashes too: such a key must not pass for one in a directory of another name."""
     others = [other for other in NAMES if other != client]
     theirs = [
@@ -177,8 +191,8 @@ def test_no_layout_below_the_layout_is_a_clients(spec, client, directory):
     assert {"clients", "clients/plan" if client != "plan" else "clients/ann", "rounds/1/updates"} < places
     for place in places:
         for path in [*own_paths(client), *downloads(client), *READ_BY_ALL, *FOR_THE_SERVER]:
-            assert not may(spec, client, "read", f"{place}/{path}", directory), (place, path)
-            assert not may(spec, client, "write", f"{place}/{path}", directory), (place, path)
+            assert not may(policies, client, "read", f"{place}/{path}", directory), (place, path)
+            assert not may(policies, client, "write", f"{place}/{path}", directory), (place, path)
 
 
 @pytest.mark.parametrize(
@@ -220,17 +234,17 @@ def test_a_star_that_matches_slashes_opens_nothing(spec, path):
         "",
     ],
 )
-def test_a_client_writes_nowhere_else(spec, path):
+def test_a_client_writes_nowhere_else(policies, path):
     """Especially not below another's key: where keys are files and directories, that one could no longer be written."""
-    assert not may(spec, "ann", "write", path)
+    assert not may(policies, "ann", "write", path)
 
 
 @pytest.mark.parametrize(
     "prefix", ["", "masks/", "masks/ann", "clients/", "clients/ann", "clients/ann-", "rounds/", "masks/ann-b/"]
 )
-def test_a_client_lists_by_its_own_prefixes_alone(spec, prefix):
+def test_a_client_lists_by_its_own_prefixes_alone(spec, policies, prefix):
     for directory in DIRECTORIES:
-        assert not may(spec, "ann", "list", prefix, directory)
+        assert not may(policies, "ann", "list", prefix, directory)
     policy = role_policies(spec, STORE)["ann"]
     assert not evaluate(policy, "s3:ListBucket", "tuning", None)
     assert not evaluate(policy, "s3:ListBucket", "tuning", "")
@@ -253,23 +267,23 @@ def test_nobody_deletes_or_configures(spec):
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
-def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(spec, directory):
+def test_the_server_reads_all_but_the_clients_files_and_writes_its_own(policies, directory):
     for path in [*READ_BY_ALL, *FOR_THE_SERVER, *(path for client in NAMES for path in downloads(client))]:
-        assert may(spec, SERVER, "read", path, directory), path
-        assert may(spec, SERVER, "write", path, directory), path
+        assert may(policies, SERVER, "read", path, directory), path
+        assert may(policies, SERVER, "write", path, directory), path
     for client in NAMES:
         for path in own_paths(client):
-            assert may(spec, SERVER, "read", path, directory) == (not path.startswith("clients/")), path
-            assert not may(spec, SERVER, "write", path, directory), path
+            assert may(policies, SERVER, "read", path, directory) == (not path.startswith("clients/")), path
+            assert not may(policies, SERVER, "write", path, directory), path
         for path in [*READ_BY_ALL, *FOR_THE_SERVER]:
             for action in ("read", "write"):
-                assert not may(spec, SERVER, action, f"clients/{client}/{path}", directory), path
-    assert may(spec, SERVER, "list", "rounds/", directory)
-    assert may(spec, SERVER, "list", "masks/", directory)
-    assert may(spec, SERVER, "list", "rounds/7/updates/", directory)
-    assert not may(spec, SERVER, "list", "rounds/7/", directory)
-    assert not may(spec, SERVER, "list", "clients/ann/", directory)
-    assert not may(spec, SERVER, "list", "", directory)
+                assert not may(policies, SERVER, action, f"clients/{client}/{path}", directory), path
+    assert may(policies, SERVER, "list", "rounds/", directory)
+    assert may(policies, SERVER, "list", "masks/", directory)
+    assert may(policies, SERVER, "list", "rounds/7/updates/", directory)
+    assert not may(policies, SERVER, "list", "rounds/7/", directory)
+    assert not may(policies, SERVER, "list", "clients/ann/", directory)
+    assert not may(policies, SERVER, "list", "", directory)
 
 
 def test_no_key_reaches_another_federation_or_store(spec):

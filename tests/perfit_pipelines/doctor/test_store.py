@@ -94,12 +94,28 @@ def test_a_server_that_reads_clients_files(site):
     assert "the key of the server (Secret perfitserver-tiny) may read clients/ann/perfit-doctor" in found
 
 
-def test_a_server_whose_policy_is_older_than_the_methods_with_a_state(site):
+@pytest.mark.parametrize(
+    ("lacks", "path"),
+    [
+        ("/state.", "rounds/0/state.safetensors"),
+        ("/served.json", "rounds/0/served.json"),
+        ("/files/", f"files/{'0' * 64}.yaml"),
+    ],
+)
+def test_a_server_whose_policy_is_older_than_what_it_writes(site, lacks, path):
     policy = server_policy(site.store.spec, "s3://perfit")
     written = policy["Statement"][1]
-    written["Resource"] = [resource for resource in written["Resource"] if "/state." not in resource]
-    key_for(site, "old", SERVER, policy)
-    assert "may not write rounds/0/state.safetensors" in site.only("fail", "store")["finding"]
+    written["Resource"] = [resource for resource in written["Resource"] if lacks not in resource]
+    key_for(site, f"old-{lacks.strip('/.')}", SERVER, policy)
+    assert f"may not write {path}" in site.only("fail", "store")["finding"]
+
+
+def test_a_server_whose_policy_is_older_than_the_list_of_a_round_s_records(site):
+    policy = server_policy(site.store.spec, "s3://perfit")
+    prefixes = policy["Statement"][2]["Condition"]["StringLike"]
+    prefixes["s3:prefix"] = [prefix for prefix in prefixes["s3:prefix"] if "updates" not in prefix]
+    key_for(site, "blind", SERVER, policy)
+    assert "may not list what begins with rounds/1/updates/" in site.only("fail", "store")["finding"]
 
 
 def test_a_server_that_reads_other_federations(site):

@@ -25,6 +25,7 @@ model: {MODEL}
 method: {{search_steps: 2, warmup_steps: 1, pruning_iterations: 1}}
 lora: {{rank: 4}}
 training: {{steps: 1, batch_size: 2, learning_rate: 0.01, sequence_length: 96}}
+exchange: {{dtype: float32}}
 rounds: 1
 clients:
   - {{id: bank, data: train.jsonl, held_out: held-out.jsonl}}

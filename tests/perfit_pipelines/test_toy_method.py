@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from perfit.methods import VALUES, Method, MethodOptions, Roles
+from perfit.methods import VALUES, Method, MethodOptions, Mix, Roles
 
 COUNTER = "counter"
 
@@ -48,7 +48,7 @@ def share_first_half(options, space, held):
 def start_from_the_better(options, own, shared, score):
     scores = score(own), score(shared)
     print(f"toy: own {scores[0]:.4f}, shared {scores[1]:.4f}", flush=True)
-    return own if scores[0] < scores[1] else shared
+    return Mix(own, 1) if scores[0] < scores[1] else Mix(shared, 0)
 
 
 def init(values):

@@ -24,6 +24,7 @@ from perfit_storage import (
     federation_names,
 )
 
+SPEC = b"name: demo\n"
 MASK = "ab" * 32
 FOUNDING, FIRST = RoundPlace(0), RoundPlace(1)
 HEAD = Head(0, Blob("rounds/0/global.safetensors", "cd" * 32))
@@ -49,7 +50,7 @@ def federation(store: ObjectStore) -> FederationStore:
 
 def fill(federation: FederationStore) -> None:
     """Write one of everything that a federation of two clients has after a round."""
-    federation.write_spec(b"name: demo\n", expected=None)
+    federation.write_spec(SPEC, expected=None)
     federation.create_head(
         Head(0, federation.put_global(FOUNDING, b"zero"), federation.put_state(FOUNDING, b"moments"))
     )
@@ -62,7 +63,7 @@ def fill(federation: FederationStore) -> None:
     federation.put_report(FIRST, b"<html>")
     federation.put_client_file("anna", "adapter/adapter_config.json", b"{}")
     federation.put_client_file("ben", "state/1.safetensors", b"private")
-    federation.put_file(b"name: demo\n")
+    federation.put_file(SPEC)
 
 
 def test_layout(store: ObjectStore, federation: FederationStore):
@@ -71,6 +72,7 @@ def test_layout(store: ObjectStore, federation: FederationStore):
     assert list(store.list("")) == [
         "federations/demo/clients/anna/adapter/adapter_config.json",
         "federations/demo/clients/ben/state/1.safetensors",
+        f"federations/demo/files/{blake3(SPEC).hexdigest()}.yaml",
         "federations/demo/head.json",
         f"federations/demo/masks/anna/{MASK}",
         "federations/demo/rounds/0/global.safetensors",

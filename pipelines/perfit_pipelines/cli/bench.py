@@ -14,6 +14,7 @@ import typer
 from perfit.errors import PerfitError
 from perfit_pipelines import places
 from perfit_pipelines.options import INTERRUPTED, errors, out
+from perfit_pipelines.writing import write_file, writing
 
 if TYPE_CHECKING:
     from perfit.bench.comparison import Comparison
@@ -90,7 +91,6 @@ def write_comparison(comparison: Comparison, directory: Path) -> None:
     """Print the tables, and write them as HTML, Markdown and CSV."""
     from perfit_report.bench_page import bench_markdown, render_bench
     from perfit_report.bench_tables import clients_csv, summary_csv
-    from perfit_storage.files import write_atomically
 
     markdown = bench_markdown(comparison)
     pages = {
@@ -99,9 +99,10 @@ def write_comparison(comparison: Comparison, directory: Path) -> None:
         "summary.csv": summary_csv(comparison),
         "clients.csv": clients_csv(comparison),
     }
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
-        write_atomically(directory / name, text.encode())
+        write_file(directory / name, text.encode())
     out.print(f"\n{markdown}", markup=False)
     out.print(f"wrote {', '.join(pages)} in {directory}", markup=False)
 

@@ -26,7 +26,7 @@ finally:
 
 def test_a_run_that_finds_everything_done_needs_no_pipeline(finished):
     store = finished.home.site.store_uri
-    arguments = ["run", str(finished.home.file), "--store", store]
+    arguments = ["run", str(finished.home.file), "--output", str(finished.home.results), "--store", store]
     result = subprocess.run(
         [sys.executable, "-c", CODE, *arguments], cwd=finished.home.directory, capture_output=True, text=True
     )

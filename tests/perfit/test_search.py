@@ -49,7 +49,7 @@ def find_from(initial: np.ndarray, spec, client_id: str, model, data, seed: int 
 
 def drawn(model) -> np.ndarray:
     """Values of which B is not zero: from the initial ones, few steps leave some metrics no reason to keep any of A."""
-    return np.random.default_rng(0).normal(0, 0.1, model.space.size).astype(np.float32)
+    return np.random.default_rng(0).normal(0, 0.2, model.space.size).astype(np.float32)
 
 
 def dense_values(model) -> np.ndarray:

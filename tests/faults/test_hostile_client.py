@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from perfit.protocol import ClientStatus, UpdateRecord
 from perfit_components.steps.contribution import Contribution, RoundReader
@@ -211,8 +213,12 @@ def tiny(tiny_llama, tmp_path_factory) -> tuple[Site, dict[str, Client]]:
 
 @pytest.fixture(scope="module")
 def large(tiny_llama, tmp_path_factory) -> tuple[Site, dict[str, Client]]:
-    """A federation of 3.7 million positions."""
-    return founded(tiny_llama, tmp_path_factory.mktemp("large"), len(WORST), lora={"rank": 8192})
+    """A federation of 3.7 million positions: a Llama of width 1,024."""
+    directory = tmp_path_factory.mktemp("large")
+    shutil.copytree(tiny_llama, directory / "model")
+    config = LlamaConfig.from_pretrained(tiny_llama, hidden_size=1024, head_dim=256)
+    LlamaForCausalLM(config).save_pretrained(directory / "model")
+    return founded(str(directory / "model"), directory, len(WORST), lora={"rank": 256})
 
 
 def prepared(site: Site, clients: dict[str, Client], server, *names: str) -> Federation:

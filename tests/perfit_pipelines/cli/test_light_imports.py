@@ -50,7 +50,7 @@ def test_a_command_that_needs_no_model(arguments, tmp_path):
     (tmp_path / "federation.yaml").write_text(FEDERATION)
     (tmp_path / "here.yaml").write_text(HERE)
     pq.write_table(pa.table({"instruction": ["Add.", "Greet."], "output": ["5", "Hi"]}), tmp_path / "a.parquet")
-    (tmp_path / "b.jsonl").write_text('{"instruction": "Add.", "output": "5"}\n' * 2)
+    (tmp_path / "b.jsonl").write_text("".join(f'{{"instruction": "Add {n}.", "output": "5"}}\n' for n in range(2)))
     result = subprocess.run([sys.executable, "-c", CODE, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "imported:"

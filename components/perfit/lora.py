@@ -187,9 +187,14 @@ def _targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> list[nn.
     return found
 
 
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    # A weight of 4 bits is stored in another shape.
+    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else tuple(module.weight.shape)
+
+
 def _check_rank(modules: list[nn.Module], rank: int) -> None:
     """Refuse a space with more values than the matrices that it is for."""
-    largest = max((tuple(module.weight.shape) for module in modules), key=min)
+    largest = max(map(_shape, modules), key=min)
     if rank > min(largest):
         raise PerfitError(
             f"lora.rank: the rank {rank:,} (rank times expansion) exceeds every adapted matrix: the largest is "

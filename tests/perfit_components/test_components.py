@@ -24,8 +24,8 @@ def close(federation: str, round: int, tmp_path, *, plan_next: bool):
 
 def test_two_rounds_through_the_components(make_site, tmp_path):
     site = make_site(**TWO_TIERS)
-    federation, number, *tiers = prepare.python_func(site.spec.to_yaml(), site.store_uri, TIERS, [])
-    assert (federation, number) == (site.uri, 1)
+    federation, number, served, *tiers = prepare.python_func(site.spec.to_yaml(), site.store_uri, TIERS, [])
+    assert (federation, number, served) == (site.uri, 1, 0)
     assert tiers == [["perfit-tiny-ann"], ["perfit-tiny-bob"], *[[]] * 6]
 
     statuses = [client.python_func(federation, 1, name, 1) for tier in tiers for name in tier]
@@ -46,5 +46,5 @@ def test_two_rounds_through_the_components(make_site, tmp_path):
     assert list(participants) == [[]] * 8
     assert "rounds/3/plan.json" not in files(site.root)
 
-    _, number, *tiers = prepare.python_func(site.spec.to_yaml(), site.store_uri, TIERS, [], round=1)
-    assert (number, tiers) == (1, [[]] * 8)  # round 1 is committed and needs nobody
+    _, number, served, *tiers = prepare.python_func(site.spec.to_yaml(), site.store_uri, TIERS, [], round=1)
+    assert (number, served, tiers) == (1, 0, [[]] * 8)  # round 1 is committed and needs nobody

@@ -124,6 +124,7 @@ def test_last_records():
 
 def test_scalar_metrics_are_means_over_the_clients_that_delivered():
     assert scalar_metrics(by_hand()[1]) == {
+        "round": 2,
         "clients_delivered": 2,
         "clients_participating": 2,
         "perplexity_round_0_mean": (20 + 8) / 2,
@@ -140,6 +141,7 @@ def test_scalar_metrics_are_means_over_the_clients_that_delivered():
 
 def test_scalar_metrics_where_nobody_delivered():
     assert scalar_metrics(summary(1, failed("absent", "missing", "no record"), held=0)) == {
+        "round": 1,
         "clients_delivered": 0,
         "clients_participating": 1,
         "bytes_up": 0,

@@ -437,11 +437,19 @@ def test_a_rollback_needs_the_servers_key_and_each_role_goes_on(real_server, mod
 
 
 def test_preparing_needs_nothing_of_clients(real_server, model, spec):
-    """It runs the clients' image under the server's key: a narrower one does, with nothing that a client wrote."""
-    founding = ("spec.yaml", "model.json", "head.json", "rounds/0/*.safetensors", "rounds/1/plan.json")
+    """It runs the clients' image under the server's key: a narrower one does, which lists masks and reads none."""
+    founding = ("spec.yaml", "model.json", "head.json", "rounds/0/*.safetensors", "rounds/*/plan.json")
     keys = [f"arn:aws:s3:::perfit/founding/federations/tiny/{path}" for path in founding]
     narrow = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": keys}
-    real_server.add_users({"preparing": ("secret", {"Version": "2012-10-17", "Statement": [narrow]})})
+    masks = {
+        "Effect": "Allow",
+        "Action": ["s3:ListBucket"],
+        "Resource": ["arn:aws:s3:::perfit"],
+        "Condition": {
+            "StringLike": {"s3:prefix": ["founding/federations/tiny/masks/*", "founding/federations/tiny/rounds/*"]}
+        },
+    }
+    real_server.add_users({"preparing": ("secret", {"Version": "2012-10-17", "Statement": [narrow, masks]})})
     tree = spec.model_copy(update={"model": model}).to_yaml()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in real_server.environment("preparing", "secret").items():

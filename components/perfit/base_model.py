@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfit.chat import PLAIN_TEMPLATE, without_clock
+from perfit.chat import chat_template
 from perfit.errors import PerfitError
 from perfit.model_files import ModelManifest
 from perfit.models import cached_model, is_hub_id, load_tokenizer, locate, prepare_model, split_revision
@@ -90,9 +90,5 @@ def portable_tokenizer(manifest: ModelManifest, cache: Path) -> PreTrainedTokeni
 
 def with_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give a tokenizer the chat template that its model was tuned with, which depends on no clock."""
-    if tokenizer.chat_template is None:
-        adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
-    else:
-        tokenizer.chat_template = without_clock(tokenizer.get_chat_template())
+    tokenizer.chat_template = chat_template(tokenizer)
     return tokenizer

@@ -134,19 +134,23 @@ def _end(text: str, place: int, marked: Sequence[Message], i: int, tokenizer: Pr
     return place + len(closing) if text.startswith(closing, place) else place
 
 
-def without_clock(template: str) -> str:
-    """Return a chat template that says the same date every day, where it would ask for today's."""
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the template that a model is tuned with: its own, saying a fixed date where it asks for one, or the plain."""
+    if tokenizer.chat_template is None:
+        # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
+        adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        return ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+    template = tokenizer.get_chat_template()
     return _FIXED_DATE + template if "strftime_now" in template else template
 
 
 def _apply(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
 ) -> str:
-    template = PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.get_chat_template()
     try:
-        text = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             list(messages),
-            chat_template=without_clock(template),
+            chat_template=chat_template(tokenizer),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=_TODAY.strftime("%d %b %Y"),
@@ -154,6 +158,3 @@ def _apply(
     except Exception as error:  # The template is a program of the model's owner.
         log_error("chat template", error)
         raise BadRecord("the model's chat template rejects it") from error
-    # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
-    adds_bos = template is PLAIN_TEMPLATE and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    return tokenizer.bos_token + text if adds_bos else text

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from perfit.locations import StoreUri, federation_file_problem, is_local, place_of
 from perfit.sections import Name, Section, key_error
-from perfit.spec import Client, FederationSpec, Quantization
+from perfit.spec import Client, FederationSpec, Precision, Quantization
 
 _QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
@@ -73,7 +73,7 @@ class TierTraining(Section):
 
     batch_size: int | None = Field(default=None, ge=1)
     gradient_accumulation: int | None = Field(default=None, ge=1)
-    precision: Literal["float32", "bfloat16"] | None = None
+    precision: Precision | None = None
     quantization: Quantization | None = None
     gradient_checkpointing: bool | None = None
 

@@ -102,9 +102,10 @@ class Simulation:
         architectures, results = {**state.architectures, **known}, dict(state.results)
         cohort = new_cohort(spec, space, state.vectors)
         for client in participants:
+            own = spec.of_client(client)
             if client.id not in architectures:
                 architectures[client.id] = find_architecture(
-                    self.model, spec.of_client(client), client, self.data[client.id], _reporter(on_step, 0, client)
+                    self.model, own, client, self.data[client.id], _reporter(on_step, 0, client)
                 )
             side, last = ClientRound(spec, space, architectures[client.id], number), state.results.get(client.id)
             if client.id in known:
@@ -113,7 +114,6 @@ class Simulation:
             else:
                 start = side.unknown()
             kept = side.carried(last.kept, last.adapter.mask) if last else {}
-            own = spec.of_client(client)
             inputs = self.model, own, client, number, self.data[client.id], side.held, start, kept
             results[client.id] = result = run_client(*inputs, _reporter(on_step, number, client))
             if spec.searches_after(number):

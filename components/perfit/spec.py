@@ -24,6 +24,7 @@ from perfit.space import LoraSpace
 DEFAULT_METHOD = "perfit"
 DEFAULT_EXPANSION = 2
 
+Precision = Literal["float32", "bfloat16"]
 Quantization = Literal["int8", "nf4"]
 """How the frozen base model's linear modules are held: :mod:`perfit.quantization`."""
 
@@ -76,7 +77,7 @@ class Training(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     sequence_length: int = Field(default=512, ge=8)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0)

@@ -203,7 +203,7 @@ def ensure_architecture(context: ClientContext) -> Architecture:
     if context.spec.search:
         context.say("searching")
     mask = find_architecture(model, context.spec, client, data, context.on_step(SEARCH), context.checkpoint)
-    return _read_architecture(context, _put_mask(context, mask, context.round), context.round)
+    return _put_mask(context, mask, context.round)
 
 
 def ensure_next_architecture(
@@ -234,21 +234,25 @@ def ensure_next_architecture(
     (model, data), on_step = context.loaded, context.on_step(SEARCH)
     context.say("searching")
     mask = search_again(model, context.spec, client, number, data, held, received, kept, on_step, context.checkpoint)
-    digest = _put_mask(context, mask, number + 1)
-    store.put_client_file(client.id, name, digest.encode())
-    return _read_architecture(context, digest, number + 1)
+    following = _put_mask(context, mask, number + 1)
+    store.put_client_file(client.id, name, following.digest.encode())
+    return following
 
 
-def _put_mask(context: ClientContext, mask: np.ndarray, round: int) -> str:
-    """Upload a mask that is for a round and those after it, unless it is there already; return its hash."""
+def _put_mask(context: ClientContext, mask: np.ndarray, round: int) -> Architecture:
+    """Upload a mask that is for a round and those after it, unless it is there already."""
     store, client, space = context.store, context.client.id, context.loaded[0].space
     digest = mask_hash(space, mask)
-    if digest not in store.find_masks(client):
+    if digest in store.find_masks(client):
+        architecture = _read_architecture(context, digest, round)
+    else:
         context.federation.check_unchanged()
         header = replace(context.header(int(np.count_nonzero(mask)), digest), round=round)
-        store.put_mask(client, digest, dump_mask(header, space, mask))
+        data = dump_mask(header, space, mask)
+        store.put_mask(client, digest, data)
+        architecture = Architecture(mask, digest, len(data))
     context.checkpoint.drop()
-    return digest
+    return architecture
 
 
 def _read_architecture(context: ClientContext, digest: str, round: int) -> Architecture:

@@ -61,21 +61,22 @@ def check_records(spec: ClusterSpec, tokenizer: PreTrainedTokenizerBase | None =
 
 
 def _check_source(spec: ClusterSpec, client: ClusterClient, uri: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    from perfit.records import check_records, to_messages
+    if tokenizer is None:
+        from perfit.records import check_records, to_messages
 
-    checked, cut = check_records(uri, spec.data.bad_records), ""
-    usable, skipped = len(checked.usable), checked.skipped
-    first = to_messages(checked.usable[0].fields)
-    if not client.held_out and all(to_messages(record.fields) == first for record in checked.usable):
-        problem = f"{uri}: {usable} record(s), all of the same messages: none can be held out"
-        raise PerfitError(problem, "give more records, or held_out records")
-    if tokenizer is not None:
+        checked, cut = check_records(uri, spec.data.bad_records), ""
+        usable, skipped = len(checked.usable), checked.skipped
+        first = to_messages(checked.usable[0].fields)
+        alike = all(to_messages(record.fields) == first for record in checked.usable)
+    else:
         from perfit.examples import load_examples
 
-        length = spec.of_tier(client.tier).training.sequence_length
-        examples = load_examples(uri, tokenizer, length, spec.data.bad_records)
-        usable, skipped = len(examples.examples), examples.skipped
+        examples = load_examples(uri, tokenizer, spec.training.sequence_length, spec.data.bad_records)
+        usable, skipped, alike = len(examples.examples), examples.skipped, len(set(examples.digests)) == 1
         cut = f", {examples.truncated} of them cut to the sequence length" if examples.truncated else ""
+    if alike and not client.held_out:
+        problem = f"{uri}: {usable} record(s), all of the same messages: none can be held out"
+        raise PerfitError(problem, "give more records, or held_out records")
     reasons = "".join(f"\n  skipped line {line}: {reason}" for line, reason in skipped)
     return f"{client.id}: {uri}: {usable} records{cut}{reasons}"
 

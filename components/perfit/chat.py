@@ -135,7 +135,7 @@ def _end(text: str, place: int, marked: Sequence[Message], i: int, tokenizer: Pr
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the template that a model is tuned with: its own, saying a fixed date where it asks for one, or the plain."""
+    """Return the template that a model is tuned with: its own, with a fixed date for today's, or `PLAIN_TEMPLATE`."""
     if tokenizer.chat_template is None:
         # A model's own template writes the bos token itself; the plain one does not, though the tokenizer would add it.
         adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

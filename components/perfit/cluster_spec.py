@@ -79,7 +79,13 @@ class TierTraining(Section):
 
 
 class Tier(Section):
-    """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
+    """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training.
+
+    Args:
+        queue: Kueue's LocalQueue that admits the pods, each by itself; None for no queue.
+        queue_priority: Kueue's WorkloadPriorityClass of them.
+        queue_seconds: A pod that was not admitted after this time is ended, and its client absent from the round.
+    """
 
     cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: Quantity = "8Gi"
@@ -88,6 +94,16 @@ class Tier(Section):
     tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
     training: TierTraining = TierTraining()
+    queue: Name | None = None
+    queue_priority: Name | None = None
+    queue_seconds: int | None = Field(default=None, ge=60)
+
+    @model_validator(mode="after")
+    def _queue_is_named(self) -> Self:
+        for key in ("queue_priority", "queue_seconds"):
+            if getattr(self, key) is not None and self.queue is None:
+                raise key_error((key,), "the tier has no queue; name Kueue's LocalQueue with the key `queue`")
+        return self
 
     @property
     def threads(self) -> int:
@@ -156,6 +172,17 @@ class ClusterSpec(FederationSpec):
                 raise key_error(
                     ("clients", position, "tier"),
                     f"there is no tier {client.tier!r}; use one of {', '.join(self.tiers)}, or add it to tiers",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _queues_end_before_the_run(self) -> Self:
+        limit = self.cluster.deadline_seconds
+        for name, tier in self.tiers.items():
+            if limit and tier.queue_seconds and tier.queue_seconds >= limit:
+                raise key_error(
+                    ("tiers", name, "queue_seconds"),
+                    f"the run ends before: lower it, or raise cluster.deadline_seconds ({limit:,})",
                 )
         return self
 

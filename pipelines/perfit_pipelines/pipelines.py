@@ -22,10 +22,10 @@ from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
+from perfit_components.queue_limit import QUEUE_SECONDS, ROLE_LABEL, queue_labels
 from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
 
-ROLE_LABEL = "perfit/role"
 CACHE_MOUNT = "/cache"
 CA_MOUNT = "/etc/perfit-ca"
 _USER = 10001
@@ -331,6 +331,10 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in tier.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    for key, value in queue_labels(tier).items():
+        kubernetes.add_pod_label(task, key, value)
+    if tier.queue_seconds:
+        kubernetes.add_pod_annotation(task, QUEUE_SECONDS, str(tier.queue_seconds))
 
 
 def _mounts_volumes(spec: ClusterSpec, tier: str) -> bool:

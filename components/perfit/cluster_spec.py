@@ -82,11 +82,15 @@ class Tier(Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training.
 
     Args:
+        runner: What a client runs as: a pod of the pipeline, or a TrainJob of Kubeflow Trainer that such a pod follows.
+        runtime: The ClusterTrainingRuntime of the TrainJobs.
         queue: Kueue's LocalQueue that admits the pods, each by itself; None for no queue.
         queue_priority: Kueue's WorkloadPriorityClass of them.
         queue_seconds: A pod that was not admitted after this time is ended, and its client absent from the round.
     """
 
+    runner: Literal["pod", "trainjob"] = "pod"
+    runtime: Name = "torch-distributed"
     cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
@@ -173,6 +177,21 @@ class ClusterSpec(FederationSpec):
                     ("clients", position, "tier"),
                     f"there is no tier {client.tier!r}; use one of {', '.join(self.tiers)}, or add it to tiers",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _jobs_are_possible(self) -> Self:
+        problem = None
+        if not self.cluster.allow_secret_readers:
+            problem = (
+                "who may create TrainJobs may give their pods any Secret of the namespace, and here each client's pod "
+                "may: use it where owners trust each other, and say so (cluster.allow_secret_readers: true)"
+            )
+        elif self.cluster.store_ca:
+            problem = "KFP gives what follows a TrainJob no volume, and so no authority (cluster.store_ca); use pod"
+        for name, tier in self.tiers.items():
+            if problem and tier.runner == "trainjob":
+                raise key_error(("tiers", name, "runner"), problem)
         return self
 
     @model_validator(mode="after")

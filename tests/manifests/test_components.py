@@ -25,6 +25,7 @@ ADDED = {
         ("RoleBinding", "perfit-queue-limit"),
         ("CronJob", "perfit-queue-limit"),
     },
+    "trainjob": {("Role", "perfit-trainjob"), ("RoleBinding", "perfit-trainjob")},
 }
 
 
@@ -67,3 +68,10 @@ def test_what_ends_waiting_may_do_that_alone_by_an_account_of_its_own(tmp_path):
     (container,) = template["spec"]["containers"]
     assert container["image"] == SERVER_IMAGE
     assert container["command"] == ["python", "-m", "perfit_components.queue_limit"]
+
+
+def test_runs_get_trainjobs_and_nothing_else_by_a_role_of_their_own(tmp_path):
+    objects = {item["kind"]: item for item in added("trainjob", tmp_path)}
+    assert rules(objects["Role"]) == [("trainer.kubeflow.org", "trainjobs", None, "create get delete")]
+    assert objects["RoleBinding"]["roleRef"]["name"] == "perfit-trainjob"
+    assert [subject["name"] for subject in objects["RoleBinding"]["subjects"]] == ["perfit-runner"]

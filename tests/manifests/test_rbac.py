@@ -29,6 +29,7 @@ DOCTOR_CLUSTER = [
     ("storage.k8s.io", "storageclasses", None, "get"),
     ("kueue.x-k8s.io", "workloadpriorityclasses", None, "get"),
     ("", "configmaps", "kueue-manager-config", "get"),
+    ("trainer.kubeflow.org", "clustertrainingruntimes", None, "get"),
 ]
 READING = {"get", "list", "watch"}
 WRITING_ALLOWED = {("workflowtaskresults", "create"), ("workflowtaskresults", "patch")}

@@ -139,6 +139,20 @@ def test_settings_of_a_queue_that_cannot_be(tier, problem):
         ClusterSpec.model_validate({**MINIMAL, "tiers": {"default": tier}, "cluster": {"deadline_seconds": 3600}})
 
 
+@pytest.mark.parametrize(
+    ("cluster", "problem"),
+    [
+        ({}, "may give their pods any Secret of the namespace"),
+        ({"allow_secret_readers": True, "store_ca": "authority"}, "and so no authority"),
+    ],
+)
+def test_trainjobs_that_cannot_be(cluster, problem):
+    tree = {**MINIMAL, "tiers": {"default": {"runner": "trainjob"}}}
+    with pytest.raises(ValidationError, match=problem):
+        ClusterSpec.model_validate({**tree, "cluster": cluster})
+    assert ClusterSpec.model_validate({**tree, "cluster": {"allow_secret_readers": True}})
+
+
 def test_tiers_in_use_are_in_the_order_of_the_file():
     assert ClusterSpec.model_validate(FULL).tiers_in_use() == ["big", "small"]
     assert spec().tiers_in_use() == ["default"]

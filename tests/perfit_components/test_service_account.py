@@ -15,6 +15,7 @@ from perfit_components.steps.service_account import check_account
 from ..pod_api import pod_api
 
 ANN = {"verb": "get", "name": "perfit-tiny-ann"}
+JOBS = {"verb": "create"}
 
 
 @dataclass
@@ -65,6 +66,7 @@ def check(api: Api, site) -> None:
         ([{"verb": "get"}, {"verb": "list"}], "may read every Secret"),
         ([{"verb": "list"}], "may list all Secrets"),
         ([ANN], "may read clients' Secrets"),
+        ([JOBS], "may create TrainJobs, to whose pods it may give every Secret"),
     ],
 )
 def test_an_account_that_may_read_the_keys_is_refused(api, make_site, allowed, problem):
@@ -82,8 +84,13 @@ def test_an_account_that_may_not_is_taken(api, make_site, capsys):
         ("get", None),
         ("list", None),
         ("get", "perfit-tiny-ann"),
+        ("create", None),
     ]
-    assert {(asked["namespace"], asked["resource"]) for asked in api.asked} == {("kubeflow", "secrets")}
+    assert [(asked.get("group"), asked["resource"]) for asked in api.asked] == [
+        *[(None, "secrets")] * 3,
+        ("trainer.kubeflow.org", "trainjobs"),
+    ]
+    assert {asked["namespace"] for asked in api.asked} == {"kubeflow"}
     assert capsys.readouterr().out == ""
 
 

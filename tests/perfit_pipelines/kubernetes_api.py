@@ -55,6 +55,7 @@ CLUSTER_WIDE = {
     "PriorityClass",
     "StorageClass",
     "WorkloadPriorityClass",
+    "ClusterTrainingRuntime",
 }
 
 

@@ -52,8 +52,13 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
     with stoppable():
         result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
     if isinstance(result, Failure):
-        return _record_failure(uri, round, name, result)
+        return record_failure(uri, round, name, result)
     return _task_output(result)
+
+
+def task_output(record: bytes) -> dict[str, str]:
+    """Return the part of a client's record that its task shows: client, status and reason."""
+    return _task_output(parse_outcome(record))
 
 
 def is_final(record: bytes) -> bool:
@@ -137,7 +142,7 @@ def _tune(context: ClientContext) -> Outcome:
     return parse_outcome(stored)
 
 
-def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
+def record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
     """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
     output = {"client": name, "status": failure.status, "reason": failure.reason}
     with suppress(PerfitError):

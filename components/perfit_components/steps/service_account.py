@@ -55,6 +55,11 @@ def _first_allowed(spec: ClusterSpec, api: ClusterApi) -> str | None:
         "read every Secret": {"verb": "get"},
         "list all Secrets": {"verb": "list"},
         "read clients' Secrets": {"verb": "get", "name": spec.secret_of(spec.clients[0])},
+        "create TrainJobs, to whose pods it may give every Secret": {
+            "verb": "create",
+            "group": "trainer.kubeflow.org",
+            "resource": "trainjobs",
+        },
     }
     for what, question in questions.items():
         if _may(api, {"namespace": api.namespace, "resource": "secrets", **question}):

@@ -11,6 +11,7 @@ from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.doctor.finding import Finding, allowed, fail
+from perfit_pipelines.doctor.jobs_check import check_jobs
 from perfit_pipelines.doctor.namespace_check import check_account, check_namespace, check_quotas, check_volumes
 from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes
 from perfit_pipelines.doctor.pipelines_check import check_pipelines
@@ -74,6 +75,7 @@ def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
         findings += check_tiers(spec, nodes) + check_server(spec, nodes)
         findings += check_images(setup.images, fitting)
     findings += allowed("quota", lambda: check_quotas(cluster, spec, namespace))
+    findings += allowed("TrainJobs", lambda: check_jobs(cluster, spec))
     return findings + check_queues(cluster, spec, namespace)
 
 

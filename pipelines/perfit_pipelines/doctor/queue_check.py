@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import yaml
@@ -15,9 +15,8 @@ _QUEUES = "queues"
 _GROUP = "kueue.x-k8s.io"
 _KUEUE_NAMESPACE, _CONFIG, _CONFIG_KEY = "kueue-system", "kueue-manager-config", "controller_manager_config.yaml"
 _LIMIT = "perfit-queue-limit"
-_INTEGRATIONS_FIX = (
-    f"let an administrator add pod to integrations.frameworks in its ConfigMap {_CONFIG}, and restart it"
-)
+_INTEGRATIONS = {"pod": "pod", "trainjob": "trainer.kubeflow.org/trainjob"}
+"""What Kueue calls that which a client runs as."""
 
 
 def check_queues(cluster: Cluster, spec: ClusterSpec, namespace: str) -> list[Finding]:
@@ -34,8 +33,8 @@ def check_queues(cluster: Cluster, spec: ClusterSpec, namespace: str) -> list[Fi
         problems += allowed(
             _QUEUES, lambda name=name, tier=tier: list(_check_tier(cluster, versions[0], namespace, name, tier))
         )
-    problems += _check_integration(cluster)
-    if any(tier.queue_seconds for tier in tiers.values()):
+    problems += _check_integrations(cluster, {tier.runner for tier in tiers.values()})
+    if any(tier.queue_seconds and tier.runner == "pod" for tier in tiers.values()):
         problems += allowed(_QUEUES, lambda: _check_limit(cluster, namespace))
     queues = ", ".join(dict.fromkeys(tier.queue for tier in tiers.values()))
     return problems or [ok(_QUEUES, f"Kueue queues pods of clients in {queues}")]
@@ -69,27 +68,22 @@ def _why_inactive(queue: dict[str, Any]) -> str:
     )
 
 
-def _check_integration(cluster: Cluster) -> list[Finding]:
-    """Kueue queues plain pods, which those of a pipeline are, only where its settings say so."""
+def _check_integrations(cluster: Cluster, runners: Set[str]) -> list[Finding]:
+    """Kueue queues what its settings name: not plain pods, which those of a pipeline are, unless they say so."""
+    needed = sorted(_INTEGRATIONS[runner] for runner in runners)
+    fix = f"let an administrator add {' and '.join(needed)} to integrations.frameworks in {_CONFIG}, and restart Kueue"
+    unsaid = f"whether Kueue queues {' and '.join(needed)} is not known"
     try:
         settings = cluster.config_map(_KUEUE_NAMESPACE, _CONFIG)
         frameworks = yaml.safe_load((settings or {})[_CONFIG_KEY])["integrations"]["frameworks"]
     except NotAllowed as error:
-        return [
-            unknown(_QUEUES, f"whether Kueue queues plain pods is not known: you may not {error}", _INTEGRATIONS_FIX)
-        ]
+        return [unknown(_QUEUES, f"{unsaid}: you may not {error}", fix)]
     except (KeyError, TypeError, yaml.YAMLError):
-        finding = f"whether Kueue queues plain pods is not known: {_CONFIG} in {_KUEUE_NAMESPACE} does not say"
-        return [unknown(_QUEUES, finding, _INTEGRATIONS_FIX)]
-    if "pod" in frameworks:
+        return [unknown(_QUEUES, f"{unsaid}: {_CONFIG} in {_KUEUE_NAMESPACE} does not say", fix)]
+    missing = [name for name in needed if name not in frameworks]
+    if not missing:
         return []
-    return [
-        fail(
-            _QUEUES,
-            "Kueue does not queue plain pods, as those of pipelines are: they would not wait",
-            _INTEGRATIONS_FIX,
-        )
-    ]
+    return [fail(_QUEUES, f"Kueue does not queue {' and '.join(missing)}: clients would not wait", fix)]
 
 
 def _check_limit(cluster: Cluster, namespace: str) -> list[Finding]:

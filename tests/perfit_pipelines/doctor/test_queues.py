@@ -39,6 +39,15 @@ def limit() -> dict:
     return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": spec}
 
 
+def runtime(job: str) -> dict:
+    """A runtime as Trainer's manifests have it."""
+    pod = {"spec": {"containers": [{"name": job, "image": "pytorch/pytorch"}]}}
+    jobs = [{"name": job, "template": {"spec": {"template": pod}}}]
+    spec = {"template": {"spec": {"replicatedJobs": jobs}}}
+    item = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "ClusterTrainingRuntime", "spec": spec}
+    return {**item, "metadata": {"name": "torch-distributed"}}
+
+
 @pytest.fixture
 def queued(site):
     """A cluster with Kueue, ready for a federation whose tier ``gpu`` queues."""
@@ -82,7 +91,7 @@ def test_without_the_priority(queued):
 def test_kueue_that_queues_no_pods(queued):
     queued.cluster.add(settings("batch/job"))
     found = queued.only("fail", "queues")
-    assert "does not queue plain pods" in found["finding"]
+    assert found["finding"] == "Kueue does not queue pod: clients would not wait"
     assert "add pod to integrations.frameworks" in found["fix"]
 
 
@@ -97,6 +106,23 @@ def test_waiting_without_an_end(queued):
     unlimited = {**TIERS["gpu"], "queue_seconds": None}
     queued.write(tiers={**TIERS, "gpu": unlimited})
     assert "set tiers.gpu.queue_seconds" in queued.only("warn", "queues")["fix"]
+
+
+def test_trainjobs_end_their_waiting_themselves(queued):
+    group = "trainer.kubeflow.org/v1alpha1"
+    queued.cluster.custom |= {group: {"ClusterTrainingRuntime": "clustertrainingruntimes"}}
+    queued.write(tiers={**TIERS, "gpu": {**TIERS["gpu"], "runner": "trainjob"}}, cluster={"allow_secret_readers": True})
+    queued.remove("CronJob", "perfit-queue-limit", NAMESPACE)
+    found = queued.findings()
+    assert [(check["status"], check["name"]) for check in found] == [("fail", "TrainJobs"), ("fail", "queues")]
+    assert "there is no ClusterTrainingRuntime torch-distributed" in found[0]["finding"]
+    assert "does not queue trainer.kubeflow.org/trainjob" in found[1]["finding"]
+    queued.cluster.add(settings("trainer.kubeflow.org/trainjob"), runtime("launcher"))
+    assert "has no job node" in queued.only("fail", "TrainJobs")["finding"]
+    queued.cluster.add(runtime("node"))
+    assert queued.findings() == []
+    queued.cluster.custom.pop(group)
+    assert "Kubeflow Trainer is not installed" in queued.only("fail", "TrainJobs")["finding"]
 
 
 def test_what_may_not_be_read(queued):

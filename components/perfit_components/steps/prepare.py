@@ -124,9 +124,8 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
         raise PerfitError(problem, fix)
     for tier in tiers:
         if tier not in spec.pod_tiers():
-            raise PerfitError(
-                f"the compiled pipeline has a loop for tier {tier!r}, which has no client in pods in the federation "
-                "file",
+            raise PerfitError(  # nor has a tier whose clients are remote now
+                f"the compiled pipeline has a loop for tier {tier!r}, which has no client in the federation file",
                 "compile it again from this federation file (as perfit submit and schedule create do)",
             )
 

@@ -25,9 +25,13 @@ def register(app: typer.Typer) -> None:
 
 def client(
     federation: Annotated[
-        str, typer.Option(help="s3://bucket/prefix/federations/NAME; the client's key from AWS_* variables.")
+        str,
+        typer.Option(
+            envvar="PERFIT_FEDERATION",
+            help="s3://bucket/prefix/federations/NAME; the client's key from AWS_* variables.",
+        ),
     ],
-    id: Annotated[str, typer.Option(help="The client's id in the federation file.")],
+    id: Annotated[str, typer.Option(envvar="PERFIT_CLIENT", help="The client's id in the federation file.")],
     data: Annotated[
         str | None, typer.Option(help="Its records: a .jsonl, .json or .parquet file, s3://bucket/key or a hub id.")
     ] = None,
@@ -36,7 +40,10 @@ def client(
         str | None, typer.Option(help="Where this machine has the base model; else it is looked for by its name.")
     ] = None,
     digest: Annotated[
-        str | None, typer.Option(help="Of the terms that are agreed to (--show-terms); others are refused.")
+        str | None,
+        typer.Option(
+            envvar="PERFIT_DIGEST", help="Of the terms that are agreed to (--show-terms); others are refused."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of a training; 0 for torch's own choice.")] = 0,
     rounds: Annotated[int | None, typer.Option(min=1, help="End after so many rounds; else go on for ever.")] = None,

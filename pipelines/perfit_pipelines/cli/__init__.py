@@ -12,7 +12,19 @@ import typer
 import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, client, compare, data, federations, logs, read, rollback, run
+from perfit_pipelines.cli import (
+    adapters,
+    bench,
+    client,
+    compare,
+    components,
+    data,
+    federations,
+    logs,
+    read,
+    rollback,
+    run,
+)
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 from perfit_pipelines.writing import fix_of
@@ -42,8 +54,22 @@ def _root(
     """Personalised federated instruction tuning on Kubeflow Pipelines."""
 
 
-_OF_RESULTS = (logs, read, federations, adapters, rollback)
-for commands in (run, *_OF_RESULTS, client, data, bench, compare, cluster, deploy, doctor):
+for commands in (
+    run,
+    logs,
+    read,
+    federations,
+    adapters,
+    rollback,
+    client,
+    data,
+    bench,
+    compare,
+    components,
+    cluster,
+    deploy,
+    doctor,
+):
     commands.register(app)
 
 

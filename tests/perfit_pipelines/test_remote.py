@@ -12,12 +12,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+from kfp.local.graph_utils import topological_sort_tasks
 
 from perfit.cluster_spec import ClusterSpec
 from perfit_components.steps.aggregate import close_round
 from perfit_components.steps.prepare import prepare
 from perfit_components.steps.wait import wait_for_clients
-from perfit_pipelines.local_run import run_locally
+from perfit_pipelines.local_run import run_locally, wait_last
+from perfit_pipelines.pipelines import Images, Part, federated_tuning
+from perfit_pipelines.runs import divide
 from perfit_storage import RoundPlace, open_store
 
 from ..perfit_components.running import Site, in_memory, make_spec, write_data
@@ -148,3 +152,33 @@ def test_a_stop_in_the_middle_of_a_training_is_no_failure(tiny_llama, tmp_path, 
     assert not training_process.is_running()
     assert checkpoint.stat().st_size > 0
     assert site.store.read_record(RoundPlace(1), "ann") is None
+
+
+def test_a_local_run_trains_its_own_clients_before_it_waits_for_others(tmp_path):
+    """KFP's runner takes a group's tasks in whatever order they come, one after the other."""
+    clients = {"ann": {"tier": "office", "data": None}, "bob": {}, "eve": {"tier": "weak"}}
+    tiers = {"default": {}, "office": {"runner": "remote"}, "weak": {}}
+    pipeline = federated_tuning(make_spec("owner/model", tmp_path, clients=clients, tiers=tiers), "file:///store")
+    wait_last(pipeline)
+    tasks = topological_sort_tasks(pipeline.pipeline_spec.components["comp-clients"].dag.tasks)
+    assert len(tasks) == 3
+    assert tasks[0] == "wait", "they are taken from the end"
+
+
+def test_remote_clients_take_no_room_in_a_run(tmp_path):
+    clients = {f"c{number}": {"tier": "office", "data": None} for number in range(1000)}
+    spec = make_spec("owner/model", tmp_path, clients=clients, tiers={"office": {"runner": "remote"}})
+    assert divide(spec, "federated_round", "s3://bucket/x", Images(), "s3://bucket/x/file") == [Part(1)]
+
+
+def test_a_store_that_owners_do_not_reach_is_refused(home):
+    tree = yaml.safe_load(home.file.read_text())
+    tree["tiers"]["strong"] = {"runner": "remote"}
+    del tree["clients"][0]["data"]
+    home.file.write_text(yaml.safe_dump(tree))
+    result = home.perfit("run", home.file)
+    assert result.code == 1
+    assert "tier 'strong' is remote, and this machine's own store is for this command alone" in result.err
+    result = home.perfit("validate", home.file)
+    assert "ann: its records are on its owner's machine and were not read" in result.out
+    assert "tier strong is remote: a round waits up to 21600 s for its clients\n" in result.out

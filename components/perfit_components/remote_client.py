@@ -6,19 +6,19 @@ of the round after it, its own record. What it trains, and what it writes, is wh
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from perfit.cluster_spec import ClusterClient
 from perfit.errors import PerfitError
-from perfit.protocol import ClientStatus, MessageError, Outcome, cut, parse_outcome
+from perfit.protocol import MessageError, Outcome, UpdateRecord, cut, parse_outcome
 from perfit_components.remote_round import Task
 from perfit_components.steps.client import record_failure
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.failure import Failure
-from perfit_components.steps.owner import Owner, check_terms
+from perfit_components.steps.owner import NotAgreed, Owner, check_terms
 from perfit_components.steps.polling import Pace
 from perfit_storage import ObjectNotFound, RoundPlace, StoreUnreachable
 
@@ -67,7 +67,7 @@ class Seen:
     @property
     def is_delivered(self) -> bool:
         """Whether the client has done its part of the round."""
-        return self.outcome is not None and not isinstance(self.outcome, ClientStatus)
+        return isinstance(self.outcome, UpdateRecord)
 
 
 @dataclass
@@ -161,7 +161,7 @@ class RemoteClient:
             return replace(seen, text=f"round {number}: {client.id} delivered; waiting for its end")
         try:
             check_terms(spec, client, self.owner, context.store)
-        except PerfitError as error:
+        except NotAgreed as error:
             record_failure(self.uri, number, name, Failure(cut(str(error))))
             raise
         return seen
@@ -182,17 +182,20 @@ class RemoteClient:
 
     def _outcome(self, context: FederationContext, place: RoundPlace) -> Outcome | None:
         data = context.store.read_record(place, self.client)
-        with suppress(MessageError):
-            return data and parse_outcome(data)
-        return None  # what cannot be read is replaced
+        try:
+            return None if data is None else parse_outcome(data)
+        except MessageError:  # what cannot be read is replaced
+            return None
 
     def _train(self, seen: Seen) -> None:
         """Run the round's process. A failure is tried again later, as long as the round is open."""
         task = Task(self.uri, seen.place.number, seen.name, self.threads, self.owner)
         code = task.run()
-        outcome = self._record(seen, code)
-        if outcome is not None and not isinstance(outcome, ClientStatus):
-            self._ended[seen.place] = DELIVERED
+        try:
+            outcome = self._record(seen, code)
+        except StoreUnreachable:  # what became of it is seen when the store is back
+            return
+        if isinstance(outcome, UpdateRecord):
             return
         self._ended[seen.place] = FAILED
         self._failures = self._failures + 1 if self._failed == seen.place else 1
@@ -203,15 +206,13 @@ class RemoteClient:
 
     def _record(self, seen: Seen, code: int) -> Outcome | None:
         """Return what the process left; write why there is nothing, if it was killed."""
-        with suppress(StoreUnreachable):
-            context = FederationContext.open(self.uri)
-            outcome = self._outcome(context, seen.place)
-            if code >= 0 or (outcome is not None and not isinstance(outcome, ClientStatus)):
-                return outcome
-            why = ", as Linux does where memory runs out" if code == -9 else ""
-            failure = Failure(_DIED.format(signal=-code, why=why), "out_of_memory" if code == -9 else "failed")
+        outcome = self._outcome(FederationContext.open(self.uri), seen.place)
+        if code < 0 and not isinstance(outcome, UpdateRecord):
+            is_memory = -code == signal.SIGKILL
+            why = ", as Linux does where memory runs out" if is_memory else ""
+            failure = Failure(_DIED.format(signal=-code, why=why), "out_of_memory" if is_memory else "failed")
             record_failure(self.uri, seen.place.number, seen.name, failure)
-        return None
+        return outcome
 
     def _pauses(self, place: RoundPlace) -> bool:
         """Whether a round failed, and is not to be tried again yet."""

@@ -125,6 +125,13 @@ def test_a_round_that_is_committed_or_rolled_back_meanwhile_is_waited_for_no_lon
     assert 40 <= time.elapsed < 75
 
 
+def test_who_has_left_the_federation_is_not_waited_for(site, time):
+    clients = tuple(client for client in site.spec.clients if client.id != "bob")
+    left = Site(site.spec.model_copy(update={"clients": clients}), site.store_uri).prepare()
+    assert wait(left, time).startswith("0 of 1 remote clients delivered\nann left no record")
+    assert time.elapsed == pytest.approx(100)
+
+
 def test_one_record_ends_nobody_elses_time(site, time):
     time.at(150, lambda: fails(site, "bob"))
     answer = wait(site, time)

@@ -23,6 +23,10 @@ _FILE = "terms.json"
 _MAX_BYTES = 2**20
 
 
+class NotAgreed(PerfitError):
+    """The federation file wants something else of a client than its owner agreed to."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """What an owner gives its client.
@@ -63,7 +67,8 @@ def check_terms(spec: ClusterSpec, client: ClusterClient, owner: Owner, store: F
     """Compare the terms with those of before, which are kept where no key but the client's may write.
 
     Raises:
-        PerfitError: They are not what the owner agreed to; the error names the key, where it is known.
+        NotAgreed: They are not what the owner agreed to; the error names the key, where it is known.
+        PerfitError: The store cannot be reached, or what the client keeps is damaged.
     """
     terms = terms_of(spec, client)
     digest, before = terms_digest(terms), _read(store, client.id)
@@ -74,7 +79,7 @@ def check_terms(spec: ClusterSpec, client: ClusterClient, owner: Owner, store: F
         return
     found = before and first_difference(terms, before)
     what = f": {found}" if found else ""
-    raise PerfitError(
+    raise NotAgreed(
         f"the owner of client {client.id!r} has not agreed to what {where} says now{what}",
         f"look at it (perfit client --show-terms); if it is what the owner wants, give --digest {digest}",
     )

@@ -49,7 +49,8 @@ def wait_for_clients(
     pods = in_pods(context, plan)
     if 0 < served < len(pods):
         return f"{len(pods) - served} participants in pods are still to be served: the last run of the round waits"
-    waiting = _Waiting(context, plan, [p for p in plan.participants if p not in pods])
+    known = context.spec.clients_by_id  # who has left the federation is not waited for
+    waiting = _Waiting(context, plan, [p for p in plan.participants if p not in pods and p.client in known])
     waiting.until(clock, sleep)
     return waiting.summary()
 

@@ -17,16 +17,16 @@ from kfp import compiler
 from kfp.dsl.python_component import PythonComponent
 from kfp.dsl.structures import ComponentSpec
 
-from perfit_components import aggregate, client, prepare, train_job, wait
+from perfit_components import aggregate, client, prepare, wait
 from perfit_pipelines.pipelines import Images
 from perfit_pipelines.writing import write_file, writing
 
-COMPONENTS = ("prepare", "client", "train_job", "wait", "aggregate")
+COMPONENTS = ("prepare", "client", "wait", "aggregate")
 GROUP = Path("components", "training", "perfit")
 """Where the catalog keeps them: category, then a subcategory for components of one owner."""
 VERIFIED = "2026-11-29T00:00:00Z"
 """When the components last ran. The catalog removes what is not verified for a year."""
-_MODULES = {"prepare": prepare, "client": client, "train_job": train_job, "wait": wait, "aggregate": aggregate}
+_MODULES = {"prepare": prepare, "client": client, "wait": wait, "aggregate": aggregate}
 _TEXTS = Path(__file__).parent
 _CUSTOM = "<!-- custom-content -->"
 """What follows it, the catalog's generator of READMEs leaves as it is."""
@@ -96,18 +96,7 @@ def _source(name: str, images: Images) -> str:
     for constant, image in (("CLIENT_IMAGE", images.client), ("SERVER_IMAGE", images.server)):
         imported = f"from perfit_components.images import {constant}\n"
         source = source.replace(imported, f"{constant} = {json.dumps(image)}\n")
-    return _described(source, name)
-
-
-def _described(source: str, name: str) -> str:
-    """A component's source with its inputs and outputs described, which our own pipelines leave out."""
-    texts = yaml.safe_load((_TEXTS / "arguments.yaml").read_text(encoding="utf-8")).get(name)
-    if texts is None:
-        return source
-    summary = inspect.getdoc(getattr(_MODULES[name], name).python_func)
-    arguments = "".join(f"        {argument}: {text}\n" for argument, text in texts["Args"].items())
-    described = f"{summary}\n\n    Args:\n{arguments}\n    Returns:\n        {texts['Returns']}\n    "
-    return source.replace(f'"""{summary}"""', f'"""{described}"""')
+    return source
 
 
 def _compile(module: Path, name: str, target: Path) -> PythonComponent:
@@ -146,7 +135,7 @@ def _readme(name: str, component: PythonComponent) -> str:
 def _input_rows(component: ComponentSpec) -> Iterator[tuple[str, ...]]:
     for name, given in component.inputs.items():
         default = f"`{given.default}`" if given.optional else "required"
-        yield f"`{name}`", f"`{_TYPES.get(given.type, given.type)}`", default, given.description
+        yield f"`{name}`", f"`{_TYPES[given.type]}`", default, given.description
 
 
 def _output_rows(component: ComponentSpec) -> Iterator[tuple[str, ...]]:

@@ -6,7 +6,6 @@ federation's own files; what tasks hand each other are the names of the clients 
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
 from perfit_components.train_job import train_job
 from perfit_components.wait import wait
+from perfit_pipelines.brief import brief
 
 CACHE_MOUNT = "/cache"
 CA_MOUNT = "/etc/perfit-ca"
@@ -144,7 +144,7 @@ def _pipeline(
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
-        prepared = prepare(
+        prepared = brief(prepare)(
             federation_file=federation_file,
             store=store,
             method=method,
@@ -197,7 +197,8 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
         inputs = dict(zip(outputs._fields, participants, strict=True))
         waits = {"served": served} if spec.remote_tiers() else {}
         trained = _uncached(clients(federation=federation, round=round, **waits, **inputs)).set_display_name("Clients")
-        closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next, served=served)
+        given = {"tiers": tiers, "plan_next": plan_next, "served": served}
+        closed = brief(aggregate)(federation=federation, round=round, **given)
         _on_server(closed, spec, images.server).set_display_name("Aggregate")
         closed.after(trained).ignore_upstream_failure()
         return outputs(*(closed.outputs[name] for name in outputs._fields))
@@ -220,7 +221,7 @@ def _clients_group(spec: ClusterSpec, images: Images) -> BaseComponent:
             with dsl.ParallelFor(names, name=tier, parallelism=spec.tiers[tier].parallelism or None) as item:
                 of_tier[tier](federation, round, item)
         if waits:
-            waiting = _on_server(wait(federation=federation, round=round, served=served), spec, images.server)
+            waiting = _on_server(brief(wait)(federation=federation, round=round, served=served), spec, images.server)
             waiting.set_memory_limit(WAIT_MEMORY).set_display_name("Remote clients")
 
     types = {"federation": str, "round": int, **({"served": int} if waits else {}), **_tier_types(spec)}
@@ -234,7 +235,7 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
     otherwise than the Secret reaches the task as an input of a pipeline around it, at a pod more.
     """
     in_job = spec.tiers[tier].is_job
-    component = _named(train_job if in_job else client, f"client-{tier}")
+    component = brief(train_job if in_job else client, f"client-{tier}")
     fixed = {"threads": spec.tiers[tier].threads, **({"image": images.client} if in_job else {})}
 
     def add(federation, round, name, volume=None) -> None:
@@ -253,13 +254,6 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
         _uncached(inner).set_display_name(f"Client ({tier}) with its volume")
 
     return add_with_claim
-
-
-def _named(component: BaseComponent, name: str) -> BaseComponent:
-    """A copy under another name: KFP mixes up the pods' settings of executors of one name in two tiers."""
-    renamed = copy.deepcopy(component)
-    renamed.component_spec.name = renamed.name = name
-    return renamed
 
 
 def _tier_types(spec: ClusterSpec) -> dict[str, type]:

@@ -1,8 +1,4 @@
-"""Component: a client's part of a round as a TrainJob of Kubeflow Trainer, which this task creates and follows.
-
-Inputs: as of ``client.py``; ``image``, where the job runs; ``task_config``, what KFP hands on. Output: as there.
-Said here, not in the function: see ``client.py``.
-"""
+"""Component: a client's part of a round as a TrainJob of Kubeflow Trainer, which this task creates and follows."""
 
 from kfp import dsl
 
@@ -23,7 +19,19 @@ _PASSED_ON = (
 def train_job(
     federation: str, round: int, name: str, threads: int, image: str, task_config: dsl.TaskConfig = None
 ) -> dict[str, str]:
-    """Do a client's part of a round in a TrainJob: create it, follow it, record how it ended, delete it."""
+    """Do a client's part of a round in a TrainJob: create it, follow it, record how it ended, delete it.
+
+    Args:
+        federation: URI of the federation.
+        round: From 1.
+        name: The client's name in the cluster, that of its Secret.
+        threads: CPU threads of the training.
+        image: Where the job runs.
+        task_config: Resources, nodes, environment and volumes of the job. KFP fills it in.
+
+    Returns:
+        client, status (trained, failed or out_of_memory) and reason.
+    """
     from dataclasses import asdict
 
     from perfit_components.steps.train_job import train_in_job

@@ -6,13 +6,11 @@ A component's directory holds what docs/CONTRIBUTING.md of kubeflow/pipelines-co
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import runpy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from textwrap import indent
 
 import yaml
 from kfp import compiler
@@ -102,29 +100,12 @@ def _write_component(directory: Path, name: str, images: Images) -> None:
 
 
 def _source(name: str, images: Images) -> str:
-    """A component's source, which takes its image from no other file, and says in full what it does.
-
-    In the package, components whose text is repeated for each client of a workflow say little.
-    """
+    """A component's source, which takes its image from no other file."""
     source = Path(_MODULES[name].__file__).read_text(encoding="utf-8")
-    text = _TEXTS / f"{name}.txt"
-    if text.is_file():
-        source = _with_docstrings(source, name, text.read_text(encoding="utf-8").strip())
     for constant, image in (("CLIENT_IMAGE", images.client), ("SERVER_IMAGE", images.server)):
         imported = f"from perfit_components.images import {constant}\n"
         source = source.replace(imported, f"{constant} = {json.dumps(image)}\n")
     return source
-
-
-def _with_docstrings(source: str, function: str, text: str) -> str:
-    """Source with another docstring of a function, whose first line becomes the module's."""
-    module = ast.parse(source)
-    (defined,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == function)
-    lines = source.splitlines()
-    for node, new in ((defined, f'"""{text}\n"""'), (module, f'"""{text.partition(chr(10))[0]}"""')):
-        old = node.body[0]  # the function comes first: it is below the module's
-        lines[old.lineno - 1 : old.end_lineno] = indent(new, " " * old.col_offset).splitlines()
-    return "\n".join(lines) + "\n"
 
 
 def _compile(module: Path, name: str, target: Path) -> PythonComponent:

@@ -18,9 +18,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from perfit.robustness import Measure, Scale, capped, measure, scales
+from perfit.robustness import Measure, Scale, capped, measure, measure_of, scales
 from perfit.scratch import Scratch
 from perfit.sections import Section
+from perfit.sweep import Read, Sweep
 from perfit.updates import Update, count_bits
 
 MIN_HOLDERS = 3
@@ -95,6 +96,7 @@ class Cohort:
         self._updates: dict[str, Update] = {}
         self._measures: dict[str, Measure] = {}
         self._holders: np.ndarray | None = None
+        self._swept: dict[str, np.ndarray] = {}
 
     def measure(self, update: Update) -> Measure:
         """Measure an update that may be added.
@@ -125,6 +127,29 @@ class Cohort:
             raise ValueError(f"{client!r} has an update already")
         self._measures[client] = measured
         self._holders = None
+
+    def announce(self, client: str, update: Update) -> None:
+        """Add a client's update without its vectors, for :meth:`sweep`; several threads may do so at a time."""
+        self.add(client, update, Measure(update.samples, {}, {}))
+
+    def sweep(self, name: str, read: Read) -> None:
+        """Average the only vector of the announced updates while it is read: by the mean, without clipping.
+
+        Its values are kept nowhere. Whether an update may count is known only afterwards, from its measure: if one may
+        not, or if it is to be clipped (:attr:`scales`), the average is worthless.
+
+        Args:
+            name: The vector's.
+            read: Fills in an update's values of a block: see :class:`perfit.sweep.Sweep`.
+        """
+        clients, updates = self.clients, [self._updates[client] for client in self.clients]
+        weights = [scale.weight for scale in self.scales.values()]
+        result, store_block = self._new_vector()
+        sweep = Sweep([update.mask for update in updates], weights, self._base[name], self.shared, threads())
+        found = sweep.run(lambda update, *block: read(clients[update], *block), store_block, self._release)
+        for client, update, sums in zip(clients, updates, found, strict=True):
+            self._measures[client] = measure_of(update.samples, {name: sums})
+        self._swept[name] = result
 
     @property
     def clients(self) -> list[str]:
@@ -180,6 +205,8 @@ class Cohort:
         Returns:
             float32, shape (N,); read-only in a scratch file.
         """
+        if name in self._swept:
+            return self._from_sweep(name, elsewhere)
         from perfit.kernels import set_mean
 
         updates, scales = [self._updates[client] for client in self.clients], self.scales.values()
@@ -202,6 +229,11 @@ class Cohort:
 
         self._each_block(set_block)
         return result
+
+    def _from_sweep(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
+        if elsewhere is self._base[name]:
+            return self._swept[name]
+        return np.where(self.shared, self._swept[name], elsewhere).astype(np.float32)
 
     def _new_vector(self) -> tuple[np.ndarray, Callable[[slice, np.ndarray], None]]:
         """Return a vector, float32, shape (N,), and what sets a block of it."""

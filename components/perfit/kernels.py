@@ -48,6 +48,26 @@ def _pointer(typing, address, dtype):
 
 
 @intrinsic
+def _pack(typing, values, at, lanes, packed, begin):
+    """Write those of eight float32 values whose bits are set to ``begin`` and the places behind it.
+
+    It is one instruction where the processor has AVX-512.
+    """
+
+    def generate(context, builder, signature, arguments):
+        _, at, lanes, _, begin = arguments
+        eight, bits = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.IntType(1), 8)
+        values, packed = (make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3))
+        source, target = builder.bitcast(builder.gep(values, [at]), eight.as_pointer()), builder.gep(packed, [begin])
+        kind = ir.FunctionType(ir.VoidType(), [eight, target.type, bits])
+        compress = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.compressstore.v8f32")
+        builder.call(compress, [builder.load(source, align=4), target, builder.bitcast(lanes, bits)])
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64, types.uint8, packed, types.int64), generate
+
+
+@intrinsic
 def _spread(typing, values, begin, lanes, tile, at):
     """Write float32 values from ``begin`` on to those of eight places of a tile whose bits are set.
 
@@ -80,11 +100,25 @@ def _fill(bits, values, tile):
 
 
 @njit(types.int64(_MASK), cache=True, nogil=True)
-def _count(bits):
+def count_set(bits):
+    """Return the number of set bits of a packed mask, uint8."""
     count = 0
     for byte in bits:
         count += _COUNTS[byte]
     return count
+
+
+@njit(types.void(_MASK, _VECTOR, _OUT), cache=True, nogil=True)
+def gather(bits, values, out):
+    """Write the values (float32, shape (P,)) at the set bits of a packed mask to ``out``, of as many."""
+    count, whole = 0, values.size // 8
+    for byte in range(whole):
+        _pack(values, 8 * byte, _LANES[bits[byte]], out, count)
+        count += _COUNTS[bits[byte]]
+    for at in range(8 * whole, values.size):
+        if bits[at >> 3] << (at & 7) & 128:
+            out[count] = values[at]
+            count += 1
 
 
 @njit(
@@ -136,7 +170,7 @@ def set_mean(masks, vectors, cursors, start, weights, factors, base, shared, out
         for client in range(masks.size):
             bits = carray(_pointer(masks[client] + np.uint64((start + first) // 8), np.uint8), ((size + 7) // 8,))
             values = carray(_pointer(vectors[client] + np.uint64(4 * cursors[client]), np.float32), (size,))
-            one, factor, count = weights[client], factors[client], _count(bits)
+            one, factor, count = weights[client], factors[client], count_set(bits)
             cursors[client] += count
             if count == size and factor == 1:
                 everywhere += one
@@ -198,7 +232,7 @@ def examine(mask, values, base):
     largest, squares, count, tile = np.int32(0), 0.0, 0, np.empty(TILE, np.float32)
     for byte in range(0, mask.size, TILE // 8):
         bits = mask[byte : byte + TILE // 8]
-        part = values[count : count + _count(bits)]
+        part = values[count : count + count_set(bits)]
         count += part.size
         numbers = part.view(np.int32)
         for at in range(numbers.size):

@@ -209,6 +209,7 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
 
 def worker(directory: str, case: str) -> None:
     """Do a round for each line of the standard input, and print what it took."""
+    import perfit.kernels  # noqa: F401
     import perfit_components.steps.commit  # noqa: F401  before the memory is measured
 
     for _ in sys.stdin:

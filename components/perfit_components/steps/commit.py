@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from blake3 import blake3
 
 from perfit.adapter_file import server_file
-from perfit.aggregation import Cohort, threads
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import VALUES
-from perfit.protocol import Base, ClientStatus, Limited, Outcome, Participant, Plan, RoundSummary, UpdateRecord
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary, UpdateRecord
 from perfit.robustness import root_mean_square
 from perfit.round import merge, split_state
+from perfit_components.steps.collect import Tally, collect
 from perfit_components.steps.context import FederationContext, head_of, place_of
 from perfit_components.steps.contribution import RoundReader
 from perfit_storage import Head, ObjectNotFound
 
 _BLOCK = 2**20
 """Positions that are compared before their pages are released."""
-
-
-@dataclass
-class _Tally:
-    """The updates of a round's participants, the number of positions that they hold, and their outcomes."""
-
-    cohort: Cohort
-    held: int
-    outcomes: list[Outcome]
 
 
 @dataclass(frozen=True)
@@ -140,7 +129,7 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     """
     ensure_base(context, plan.base)
     spec, reader = context.spec, RoundReader.of(context, plan)
-    previous, tally = reader.base, _read(reader, lost)
+    previous, tally = reader.base, collect(reader, lost)
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.space, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
@@ -165,30 +154,7 @@ def _change(reader: RoundReader, values: np.ndarray, shared: np.ndarray) -> floa
     return root_mean_square(squares, np.count_nonzero(shared))
 
 
-def _read(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> _Tally:
-    """Verify each participant's update, once, note the outcome and add the update to the cohort.
-
-    While one thread waits for the store, another verifies: the cohort is the same in whatever order they come.
-    """
-    lock, cohort, plan = threading.Lock(), reader.new_cohort(), reader.plan
-    held = np.zeros(-(-cohort.size // 8), dtype=np.uint8)
-
-    def read(participant: Participant) -> Outcome:
-        contribution = lost.get(participant.client) or reader.read(participant, cohort)
-        if isinstance(contribution, ClientStatus):
-            return contribution
-        with lock:
-            held[:] |= contribution.mask
-        if contribution.update is not None:
-            cohort.add(participant.client, contribution.update, contribution.measured)
-        return contribution.record
-
-    with ThreadPoolExecutor(threads()) as pool:
-        outcomes = list(pool.map(read, plan.participants))
-    return _Tally(cohort, int(np.bitwise_count(held).sum()), outcomes)
-
-
-def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: float) -> RoundSummary:
+def _summary(context: FederationContext, plan: Plan, tally: Tally, change: float) -> RoundSummary:
     spec, cohort = context.spec, tally.cohort
     return RoundSummary(
         federation=spec.name,

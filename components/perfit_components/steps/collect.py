@@ -106,7 +106,7 @@ def _side_by_side(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tall
 
         try:
             outcomes = list(pool.map(announce, participants))
-            cohort.sweep(VALUES, lambda client, *block: sources[client].read(*block))
+            cohort.sweep(VALUES, {client: source.read for client, source in sources.items()})
             for client, source in sources.items():
                 source.stream.finish()
                 check_magnitudes(cohort.measures[client])
@@ -185,5 +185,5 @@ class _Source:
 
 
 def _fill(stream: BlobStream, array: np.ndarray) -> None:
-    if stream.read(memoryview(array.view(np.uint8))) < array.nbytes:
+    if stream.read(array.view(np.uint8).data) < array.nbytes:
         raise Refused("its update ends too early")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from blake3 import blake3
 
 from perfit.adapter_file import server_file
@@ -13,15 +12,11 @@ from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import VALUES
 from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary, UpdateRecord
-from perfit.robustness import root_mean_square
 from perfit.round import merge, split_state
 from perfit_components.steps.collect import Tally, collect
 from perfit_components.steps.context import FederationContext, head_of, place_of
 from perfit_components.steps.contribution import RoundReader
 from perfit_storage import Head, ObjectNotFound
-
-_BLOCK = 2**20
-"""Positions that are compared before their pages are released."""
 
 
 @dataclass(frozen=True)
@@ -133,25 +128,13 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.space, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
-    summary = _summary(context, plan, tally, _change(reader, merged[VALUES], tally.cohort.shared))
+    summary = _summary(context, plan, tally, tally.cohort.change(VALUES, merged[VALUES]))
     files = [
         vectors and reader.scratch.join(server_file(spec, previous.space, plan.round, vectors))
         for vectors in (downloads, own)
     ]
     reader.release()
     return _Result(summary, files[0], files[1] or None)
-
-
-def _change(reader: RoundReader, values: np.ndarray, shared: np.ndarray) -> float:
-    """Return the root mean square of the values' change at the shared positions."""
-    from perfit.kernels import squared_distance
-
-    previous, squares = reader.base.vectors[VALUES], 0.0
-    for start in range(0, values.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        squares += squared_distance(values[block], previous[block], shared[block])
-        reader.release()
-    return root_mean_square(squares, np.count_nonzero(shared))
 
 
 def _summary(context: FederationContext, plan: Plan, tally: Tally, change: float) -> RoundSummary:
@@ -165,7 +148,7 @@ def _summary(context: FederationContext, plan: Plan, tally: Tally, change: float
         minimum_clients=spec.participation.minimum_clients,
         positions=cohort.size,
         positions_held=tally.held,
-        positions_shared=int(np.count_nonzero(cohort.shared)),
+        positions_shared=cohort.positions_shared,
         architectures=_architectures(context, plan.base, tally.outcomes),
         clients=tuple(tally.outcomes),
         rule=spec.aggregation.rule,

@@ -112,7 +112,7 @@ class RoundReader:
             PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
         """
         base = context.state(plan.base)
-        reach = Reach(context.spec, base.space, plan.round, np.packbits(context.exchanged(plan, base.space)))
+        reach = Reach(context.spec, base.space, plan.round, context.exchanged(plan, base.space))
         vectors, size = len(context.spec.algorithm.uploads), base.space.size
         budgets = [base.space.budget(participant.rank) for participant in plan.participants]
         kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
@@ -222,8 +222,10 @@ def _announced(reader: RoundReader, participant: Participant, record: UpdateReco
     file = _verified_mask(context, expected, space)
     _check_next_mask(context, plan, record, expected, space)
     active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
+    count = 0
     for name, positions in (("budget", active), ("shared", shared)):
-        if getattr(record, name) != (count := count_bits(positions)):
+        count = count if name == "shared" and shared is active else count_bits(positions)
+        if getattr(record, name) != count:
             raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
     return Announced(record, file.packed_mask, shared, expected.at_base(plan.base.adapter.digest))
 

@@ -50,10 +50,10 @@ def collect(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally:
         StoreUnreachable: The store does not answer.
         ScratchError: The disk is full.
     """
-    return _side_by_side(reader, lost) or _one_by_one(reader, lost)
+    return side_by_side(reader, lost) or one_by_one(reader, lost)
 
 
-def _one_by_one(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally:
+def one_by_one(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally:
     """Verify each participant's update, once, note the outcome and add the update to the cohort.
 
     While one thread waits for the store, another verifies: the cohort is the same in whatever order they come.
@@ -75,7 +75,7 @@ def _one_by_one(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally:
     return Tally(cohort, held.count, outcomes)
 
 
-def _side_by_side(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally | None:
+def side_by_side(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally | None:
     """Average the updates while they are read; None if one of them is out of the ordinary, or the method asks for more.
 
     What an ordinary client writes is known to the byte, but for the values: nothing else is parsed here.

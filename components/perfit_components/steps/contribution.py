@@ -42,7 +42,7 @@ _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
 
 _RESULTS = 32
-"""Maximum number of vectors that a method averages, and of those in the new files."""
+"""Vectors for which there is room: averages, those in new files, and masks of updates that are read once more."""
 
 MAX_MAGNITUDE = 1e6
 """Maximum magnitude of a value in an update, so that no server rule overflows on one client's values."""

@@ -21,7 +21,7 @@ from perfit.space import LoraSpace
 from perfit_components.steps.aggregate import close_round
 from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext
-from perfit_storage import FederationStore
+from perfit_storage import FederationStore, StoreUnreachable
 
 from .running import Site, files
 from .test_aggregate import committed, update_of, values_of
@@ -319,12 +319,29 @@ def test_values_that_change_while_they_are_read_do_not_count(trained):
         def stream_blob(self, blob, limit):
             if blob.key == eve.key:
                 eve.update_path.write_bytes(honest[:-4] + np.float32(0.001).tobytes())
-            with super().stream_blob(blob, limit) as stream:
-                yield stream
-            eve.update_path.write_bytes(honest)
+            try:
+                with super().stream_blob(blob, limit) as stream:
+                    yield stream
+            finally:
+                eve.update_path.write_bytes(honest)
 
     context = FederationContext(Changing.open(trained.store_uri, trained.spec.name), trained.spec)
     assert [record.client for record in commit_round(context, 1).trained] == ["ann", "bob", "eve"]
+    assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
+
+
+def test_an_answer_that_breaks_off_is_no_clients_fault(trained):
+    class Breaking(FederationStore):
+        """A store that goes away while an update is read beside others."""
+
+        @contextmanager
+        def stream_blob(self, blob, limit):
+            with super().stream_blob(blob, limit) as stream:
+                yield stream
+                raise StoreUnreachable("it broke off", "wait")
+
+    context = FederationContext(Breaking.open(trained.store_uri, trained.spec.name), trained.spec)
+    assert len(commit_round(context, 1).trained) == 3
     assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
 
 

@@ -87,31 +87,31 @@ def side_by_side(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> Tally
         return None
     cohort = reader.new_cohort()
     held = _Held(cohort.size)
-    with ExitStack() as streams, ThreadPoolExecutor(threads()) as pool:
-        sources: dict[str, _Source] = {}
+    sources: dict[str, _Source] = {}
 
-        def announce(participant: Participant) -> Outcome:
-            client = participant.client
-            announced = lost.get(client) or reader.announced(participant)
-            if isinstance(announced, ClientStatus):
-                if client not in lost and announced.status == "refused":
-                    raise Refused(announced.reason)
-                return announced
-            held.add(announced.mask)
-            if announced.record.shared:
-                shared, samples = reader.scratch.keep(announced.shared), announced.record.samples
-                cohort.announce(client, Update(shared, cohort.size, {}, samples))
-                sources[client] = _Source.open(reader, client, announced, streams)
-            return announced.record
+    def announce(participant: Participant) -> Outcome:
+        client = participant.client
+        announced = lost.get(client) or reader.announced(participant)
+        if isinstance(announced, ClientStatus):
+            if client not in lost and announced.status == "refused":
+                raise Refused(announced.reason)
+            return announced
+        held.add(announced.mask)
+        if announced.record.shared:
+            shared, samples = reader.scratch.keep(announced.shared), announced.record.samples
+            cohort.announce(client, Update(shared, cohort.size, {}, samples))
+            sources[client] = _Source.open(reader, client, announced, streams)
+        return announced.record
 
-        try:
+    try:
+        with ExitStack() as streams, ThreadPoolExecutor(threads()) as pool:
             outcomes = list(pool.map(announce, participants))
             cohort.sweep(VALUES, {client: source.read for client, source in sources.items()})
             for client, source in sources.items():
                 source.stream.finish()
                 check_magnitudes(cohort.measures[client])
-        except (Refused, StoreError):
-            return None
+    except (Refused, StoreError):
+        return None
     if any(scale.factors for scale in cohort.scales.values()):
         return None
     return Tally(cohort, held.count, outcomes)
@@ -181,7 +181,8 @@ class _Source:
         self._before += values.size
         scales = np.repeat(self._scales[first : -(-self._before // BLOCK)], BLOCK)[ahead : ahead + values.size]
         gather(bits, self._base[block], values)
-        values += changes.astype(np.float32) * scales if scales.size else changes.astype(np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is found by the measure
+            values += changes.astype(np.float32) * scales if scales.size else changes.astype(np.float32)
 
 
 def _fill(stream: BlobStream, array: np.ndarray) -> None:

@@ -32,6 +32,7 @@ from perfit_storage.objects import (
     RESERVED_PREFIX,
     UNREADABLE_FIX,
     Data,
+    Fill,
     StoredObject,
     Write,
     bounded,
@@ -87,6 +88,14 @@ class FileStore:
                 write(start, buffer[:count])
                 start += count
         return start
+
+    @contextmanager
+    def stream(self, key: str, limit: int) -> Iterator[Fill]:
+        """See ``ObjectStore.stream``."""
+        check_key(key)
+        with self._errors("read", key, absent=_ABSENT), self._opened(key, buffering=0) as file:
+            self._check_size(key, file, limit)
+            yield file.readinto
 
     def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``."""
@@ -194,12 +203,12 @@ class FileStore:
             return data
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[IO[bytes]]:
+    def _opened(self, key: str, buffering: int = -1) -> Iterator[IO[bytes]]:
         # Non-blocking, or a pipe without a writer would block; no difference for a regular file.
         def opener(name: str, flags: int) -> int:
             return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
 
-        with self._directory(key) as (directory, name), open(name, "rb", opener=opener) as file:
+        with self._directory(key) as (directory, name), open(name, "rb", buffering, opener=opener) as file:
             yield file
 
     def _check_size(self, key: str, file: IO[bytes], limit: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -21,6 +22,8 @@ PIECE_BYTES = 2**18
 """Bytes of an object that are read at once: they stay in a core's second cache while they are hashed and copied."""
 Data = bytes | memoryview
 """An object's content: bytes, or any memory of one dimension that does not change meanwhile."""
+Fill = Callable[[memoryview], int]
+"""Fills the beginning of a buffer with an object's next bytes, and returns their number: 0 at the object's end."""
 Write = Callable[[int, memoryview], None]
 """Takes a piece of an object, and where in the object it begins; the piece is valid during the call."""
 
@@ -74,6 +77,12 @@ class ObjectStore(Protocol):
 
         Returns:
             The object's size.
+        """
+        ...
+
+    def stream(self, key: str, limit: int) -> AbstractContextManager[Fill]:
+        """Opens the object to be read on demand, beside others. Raises as ``get``, where it is opened and where it is
+        read; an answer that breaks off is not asked for again.
         """
         ...
 

@@ -43,6 +43,7 @@ from perfit_storage.objects import (
     PIECE_BYTES,
     UNREADABLE_FIX,
     Data,
+    Fill,
     StoredObject,
     T,
     Write,
@@ -190,6 +191,20 @@ class S3Store:
         path = self._path(key)
         with self._errors("read", key, one_object=True):
             return self._read(path, lambda response, problem: _copied(response, problem, write, limit))
+
+    @contextmanager
+    def stream(self, key: str, limit: int) -> Iterator[Fill]:
+        """See ``ObjectStore.stream``."""
+        path = self._path(key)
+        with self._errors("read", key, one_object=True):
+            response = self._client.get_object(bucket_name=self._bucket, object_name=path)
+            try:
+                if (response.length_remaining or 0) > limit:
+                    raise too_large(f"cannot read s3://{self._bucket}/{path}", limit)
+                yield response.readinto
+            finally:
+                response.close()
+                response.release_conn()
 
     def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""

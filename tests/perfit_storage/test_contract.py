@@ -174,3 +174,18 @@ def test_an_object_of_more_bytes_than_the_limit_is_refused(store: ObjectStore, s
         assert not store.create("a", b"")
     with pytest.raises(ObjectNotFound):
         store.get("b", limit=size)
+
+
+def test_an_object_is_read_on_demand(store: ObjectStore):
+    data = random.randbytes(300_000)
+    store.put("a", data)
+    with store.stream("a", limit=len(data)) as fill, store.stream("a", limit=10**6) as other:
+        pieces, buffer = [], memoryview(bytearray(70_000))
+        while count := fill(buffer):
+            pieces.append(bytes(buffer[:count]))
+            assert other(buffer[:1]) == 1
+        assert b"".join(pieces) == data
+    with pytest.raises(ObjectTooLarge), store.stream("a", limit=len(data) - 1):
+        pass
+    with pytest.raises(ObjectNotFound), store.stream("b", limit=1):
+        pass

@@ -291,7 +291,7 @@ class FederationSpec(Section):
         where they run may change while a federation exists. What the values in the store depend on may not: what
         :meth:`fixed` returns, and the rank of a client.
         """
-        mine, theirs = _flatten(self.fixed()), _flatten(other.fixed())
+        mine, theirs = flatten(self.fixed()), flatten(other.fixed())
         known = other.clients_by_id
         for client in self.clients:
             if client.id in known:
@@ -303,8 +303,9 @@ class FederationSpec(Section):
         return None
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

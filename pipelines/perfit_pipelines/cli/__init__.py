@@ -12,7 +12,7 @@ import typer
 import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, compare, data, federations, logs, read, rollback, run
+from perfit_pipelines.cli import adapters, bench, compare, data, federations, logs, read, rollback, run, track
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 from perfit_pipelines.writing import fix_of
@@ -39,7 +39,21 @@ def _root(
     """Personalised federated instruction tuning on Kubeflow Pipelines."""
 
 
-for commands in (run, logs, read, federations, adapters, rollback, data, bench, compare, cluster, deploy, doctor):
+for commands in (
+    run,
+    logs,
+    read,
+    track,
+    federations,
+    adapters,
+    rollback,
+    data,
+    bench,
+    compare,
+    cluster,
+    deploy,
+    doctor,
+):
     commands.register(app)
 
 

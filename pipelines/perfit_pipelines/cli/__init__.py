@@ -12,7 +12,19 @@ import typer
 import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, compare, data, federations, logs, read, rollback, run, track
+from perfit_pipelines.cli import (
+    adapters,
+    bench,
+    compare,
+    components,
+    data,
+    federations,
+    logs,
+    read,
+    rollback,
+    run,
+    track,
+)
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 from perfit_pipelines.writing import fix_of
@@ -50,6 +62,7 @@ for commands in (
     data,
     bench,
     compare,
+    components,
     cluster,
     deploy,
     doctor,

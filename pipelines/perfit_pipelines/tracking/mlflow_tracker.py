@@ -39,8 +39,13 @@ class MlflowTracker:
 
     is_live: ClassVar[bool] = True
 
-    def __init__(self, uri: str, experiment: str):
+    def __init__(self, uri: str, experiment: str, artifacts: str | None = None):
         """Open or make the experiment.
+
+        Args:
+            uri: Of the server or database.
+            experiment: Its name.
+            artifacts: Where a new experiment's artifacts would be; None for the server's own choice.
 
         Raises:
             PerfitError: The server does not answer, or KFP's plugin writes to this experiment.
@@ -48,7 +53,7 @@ class MlflowTracker:
         self._uri, self._name = uri, experiment
         with self._errors():
             self._client = MlflowClient(uri)
-            self._experiment = self._open(experiment).experiment_id
+            self._experiment = self._open(experiment, artifacts).experiment_id
             if self._search(f"tags.`{_KFP}` LIKE '%'", most=1):
                 raise PerfitError(
                     f"KFP's own plugin writes to the MLflow experiment {experiment!r}: clients would be in it twice",
@@ -59,23 +64,19 @@ class MlflowTracker:
         """See ``Tracker.write``."""
         with self._errors():
             parent = self._parent(history)
-            self._log_settings(parent, history.settings)
-            if rounds := history.rounds[_number(parent.data.tags.get(ROUND)) :]:
-                self._write_clients(parent, history, rounds)
-                self._log(parent.info.run_id, [(round, round.metrics) for round in rounds])
-                # At the end: of a writer that was killed, all is written again.
-                tags = [RunTag(ROUND, str(rounds[-1].number)), RunTag(DIGEST, rounds[-1].digest)]
-                self._client.log_batch(parent.info.run_id, tags=tags)
-            self._end(parent, history)
+            if _written(parent) <= history.rounds[-1].number:  # else this is an older copy of the store
+                self._log_settings(parent, history.settings)
+                self._log_rounds(parent, history)
+                self._end(parent, history)
         return f"MLflow: experiment {self._name!r} of {self._uri}, run {parent.info.run_name!r}"
 
-    def _open(self, name: str) -> Experiment:
+    def _open(self, name: str, artifacts: str | None) -> Experiment:
         found = self._client.get_experiment_by_name(name)
         if found and found.lifecycle_stage != "active":
             raise PerfitError(
                 f"the MLflow experiment {name!r} is deleted", "restore it, or set MLFLOW_EXPERIMENT_NAME to another"
             )
-        return found or self._client.get_experiment(self._client.create_experiment(name))
+        return found or self._client.get_experiment(self._client.create_experiment(name, artifacts))
 
     def _parent(self, history: History) -> Run:
         """Find the run whose last round is one of this history's; else make one, as after a rollback."""
@@ -98,14 +99,19 @@ class MlflowTracker:
             if parent.data.tags.get(tag, known.get(key, value)) != value:
                 self._client.set_tag(parent.info.run_id, tag, value)
 
-    def _write_clients(self, parent: Run, history: History, rounds: Sequence[TrackedRound]) -> None:
-        runs = {run.data.tags.get(CLIENT): run for run in self._children(parent)}
+    def _log_rounds(self, parent: Run, history: History) -> None:
+        rounds = history.rounds[_written(parent) :]
+        runs = {run.data.tags.get(CLIENT): run for run in self._children(parent)} if rounds else {}
         for client in history.clients:
-            own = [(round, round.clients[client]) for round in rounds if client in round.clients]
-            if own:
+            if own := [(round, round.clients[client]) for round in rounds if client in round.clients]:
                 tags = {IDENTITY: history.identity, CLIENT: client, _PARENT: parent.info.run_id}
                 run = runs.get(client) or self._create(client, own[0][0], tags)
                 self._log(run.info.run_id, own)
+        if rounds:
+            self._log(parent.info.run_id, [(round, round.metrics) for round in rounds])
+            # At the end: of a writer that was killed, all is written again.
+            tags = [RunTag(ROUND, str(rounds[-1].number)), RunTag(DIGEST, rounds[-1].digest)]
+            self._client.log_batch(parent.info.run_id, tags=tags)
 
     def _log(self, run: str, rounds: Sequence[tuple[TrackedRound, Mapping[str, float]]]) -> None:
         """The time is the store's, so that a value that is written again is the same, and the database keeps one."""
@@ -159,10 +165,15 @@ class MlflowTracker:
 def _is_of(run: Run, history: History) -> bool:
     """Whether a run holds the beginning of a history, or all of it and more."""
     tags, last = run.data.tags, history.rounds[-1].number
-    written = _number(tags.get(ROUND))
+    written = _written(run)
     if written > last:
         return _number(tags.get(BRANCH)) == history.branch
     return written == 0 or tags.get(DIGEST) == history.rounds[written - 1].digest
+
+
+def _written(run: Run) -> int:
+    """The last round that a federation's run holds."""
+    return _number(run.data.tags.get(ROUND))
 
 
 def _number(text: str | None) -> int:

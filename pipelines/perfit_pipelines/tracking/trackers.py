@@ -53,8 +53,11 @@ def open_tracker(kind: Kind) -> Tracker:
     if kind == Kind.MLFLOW:
         from perfit_pipelines.tracking.mlflow_tracker import MlflowTracker
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_made(places.home()) / 'mlflow.db'}"
-        return MlflowTracker(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or "perfit")
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "perfit"
+        if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+            return MlflowTracker(uri, experiment)
+        home = _made(places.home())
+        return MlflowTracker(f"sqlite:///{home / 'mlflow.db'}", experiment, str(home / "mlflow"))
     if kind == Kind.TENSORBOARD:
         from perfit_pipelines.tracking.tensorboard_tracker import TensorBoardTracker
 

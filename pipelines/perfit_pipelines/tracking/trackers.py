@@ -49,7 +49,8 @@ def open_tracker(kind: Kind) -> Tracker:
         PerfitError: Its library is not installed, or its server does not answer.
     """
     if find_spec(kind.value) is None:
-        raise PerfitError(f"{kind.value} is not installed", f"pip install 'perfit-kubeflow[{kind.value}]'")
+        package = "wandb" if kind == Kind.WANDB else f"'perfit-kubeflow[{kind.value}]'"
+        raise PerfitError(f"{kind.value} is not installed", f"pip install {package}")
     if kind == Kind.MLFLOW:
         from perfit_pipelines.tracking.mlflow_tracker import MlflowTracker
 

@@ -30,7 +30,7 @@ def aggregate(
 
     from perfit_components.steps.aggregate import close_round
 
-    closed = close_round(federation, round, tiers if plan_next else [], served)
+    closed = close_round(federation, round, tiers if plan_next else None, served)
     Path(page.path).write_text(closed.report.html, encoding="utf-8")
     for name, value in closed.report.metrics.items():
         metrics.log_metric(name, value)

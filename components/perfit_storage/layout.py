@@ -51,6 +51,8 @@ _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
 _SERVED_BYTES = 16
+_SPEC_BYTES, _HEAD_BYTES, _PLAN_BYTES = 2**22, 2**20, 2**26
+"""Of what clients read again and again: whoever may write it shall not fill their memory."""
 _BLOB_FIX = "restore it from a backup, or run its round again"
 _SINGLE_FILES = ("head.json", "model.json", "spec.yaml")
 _DIRECTORIES = ("clients/", "rounds/", "masks/")
@@ -104,7 +106,7 @@ class FederationStore:
 
     def read_spec(self) -> bytes:
         """Returns the federation file. Raises ``ObjectNotFound``, naming the federations that exist."""
-        stored = self._find("spec.yaml")
+        stored = self._find("spec.yaml", _SPEC_BYTES)
         if stored is None:
             raise ObjectNotFound(
                 f"there is no federation {self.name!r} in {self._objects.uri}",
@@ -242,7 +244,7 @@ class FederationStore:
 
     def read_plan(self, place: RoundPlace) -> bytes:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
-        return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first").data
+        return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first", _PLAN_BYTES).data
 
     def round_times(self, place: RoundPlace, summary: Blob) -> tuple[float, float]:
         """Returns when a committed round's plan and its summary were written, in seconds since 1970.
@@ -472,7 +474,7 @@ class FederationStore:
         return self._key(f"clients/{_checked_segment('client id', client)}/{name}")
 
     def _head(self) -> tuple[Head, str]:
-        stored = self._get("head.json", "prepare the federation first")
+        stored = self._get("head.json", "prepare the federation first", _HEAD_BYTES)
         return parse_head(f"{self.uri}/head.json", stored.data), stored.version
 
     def _find(self, path: str, limit: int | None = None) -> StoredObject | None:

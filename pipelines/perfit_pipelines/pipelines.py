@@ -22,12 +22,16 @@ from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
+from perfit_components.queue_limit import QUEUE_SECONDS, ROLE_LABEL, queue_labels
 from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
+from perfit_components.train_job import train_job
+from perfit_components.wait import wait
 
-ROLE_LABEL = "perfit/role"
 CACHE_MOUNT = "/cache"
 CA_MOUNT = "/etc/perfit-ca"
+WAIT_MEMORY = "1Gi"
+"""Of the task that waits for remote clients."""
 _USER = 10001
 
 
@@ -126,8 +130,9 @@ def _pipeline(
     """A pipeline that finds or founds the federation, then does what ``run`` does with it."""
     clients = f"{len(spec.clients)} clients, {extent}"
     description = f"{spec.algorithm.title} federation {spec.name!r}: {clients}, base model {spec.model}."
-    tiers = spec.tiers_in_use()
+    tiers = spec.pod_tiers()
     claim_tiers = [tier for tier in tiers if spec.names_claims(tier)]
+    waits = {"waits": True} if spec.remote_tiers() else {}
 
     @dsl.pipeline(name=name, description=description, pipeline_config=_limits(spec.cluster))
     def pipeline(federation_file: str = file or spec.to_json(), store: str = store, method: str = AS_IN_FILE):
@@ -147,6 +152,7 @@ def _pipeline(
             at_most=part.at_most,
             tiers=tiers,
             claim_tiers=claim_tiers,
+            **waits,
         )
         _on_server(prepared, spec, images.client, "prepare").set_display_name("Prepare")
         _with_model(prepared, spec.cluster)
@@ -183,13 +189,14 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
     each. The outputs are for the next round: without ``plan_next`` they are empty. Where a run serves some of the
     participants, ``served`` says how many have been served with it; 0 for all.
     """
-    tiers = spec.tiers_in_use()
+    tiers = spec.pod_tiers()
     clients = _clients_group(spec, images)
     outputs = NamedTuple("Participants", list(_tier_types(spec).items()))
 
     def round_stage(federation, round, plan_next, served, *participants):
         inputs = dict(zip(outputs._fields, participants, strict=True))
-        trained = _uncached(clients(federation=federation, round=round, **inputs)).set_display_name("Clients")
+        waits = {"served": served} if spec.remote_tiers() else {}
+        trained = _uncached(clients(federation=federation, round=round, **waits, **inputs)).set_display_name("Clients")
         closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next, served=served)
         _on_server(closed, spec, images.server).set_display_name("Aggregate")
         closed.after(trained).ignore_upstream_failure()
@@ -200,16 +207,24 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
 
 
 def _clients_group(spec: ClusterSpec, images: Images) -> BaseComponent:
-    """The participants of a round: for each tier a loop over names, the client's task directly in it."""
-    tiers = spec.tiers_in_use()
+    """The participants of a round: for each tier a loop over names, the client's task directly in it.
+
+    Remote tiers have no loop: one task waits for all their clients, beside the loops.
+    """
+    tiers, waits = spec.pod_tiers(), bool(spec.remote_tiers())
     of_tier = {tier: _client_of(spec, tier, images) for tier in tiers}
 
-    def clients(federation, round, *participants):
-        for tier, names in zip(tiers, participants, strict=True):
+    def clients(federation, round, *rest):
+        served, participants = (rest[0], rest[1:]) if waits else (None, rest)
+        for tier, names in zip(tiers, participants, strict=bool(tiers)):
             with dsl.ParallelFor(names, name=tier, parallelism=spec.tiers[tier].parallelism or None) as item:
                 of_tier[tier](federation, round, item)
+        if waits:
+            waiting = _on_server(wait(federation=federation, round=round, served=served), spec, images.server)
+            waiting.set_memory_limit(WAIT_MEMORY).set_display_name("Remote clients")
 
-    return dsl.pipeline(name="clients")(_typed(clients, {"federation": str, "round": int, **_tier_types(spec)}))
+    types = {"federation": str, "round": int, **({"served": int} if waits else {}), **_tier_types(spec)}
+    return dsl.pipeline(name="clients")(_typed(clients, types))
 
 
 def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., None]:
@@ -218,10 +233,12 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
     A plain string is the only kind of loop item that may name a Secret and a volume claim. A claim that is called
     otherwise than the Secret reaches the task as an input of a pipeline around it, at a pod more.
     """
-    component = _named(client, f"client-{tier}")
+    in_job = spec.tiers[tier].runner == "trainjob"
+    component = _named(train_job if in_job else client, f"client-{tier}")
+    fixed = {"threads": spec.tiers[tier].threads, **({"image": images.client} if in_job else {})}
 
     def add(federation, round, name, volume=None) -> None:
-        task = component(federation=federation, round=round, name=name, threads=spec.tiers[tier].threads)
+        task = component(federation=federation, round=round, name=name, **fixed)
         _on_client(task, name, volume or name, spec, tier, images).set_display_name(f"Client ({tier})")
 
     if not spec.names_claims(tier):
@@ -246,8 +263,11 @@ def _named(component: BaseComponent, name: str) -> BaseComponent:
 
 
 def _tier_types(spec: ClusterSpec) -> dict[str, type]:
-    """The lists of clients that steps hand on, one a tier, and what they hold."""
-    items = [dict[str, str] if spec.names_claims(tier) else str for tier in spec.tiers_in_use()]
+    """The lists of clients that steps hand on, one a tier of pods, and what they hold.
+
+    Where all tiers are remote, one empty list is handed on: it is what lets one round follow the other.
+    """
+    items = [dict[str, str] if spec.names_claims(tier) else str for tier in spec.pod_tiers()] or [str]
     return {f"tier_{number}": list[item] for number, item in enumerate(items, 1)}
 
 
@@ -282,7 +302,8 @@ def _on_client(
 ) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    _with_store(task, secret, "client", spec.cluster).set_container_image(images.client)
+    in_job = tier.runner == "trainjob"  # then this pod only follows it, and KFP hands the settings on
+    _with_store(task, secret, "client", spec.cluster).set_container_image(images.server if in_job else images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
@@ -331,6 +352,12 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in tier.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    if tier.runner == "trainjob":
+        return  # it is the job that waits in the queue
+    for key, value in queue_labels(tier).items():
+        kubernetes.add_pod_label(task, key, value)
+    if tier.queue_seconds:
+        kubernetes.add_pod_annotation(task, QUEUE_SECONDS, str(tier.queue_seconds))
 
 
 def _mounts_volumes(spec: ClusterSpec, tier: str) -> bool:

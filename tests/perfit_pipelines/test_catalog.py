@@ -17,11 +17,12 @@ from kfp import components
 from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.prepare import prepare
+from perfit_components.wait import wait
 
 from ..perfit_components.running import files, in_memory
 from .commands import perfit
 
-SOURCES = {component.name: component for component in (prepare, client, aggregate)}
+SOURCES = {component.name: component for component in (prepare, client, wait, aggregate)}
 REQUIRED = {"__init__.py", "component.py", "metadata.yaml", "README.md", "OWNERS"}
 """Of each component, by docs/CONTRIBUTING.md of kubeflow/pipelines-components."""
 
@@ -44,7 +45,7 @@ def test_a_component_loads_with_its_description_and_typed_inputs(group, name):
     assert types == {parameter: given.type for parameter, given in source.component_spec.inputs.items()}
     assert loaded.description == inspect.getdoc(source.python_func)
     image = loaded.component_spec.implementation.container.image
-    assert image == f"registry.example/{'server' if name == 'aggregate' else 'client'}:1"
+    assert image == f"registry.example/{'client' if name in ('prepare', 'client') else 'server'}:1"
     given = yaml.safe_load(path.read_text())["components"][f"comp-{name}"]["inputDefinitions"]["parameters"]
     assert all(parameter["description"] and parameter["parameterType"] for parameter in given.values())
     readme = (group / name / "README.md").read_text()

@@ -14,6 +14,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import load_federation, parse_federation
 from perfit.methods import METHODS
 from perfit_pipelines.compile import compile_pipeline
+from perfit_pipelines.local_run import without_cluster
 from perfit_pipelines.workflow_size import WORKFLOW_BYTES
 
 from .goldens import FEDERATION, IMAGES, PIPELINES, STORE, compiled, documents, golden_file, normalised
@@ -130,6 +131,34 @@ def test_a_clients_task_has_the_resources_and_the_place_of_its_tier(ir):
             assert "/data" in leaf.mounts, where
 
 
+@pytest.fixture
+def with_jobs(tmp_path) -> Path:
+    """The compiled round of the golden federation, with the clients of one tier as TrainJobs."""
+    text = FEDERATION.replace("  gpu:\n", "  gpu:\n    runner: trainjob\n")
+    return compiled("federated_round", tmp_path, text + "cluster: {allow_secret_readers: true}\n")
+
+
+def test_what_follows_a_trainjob_hands_its_settings_to_the_job(with_jobs):
+    (job,) = [leaf for leaf in leaves(with_jobs) if leaf.component == "train_job"]
+    assert (job.path[-1], job.container["image"]) == ("client-gpu", IMAGES.server)
+    assert job.container["resources"]["accelerator"]["resourceCount"] == "2"
+    assert job.platform["podMetadata"] == {"labels": {"perfit/role": "client"}}, "it is the job that waits in the queue"
+    component = documents(with_jobs)[0]["components"][job.task["componentRef"]["name"]]
+    passed = {field["field"]: field.get("applyToTask", False) for field in component["taskConfigPassthroughs"]}
+    fields = ("RESOURCES", "KUBERNETES_TOLERATIONS", "KUBERNETES_NODE_SELECTOR", "KUBERNETES_VOLUMES")
+    assert passed == {**dict.fromkeys(fields, False), "ENV": True}
+    given = job.task["inputs"]["parameters"]
+    assert given["image"]["runtimeValue"]["constant"] == IMAGES.client
+    assert component["inputDefinitions"]["parameters"]["task_config"]["parameterType"] == "TASK_CONFIG"
+    assert "task_config" not in given, "KFP fills it in"
+
+
+def test_on_this_machine_there_are_no_trainjobs():
+    text = FEDERATION.replace("  gpu:\n", "  gpu:\n    runner: trainjob\n")
+    spec = parse_federation(text + "cluster: {allow_secret_readers: true}\n")
+    assert {tier.runner for tier in without_cluster(spec).tiers.values()} == {"pod"}
+
+
 def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):
     for leaf in leaves(ir):
         if not leaf.tier:
@@ -239,6 +268,36 @@ def test_the_aggregation_runs_once_after_all_clients_also_if_a_pod_died(ir):
         assert tasks["aggregate"]["dependentTasks"] == ["clients"]
         assert tasks["aggregate"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
         assert "dependentTasks" not in tasks["clients"]
+
+
+def test_one_task_waits_for_all_remote_clients_beside_the_loops(tmp_path):
+    text = FEDERATION.replace("clients:\n", "  clinic: {runner: remote}\n  bank: {runner: remote}\nclients:\n")
+    text += "  - {id: west, tier: clinic}\n  - {id: mid, tier: bank}\n"
+    path = compiled("federated_round", tmp_path, text)
+    found = leaves(path)
+    assert sorted(leaf.component for leaf in found) == ["aggregate", "client", "client", "prepare", "wait"]
+    (wait,) = (leaf for leaf in found if leaf.component == "wait")
+    assert wait.container["image"] == IMAGES.server
+    assert [secret["secretName"] for secret in wait.secrets] == ["perfitserver-hospitals"]
+    group = documents(path)[0]["components"]["comp-clients"]["dag"]["tasks"]
+    assert len(group) == 3
+    assert not any(task.get("dependentTasks") for task in group.values())
+    assert "west" not in str([leaf.platform for leaf in found]), "no key of a remote client is named"
+
+
+def test_rounds_of_remote_clients_alone_are_one_after_the_other(tmp_path):
+    text = "name: f\nmodel: m\nrounds: 2\ntiers: {far: {runner: remote}}\nclients:\n  - {id: a, tier: far}\n"
+    path = compiled("federated_tuning", tmp_path, text)
+    root = documents(path)[0]["root"]["dag"]["tasks"]
+    assert {name: task.get("dependentTasks", []) for name, task in root.items()} == {
+        "prepare": [],
+        "round": ["prepare"],
+        "round-2": ["prepare", "round"],
+    }
+    components = [leaf.component for leaf in leaves(path)]
+    assert {name: components.count(name) for name in set(components)} == {"prepare": 1, "wait": 2, "aggregate": 2}
+    one_round = documents(compiled("federated_round", tmp_path, text))[0]
+    assert pods_in_sequence(one_round, one_round["root"]) == 9
 
 
 def test_a_client_of_a_round_is_one_task(tmp_path):

@@ -24,6 +24,7 @@ from perfit_components.steps.client_context import (
 )
 from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
 from perfit_components.steps.memory_bound import bounded_memory
+from perfit_components.steps.owner import Owner, check_terms, keep_terms
 from perfit_report.summaries import client_metrics
 from perfit_storage import ObjectNotFound
 
@@ -47,7 +48,7 @@ class TaskResult(NamedTuple):
     metrics: dict[str, float]
 
 
-def train(uri: str, round: int, name: str, threads: int = 0) -> TaskResult:
+def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None = None) -> TaskResult:
     """Do a client's part of a round, unless it is done. The outcome is a record in the store, never an exception.
 
     The personal adapter and what the client keeps are written to its own part of the store, then the update, then the
@@ -58,12 +59,18 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> TaskResult:
         round: From 1.
         name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training; 0 for torch's own choice.
+        owner: What the client's owner gives it, where it runs the client itself; None in a pod.
     """
     with stoppable():
-        result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
+        result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name, owner), threads))
     if isinstance(result, Failure):
-        return _record_failure(uri, round, name, result)
+        return record_failure(uri, round, name, result)
     return _task_result(result)
+
+
+def task_result(record: bytes) -> TaskResult:
+    """Return the part of a client's record that its task shows."""
+    return _task_result(parse_outcome(record))
 
 
 def is_final(record: bytes) -> bool:
@@ -82,6 +89,9 @@ def _train(context: ClientContext, threads: int) -> Outcome:
             f"round {round} was committed without client {context.client.id!r}",
             "there is nothing to do: it may be sampled for a later round",
         )
+    if context.owner:
+        check_terms(context.spec, context.client, context.owner, context.store)
+        keep_terms(context.spec, context.client, context.store)
     stop_after(context.spec.participation.client_deadline_seconds)
     context.say("loading")
     import torch  # imported only now: a round that is done does not need it
@@ -147,7 +157,7 @@ def _tune(context: ClientContext) -> Outcome:
     return parse_outcome(stored)
 
 
-def _record_failure(uri: str, round: int, name: str, failure: Failure) -> TaskResult:
+def record_failure(uri: str, round: int, name: str, failure: Failure) -> TaskResult:
     """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
     output = {"client": name, "status": failure.status, "reason": failure.reason}
     result = TaskResult(output, {})

@@ -48,6 +48,13 @@ MAX_MAGNITUDE = 1e6
 """Maximum magnitude of a value in an update, so that no server rule overflows on one client's values."""
 
 
+_NO_RECORD = {
+    False: "its task left no record: it did not start, or its pod died",
+    True: "its owner's process (perfit client) left no record in time",
+}
+"""Reasons of who is missing: in pods, and remote."""
+
+
 class Refused(ValueError):
     """Why an update does not count."""
 
@@ -152,7 +159,8 @@ def _or_refused(read: Callable[[], T], plan: Plan, participant: Participant) -> 
 def _reported(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
     data = context.store.read_record(place_of(plan), participant.client, limit=MAX_OUTCOME_BYTES)
     if data is None:
-        return _status(plan, participant, "missing", "its task left no record: it did not start, or its pod died")
+        remote = participant.tier in context.spec.remote_tiers()
+        return _status(plan, participant, "missing", _NO_RECORD[remote])
     outcome = parse_outcome(data)
     _check_participant(outcome, plan, participant)
     return outcome

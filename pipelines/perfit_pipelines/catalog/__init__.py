@@ -17,16 +17,16 @@ from kfp import compiler
 from kfp.dsl.python_component import PythonComponent
 from kfp.dsl.structures import ComponentSpec
 
-from perfit_components import aggregate, client, prepare
+from perfit_components import aggregate, client, prepare, wait
 from perfit_pipelines.pipelines import Images
 from perfit_pipelines.writing import write_file, writing
 
-COMPONENTS = ("prepare", "client", "aggregate")
+COMPONENTS = ("prepare", "client", "wait", "aggregate")
 GROUP = Path("components", "training", "perfit")
 """Where the catalog keeps them: category, then a subcategory for components of one owner."""
 VERIFIED = "2026-11-29T00:00:00Z"
 """When the components last ran. The catalog removes what is not verified for a year."""
-_MODULES = {"prepare": prepare, "client": client, "aggregate": aggregate}
+_MODULES = {"prepare": prepare, "client": client, "wait": wait, "aggregate": aggregate}
 _TEXTS = Path(__file__).parent
 _CUSTOM = "<!-- custom-content -->"
 """What follows it, the catalog's generator of READMEs leaves as it is."""

@@ -15,6 +15,7 @@ from perfit_pipelines import deploy, doctor
 from perfit_pipelines.cli import (
     adapters,
     bench,
+    client,
     compare,
     components,
     data,
@@ -28,6 +29,9 @@ from perfit_pipelines.cli import (
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 from perfit_pipelines.writing import fix_of
+
+_EXTRAS = {"kfp": "pipelines", "kubernetes": "pipelines", "torch": "client", "transformers": "client"}
+"""Packages that some commands need, and what brings them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +63,7 @@ for commands in (
     federations,
     adapters,
     rollback,
+    client,
     data,
     bench,
     compare,
@@ -79,6 +84,12 @@ def main() -> None:
             sys.stdout.flush()
     except PerfitError as error:
         _show(error.problem, error.fix)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in _EXTRAS:
+            raise
+        _show(f"{name} is not installed", f"pip install 'perfit-kubeflow[{_EXTRAS[name]}]'")
         sys.exit(1)
     except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
         where = f"{error.filename}: " if error.filename else ""

@@ -155,6 +155,11 @@ def run(
     of_file, method = load_federation(file, settings or ()), method or AS_IN_FILE
     spec, name, uri = by_method(of_file, method), directory_of(of_file, method), store or of_file.store
     say = Console(quiet=True) if quiet else out
+    if uri is None and spec.remote_tiers():
+        raise PerfitError(
+            f"tier {spec.remote_tiers()[0]!r} is remote, and this machine's own store is for this command alone",
+            "give --store, of a store that the clients' owners reach too",
+        )
     if dry_run:
         return _say_work(spec, name, uri, say)
     directory = output or places.results(name, uri)

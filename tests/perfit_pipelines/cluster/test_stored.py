@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from perfit.cluster_spec import ClusterSpec
+from perfit_components.steps.client import record_failure
+from perfit_components.steps.failure import Failure
 from perfit_pipelines.cluster.causes import Witnesses, explain_failure
 from perfit_pipelines.cluster.connection import Endpoint, connect
 from perfit_pipelines.cluster.logs import PodLogs
@@ -66,6 +68,21 @@ def fail(site: Site, client: str) -> None:
     """Let a client report a failure: its records are gone."""
     site.data(client).unlink()
     assert site.train_client(client)["status"] == "failed"
+
+
+def test_the_task_that_waits_says_for_whom(make_site, tmp_path):
+    clients = {"ann": {"tier": "far", "data": None}, "bob": {"tier": "far", "data": None}, "eve": {}}
+    site = make_site(clients=clients, tiers={"default": {}, "far": {"runner": "remote"}}).prepare()
+    compile_pipeline(site.spec, "federated_tuning", "s3://bucket/prefix", file := tmp_path / "pipeline.yaml")
+    tasks = list_tasks(read_ir(file.read_text()), site.spec)
+    (waits,) = (task for task in tasks if task.key == "wait")
+    view = RunView("RUNNING", [TaskState("wait", waits.stage, waits.label, RUNNING)])
+    followed = StoreProgress(site.store_uri, site.spec.name, tasks)
+    assert followed.add(view).tasks[0].reason == "0 of 2 answered; waiting for ann, bob"
+    failure = Failure("ill")
+    record_failure(site.uri, 1, site.name("ann"), failure)
+    (state,) = followed.add(view).tasks
+    assert (state.label, state.reason) == ("Remote clients", "1 of 2 answered; waiting for bob")
 
 
 def test_a_list_that_has_stopped_is_completed(site, progress):

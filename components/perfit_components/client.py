@@ -15,9 +15,7 @@ from perfit_components.images import CLIENT_IMAGE
 
 @dsl.component(base_image=CLIENT_IMAGE, install_kfp_package=False)
 def client(federation: str, round: int, name: str, threads: int, metrics: dsl.Output[dsl.Metrics]) -> dict[str, str]:
-    """Search, if the client has no architecture yet; tune its values on its own records; upload them."""
+    """Search, tune, upload."""
     from perfit_components.steps.client import train
 
-    result = train(federation, round, name, threads)
-    metrics.metadata.update(result.metrics)
-    return result.output
+    return train(federation, round, name, threads).show(metrics)

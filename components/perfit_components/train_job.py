@@ -43,6 +43,5 @@ def train_job(
 
     from perfit_components.steps.train_job import train_in_job
 
-    result = train_in_job(federation, round, name, threads, image, asdict(task_config) if task_config else {})
-    metrics.metadata.update(result.metrics)
-    return result.output
+    config = asdict(task_config) if task_config else {}
+    return train_in_job(federation, round, name, threads, image, config).show(metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,12 @@ class TaskResult(NamedTuple):
 
     output: dict[str, str]
     metrics: dict[str, float]
+
+    def show(self, artifact: Any) -> dict[str, str]:
+        """Log the metrics to the task's ``dsl.Metrics``; return the output."""
+        for name, value in self.metrics.items():
+            artifact.log_metric(name, value)
+        return self.output
 
 
 def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None = None) -> TaskResult:

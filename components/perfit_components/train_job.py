@@ -1,4 +1,8 @@
-"""Component: a client's part of a round as a TrainJob of Kubeflow Trainer, which this task creates and follows."""
+"""Component: a client's part of a round as a TrainJob of Kubeflow Trainer, which this task creates and follows.
+
+Inputs: as of ``client.py``; ``image``, where the job runs; ``task_config``, what KFP hands on. Output: as there.
+Said here, not in the function: see ``client.py``.
+"""
 
 from kfp import dsl
 
@@ -25,20 +29,7 @@ def train_job(
     metrics: dsl.Output[dsl.Metrics],
     task_config: dsl.TaskConfig = None,
 ) -> dict[str, str]:
-    """Do a client's part of a round in a TrainJob: create it, follow it, record how it ended, delete it.
-
-    Args:
-        federation: URI of the federation.
-        round: From 1.
-        name: The client's name in the cluster, that of its Secret.
-        threads: CPU threads of the training.
-        image: Where the job runs.
-        metrics: Of the client in this round; none if it did not deliver.
-        task_config: Resources, nodes, environment and volumes of the job, by KFP.
-
-    Returns:
-        client, status (trained, failed or out_of_memory) and reason.
-    """
+    """Do a client's part of a round in a TrainJob: create it, follow it, record how it ended, delete it."""
     from dataclasses import asdict
 
     from perfit_components.steps.train_job import train_in_job

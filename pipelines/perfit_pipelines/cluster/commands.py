@@ -339,7 +339,7 @@ def _follow(
     witnesses = Witnesses(PodLogs(kubeflow, run_id, namespace), store, pods)
     sources = [source for source in (pods, store) if source]
     try:
-        with RunProgress(submitted.tasks, out) as progress:
+        with RunProgress(submitted.tasks, submitted.listed, out) as progress:
             view = follow_run(kubeflow, run_id, TaskReader(submitted.tasks), progress, sources, pace)
         _print_end(run_id, view, submitted, witnesses)
     except KeyboardInterrupt:

@@ -137,9 +137,11 @@ class FileStore:
 
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
-        check_key(key)
-        with self._errors("look up", key, absent=_ABSENT), self._directory(key) as (directory, name):
-            return self._size(key, os.stat(name, dir_fd=directory, follow_symlinks=False))
+        return self._status(key).st_size
+
+    def modified(self, key: str) -> float:
+        """See ``ObjectStore.modified``."""
+        return self._status(key).st_mtime
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
@@ -212,15 +214,21 @@ class FileStore:
             yield file
 
     def _check_size(self, key: str, file: IO[bytes], limit: int | None) -> None:
-        if self._size(key, os.fstat(file.fileno())) > (math.inf if limit is None else limit):
+        status = self._checked(key, os.fstat(file.fileno()))
+        if status.st_size > (math.inf if limit is None else limit):
             raise too_large(f"cannot read {self.uri}/{key}", limit)
 
-    def _size(self, key: str, status: os.stat_result) -> int:
+    def _status(self, key: str) -> os.stat_result:
+        check_key(key)
+        with self._errors("look up", key, absent=_ABSENT), self._directory(key) as (directory, name):
+            return self._checked(key, os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+    def _checked(self, key: str, status: os.stat_result) -> os.stat_result:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableObject(f"cannot read {self.uri}/{key}: it is not a regular file", UNREADABLE_FIX)
-        return status.st_size
+        return status
 
     @contextmanager
     def _temporary(self, path: Path, data: Data) -> Iterator[Path]:

@@ -276,6 +276,14 @@ class FederationStore:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
         return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first", _PLAN_BYTES).data
 
+    def round_times(self, place: RoundPlace, summary: Blob) -> tuple[float, float]:
+        """Returns when a committed round's plan and its summary were written, in seconds since 1970.
+
+        Both are written once. They are the store's own times: a store that was copied may have those of the copy.
+        """
+        plan = self._key(f"rounds/{place}/plan.json")
+        return self._objects.modified(plan), self._objects.modified(self._key(summary.key))
+
     def read_served(self, place: RoundPlace) -> int:
         """Returns how many of a round's participants, in the plan's order, earlier runs have served."""
         found = self._find(f"rounds/{place}/served.json", _SERVED_BYTES)

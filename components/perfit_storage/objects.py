@@ -115,6 +115,10 @@ class ObjectStore(Protocol):
         """Returns the object's size in bytes. Raises ``ObjectNotFound``."""
         ...
 
+    def modified(self, key: str) -> float:
+        """Returns when the object was written, in seconds since 1970 by its clock. Raises ``ObjectNotFound``."""
+        ...
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yields, sorted, the keys that begin with this string, which need not be a directory.
 

@@ -85,6 +85,10 @@ class PatientStore:
         """See ``ObjectStore.size``."""
         return self._patiently(lambda: self._store.size(key))
 
+    def modified(self, key: str) -> float:
+        """See ``ObjectStore.modified``."""
+        return self._patiently(lambda: self._store.modified(key))
+
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
         return iter(self._patiently(lambda: [*self._store.list(prefix)]))

@@ -27,6 +27,7 @@ from xml.etree.ElementTree import ParseError
 import certifi
 import urllib3
 from minio import Minio
+from minio.datatypes import Object
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
 
@@ -238,9 +239,11 @@ class S3Store:
 
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
-        path = self._path(key)
-        with self._errors("look up", key, one_object=True):
-            return self._client.stat_object(bucket_name=self._bucket, object_name=path).size
+        return self._stat(key).size
+
+    def modified(self, key: str) -> float:
+        """See ``ObjectStore.modified``."""
+        return self._stat(key).last_modified.timestamp()
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
@@ -264,6 +267,11 @@ class S3Store:
     def sweep(self, prefix: str) -> int:
         """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
         return 0
+
+    def _stat(self, key: str) -> Object:
+        path = self._path(key)
+        with self._errors("look up", key, one_object=True):
+            return self._client.stat_object(bucket_name=self._bucket, object_name=path)
 
     def _names(self, prefix: str, directories: bool) -> list[str]:
         """The directories in this one, or the objects whose keys begin so. Not every server sorts them."""

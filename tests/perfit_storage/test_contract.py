@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +17,14 @@ def test_put_then_get(store: ObjectStore):
     assert store.get("a/b.bin").data == b"second"
     assert store.exists("a/b.bin")
     assert store.size("a/b.bin") == 6
+
+
+def test_when_an_object_was_written(store: ObjectStore):
+    before = time.time()
+    store.put("a/b.bin", b"first")
+    assert before - 1.1 < store.modified("a/b.bin") < time.time() + 0.1  # S3 knows whole seconds
+    with pytest.raises(ObjectNotFound, match=f"{store.uri}/a/c.bin"):
+        store.modified("a/c.bin")
 
 
 @pytest.mark.parametrize("size", [0, 20_000_000])

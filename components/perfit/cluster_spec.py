@@ -49,7 +49,10 @@ def quantity_bytes(quantity: str) -> int:
 
 
 class Accelerator(Section):
-    """A tier's accelerators: ``type`` is the nodes' resource, ``memory`` that of each one, for the memory check."""
+    """A pod's accelerators: ``type`` is the nodes' resource, ``memory`` that of each one, for the memory check.
+
+    Several divide the model by its layers, which work one after the other: they are for models that one cannot hold.
+    """
 
     type: str = "nvidia.com/gpu"
     count: int = Field(default=1, ge=1)
@@ -93,18 +96,6 @@ class Tier(Section):
     def threads(self) -> int:
         """CPU threads, at least one."""
         return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
-
-    @property
-    def training_memory(self) -> tuple[str, int] | None:
-        """The key that sets the memory of a training, and its bytes; None if unknown.
-
-        It is the memory of all accelerators together or, if there are none, the pod's.
-        """
-        if self.accelerator is None:
-            return "memory", quantity_bytes(self.memory)
-        if self.accelerator.memory is None:
-            return None
-        return "accelerator.memory", quantity_bytes(self.accelerator.memory) * self.accelerator.count
 
 
 class Cluster(Section):

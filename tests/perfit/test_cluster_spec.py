@@ -153,20 +153,6 @@ def test_volumes_of_a_tier(volume, has_volumes, names_claims):
     assert (federation.has_volumes("big"), federation.names_claims("big")) == (False, False)
 
 
-@pytest.mark.parametrize(
-    ("tier", "memory"),
-    [
-        ({"memory": "4Gi"}, ("memory", 4 * 2**30)),
-        ({"memory": "1Gi", "accelerator": {"memory": "4Gi"}}, ("accelerator.memory", 4 * 2**30)),
-        ({"memory": "1Gi", "accelerator": {"memory": "1Gi", "count": 4}}, ("accelerator.memory", 4 * 2**30)),
-        ({"memory": "1Gi", "accelerator": {"count": 1}}, None),
-    ],
-    ids=str,
-)
-def test_memory_of_a_training(tier, memory):
-    assert Tier.model_validate(tier).training_memory == memory
-
-
 def test_there_are_no_more_tiers_than_a_component_has_outputs():
     clients = [{"id": "ann", "data": "a.jsonl", "tier": "tier-0"}]
     tiers = {f"tier-{number}": {} for number in range(MAX_TIERS + 1)}

@@ -240,7 +240,10 @@ def _beginning(spec: ClusterSpec, store: FederationStore, space: LoraSpace) -> H
 def _space(spec: ClusterSpec, source: str) -> LoraSpace:
     from perfit.model_check import check_model  # imports torch, which an existing federation does not need
 
-    return check_model(spec, source)
+    space, remarks = check_model(spec, source)
+    for remark in remarks:
+        print(remark, flush=True)
+    return space
 
 
 def _read_or_none(read: Callable[[], T]) -> T | None:

@@ -14,7 +14,7 @@ from perfit.locations import StoreUri, federation_file_problem, is_local, place_
 from perfit.sections import Name, Section, key_error
 from perfit.spec import Client, FederationSpec, Precision, Quantization
 
-_QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
+_QUANTITY = r"[0-9]+(\.[0-9]+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
 """The outputs of a KFP component are fixed in its source; prepare and aggregate have one for each tier."""
 HUB_SECRET = "perfit-hub"
@@ -84,7 +84,7 @@ class TierTraining(Section):
 class Tier(Section):
     """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
 
-    cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
+    cpu: Annotated[Quantity, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
     node_selector: dict[str, str] = Field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kubernetes.utils.quantity import parse_quantity
 from pydantic import ValidationError
 
 from perfit.cluster_spec import MAX_TIERS, ClusterSpec, Tier, quantity_bytes
@@ -108,7 +109,15 @@ def test_a_cpu_is_no_amount_of_memory(cpu):
     ],
 )
 def test_quantities_in_bytes(quantity, size):
-    assert quantity_bytes(quantity) == size
+    assert quantity_bytes(quantity) == int(parse_quantity(quantity)) == size
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-1Gi", " 1Gi", "1_000", "٣Gi"])
+def test_what_the_library_of_kubernetes_takes_for_a_quantity(text):
+    """Which is why our own is kept; nor is that library in the images, or imported in less than half a second."""
+    parse_quantity(text)
+    with pytest.raises(ValidationError, match="is not a Kubernetes quantity"):
+        Tier(memory=text)
 
 
 def test_a_tier_may_train_otherwise():

@@ -47,6 +47,43 @@ def test_status_for_programs(trained):
     assert told["summaries"] == [trained.site.summary(n).model_dump(mode="json") for n in (1, 2)]
 
 
+def test_a_list_for_programs(trained):
+    assert json.loads(trained.stored("list", "--json").out) == [
+        {
+            "federation": "tiny",
+            "uri": trained.site.uri,
+            "method": "perfit",
+            "clients": 2,
+            "committed": 2,
+            "rounds": 2,
+        }
+    ]
+
+
+def test_a_validation_for_programs(home):
+    home.edit(home.site.spec.model, "owner/not-here")
+    told = json.loads(home.perfit("validate", "federation.yaml", "--json").out)
+    assert told.pop("checked") == [
+        f"{client}: {home.directory}/data/{client}.jsonl: {count} records" for client, count in (("ann", 8), ("bob", 5))
+    ]
+    (unknown,) = told.pop("unknown")
+    assert unknown.startswith("model owner/not-here is not on this machine: ")
+    assert told == {"federation": "tiny", "step_size_limit": None}
+
+
+def test_a_log_for_programs(tmp_path):
+    log = tmp_path / ".perfit/federations/tiny/run.log"
+    log.parent.mkdir(parents=True)
+    lines = ["Ready.", "[perfit] round=2 client=ann step=1/3 loss=0.5", "[perfit] round=2 client=ann phase=evaluating"]
+    log.write_text("".join(f"{line}\n" for line in lines))
+    told = [json.loads(line) for line in perfit("logs", "--json", cwd=tmp_path).out.splitlines()]
+    assert told == [
+        {"text": lines[0]},
+        {"text": lines[1], "round": 2, "client": "ann", "step": 1, "steps": 3, "loss": 0.5},
+        {"text": lines[2], "round": 2, "client": "ann", "phase": "evaluating"},
+    ]
+
+
 def test_the_log_of_a_run(tmp_path):
     result = perfit("logs", cwd=tmp_path)
     assert (result.code, result.err.splitlines()[1]) == (1, "  fix: run a federation first: perfit run FILE")

@@ -28,8 +28,9 @@ find_tool() {
 # The copy that is built from: what .dockerignore lets through, with this machine's wheels and settings of pip.
 make_context() {
     local install=$1/images/install
-    tar -C "$root" --exclude='__pycache__' --exclude='*.egg-info' -cf - .dockerignore pyproject.toml constraints.txt \
-        LICENSE README.md components images/install images/client images/server | tar -C "$1" -xf -
+    tar -C "$root" --exclude='__pycache__' --exclude='*.egg-info' --exclude=pipelines/perfit_pipelines/manifests -cf - \
+        .dockerignore pyproject.toml constraints.txt LICENSE README.md components pipelines/perfit_pipelines \
+        images/install images/client images/server | tar -C "$1" -xf -
     if [ -n "${WHEELS:-}" ]; then
         mkdir "$install/wheels"
         cp "$WHEELS"/*.whl "$install/wheels/"
@@ -47,7 +48,7 @@ make_context() {
 revision() {
     local commit
     commit=$(git -C "$root" rev-parse HEAD 2> /dev/null) || { echo unknown; return; }
-    [ -z "$(git -C "$root" status --porcelain -- components images pyproject.toml constraints.txt)" ] || commit+=-dirty
+    [ -z "$(git -C "$root" status --porcelain -- components pipelines images pyproject.toml constraints.txt)" ] || commit+=-dirty
     echo "$commit"
 }
 

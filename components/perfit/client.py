@@ -14,7 +14,7 @@ from torch import nn
 
 from perfit.adapter import SparseAdapter
 from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
-from perfit.errors import TrainingDiverged
+from perfit.errors import PerfitError, TrainingDiverged
 from perfit.evaluation import mean_loss, perplexity
 from perfit.examples import ExampleSet, load_examples, split_held_out
 from perfit.exchange import Transfer
@@ -121,6 +121,11 @@ def load_client_data(
     Raises:
         PerfitError: The data are missing or unusable.
     """
+    if client.data is None:
+        raise PerfitError(
+            f"the records of client {client.id!r} are not known here: it is of the remote tier {client.tier!r}",
+            "its owner runs it: perfit client --data; or put it into a tier of pods, and name its data",
+        )
 
     def load(uri: str) -> ExampleSet:
         return load_examples(fetch(uri), tokenizer, spec.training.sequence_length, spec.data.bad_records, uri)

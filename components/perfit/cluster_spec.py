@@ -26,6 +26,9 @@ CA_FILE = "ca.crt"
 _SERVERS = "perfitserver-"
 """How the name of a server's Secret begins. A client's default begins with ``perfit-``: it is never one of these."""
 _MAX_NAME = 63
+_OF_PODS = ("cpu", "memory", "accelerator", "node_selector", "tolerations", "parallelism")
+_OF_REMOTE = ("deadline_seconds",)
+"""Keys of a tier that have an effect with one of the runners alone."""
 _STORE_DIRECTORIES = ("clients", "masks", "rounds")
 """Names that a store's policies could not tell from a client's."""
 
@@ -82,8 +85,14 @@ class TierTraining(Section):
 
 
 class Tier(Section):
-    """Resources of the pods of a group of clients. ``cpu`` also sets the number of CPU threads of a training."""
+    """A group of clients, and the resources of their pods. ``cpu`` also sets the number of CPU threads of a training.
 
+    With the runner ``remote`` there are no pods: each client is a process of its owner's (``perfit client``), which has
+    ``deadline_seconds`` in each round.
+    """
+
+    runner: Literal["pod", "remote"] = "pod"
+    deadline_seconds: int = Field(default=21_600, ge=1)
     cpu: Annotated[Quantity, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
@@ -91,6 +100,11 @@ class Tier(Section):
     tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
     training: TierTraining = TierTraining()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its clients are processes of their owners, not pods."""
+        return self.runner == "remote"
 
     @property
     def threads(self) -> int:
@@ -151,6 +165,36 @@ class ClusterSpec(FederationSpec):
         return self
 
     @model_validator(mode="after")
+    def _tiers_fit_their_runners(self) -> Self:
+        limit = self.cluster.deadline_seconds
+        for name, tier in self.tiers.items():
+            pods = "is of pods, whose clients have participation.client_deadline_seconds"
+            why = "has no pods" if tier.is_remote else pods
+            for key in _OF_PODS if tier.is_remote else _OF_REMOTE:
+                if getattr(tier, key) != Tier.model_fields[key].get_default(call_default_factory=True):
+                    raise key_error(("tiers", name, key), f"tier {name!r} {why}; leave it out")
+            if tier.is_remote and limit is not None and tier.deadline_seconds >= limit:
+                raise key_error(
+                    ("tiers", name, "deadline_seconds"),
+                    f"{tier.deadline_seconds} is not below cluster.deadline_seconds ({limit}), at which a run that "
+                    "still waits is ended; lower it, or raise that",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _remote_clients_have_machines_of_their_own(self) -> Self:
+        """What is on an owner's machine, only the owner says."""
+        for position, client in enumerate(self.clients):
+            for key in ("data", "held_out", "secret", "volume"):
+                if self.is_remote(client) and getattr(client, key) is not None:
+                    raise key_error(
+                        ("clients", position, key),
+                        f"client {client.id!r} is of the remote tier {client.tier!r}: its owner names its records and "
+                        "its key where it runs (perfit client); leave it out",
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _names_fit(self) -> Self:
         """A Secret's name is also that of a loop's item and, by default, of a claim and so of a volume."""
         if len(self.server_secret) > _MAX_NAME:
@@ -206,6 +250,18 @@ class ClusterSpec(FederationSpec):
         """Return the tiers that have clients, in the order of the file."""
         used = {client.tier for client in self.clients}
         return [tier for tier in self.tiers if tier in used]
+
+    def pod_tiers(self) -> list[str]:
+        """Return the tiers that have clients in pods, in the order of the file."""
+        return [tier for tier in self.tiers_in_use() if not self.tiers[tier].is_remote]
+
+    def remote_tiers(self) -> list[str]:
+        """Return the tiers whose clients are processes of their owners, in the order of the file."""
+        return [tier for tier in self.tiers_in_use() if self.tiers[tier].is_remote]
+
+    def is_remote(self, client: Client) -> bool:
+        """Whether a client is a process of its owner's, not a pod."""
+        return client.tier in self.tiers and self.tiers[client.tier].is_remote
 
     def secret_of(self, client: ClusterClient) -> str:
         """Return the name of the Secret with a client's keys, which is also the client's name in the cluster."""

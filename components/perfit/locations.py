@@ -105,6 +105,23 @@ def _of_records(uri: str) -> str:
     return uri
 
 
+def check_records_uri(uri: str) -> str:
+    """Return the URI of records, the path of a local file as an absolute one.
+
+    Raises:
+        PerfitError: It names no records, holds credentials, or there is no such file.
+    """
+    try:
+        _of_records(uri)
+    except ValueError as error:
+        raise PerfitError(f"records: {hide_credentials(str(error))}", "name other records") from None
+    if not is_local(uri):
+        return uri
+    if not os.path.isfile(uri):
+        raise PerfitError(f"records: there is no file {uri}", "give the path of a file on this machine")
+    return os.path.abspath(uri)
+
+
 PlainUri = Annotated[str, AfterValidator(_plain)]
 """A URI, or a path or hub id, that holds no credentials."""
 

@@ -54,6 +54,8 @@ def _need(spec: ClusterSpec, tier: str, source: str, model: PreTrainedModel, spa
 
 def _check_tier(spec: ClusterSpec, name: str, need: MemoryNeed) -> str | None:
     tier = spec.tiers[name]
+    if tier.is_remote:  # its owners' machines are not described
+        return None
     memory, accelerator = quantity_bytes(tier.memory), tier.accelerator
     if accelerator is None:
         return check_machine(name, memory, need)

@@ -182,6 +182,22 @@ def checked_model(manifest: ModelManifest, cache: Path, scratch: Path) -> str:
     return source
 
 
+def own_model(manifest: ModelManifest, cache: Path, place: str | None = None) -> str:
+    """Return the directory of a federation's model on a machine that prepares its own cache; checked as above.
+
+    Args:
+        manifest: The model's files, as the federation was founded with them.
+        cache: Where conversions are kept.
+        place: Another place of the same files than the manifest's, as in :func:`locate`.
+
+    Raises:
+        PerfitError: A file differs; otherwise as :func:`prepare_model`.
+    """
+    source = prepare_model(place or manifest.model, cache, None if place else manifest.commit)
+    check_files(manifest, source)
+    return source
+
+
 def _converted(file: str, cache: Path) -> Path:
     with open(file, "rb") as content:
         return cache / hashlib.file_digest(content, "sha256").hexdigest()

@@ -115,7 +115,7 @@ class Client(Section):
     """An owner of private data; ``tier`` is its kind of machine: every tier is sampled at the same fraction."""
 
     id: Name
-    data: RecordsUri
+    data: RecordsUri | None = None
     held_out: RecordsUri | None = None
     tier: str = "default"
     rank: int | None = Field(default=None, ge=1)
@@ -208,6 +208,8 @@ class FederationSpec(Section):
             )
         for position, client in enumerate(self.clients):
             where = ("clients", position)
+            if client.data is None and not self.is_remote(client):
+                raise key_error(where, "the key 'data' is missing")
             if client.id in ids[:position]:
                 raise key_error((*where, "id"), f"{client.id!r} is used twice; give every client an id of its own")
             if client.rank and client.rank > self.lora.rank:
@@ -296,6 +298,10 @@ class FederationSpec(Section):
             tree["lora"].pop("expansion", None)
         return tree
 
+    def is_remote(self, client: Client) -> bool:
+        """Whether a client runs elsewhere, where its owner says what its records are."""
+        return False
+
     def rank_of(self, client: Client) -> int:
         """Return a client's own rank, which gives its budget."""
         return client.rank or self.lora.rank
@@ -323,16 +329,22 @@ class FederationSpec(Section):
         where they run may change while a federation exists. What the values in the store depend on may not: what
         :meth:`fixed` returns, and the rank of a client.
         """
-        mine, theirs = _flatten(self.fixed()), _flatten(other.fixed())
+        mine, theirs = self.fixed(), other.fixed()
         known = other.clients_by_id
         for client in self.clients:
             if client.id in known:
                 mine[f"rank of client {client.id}"] = self.rank_of(client)
                 theirs[f"rank of client {client.id}"] = other.rank_of(known[client.id])
-        for key, value in mine.items():
-            if theirs.get(key) != value:
-                return f"{key} is {value!r} here and {theirs.get(key)!r} there"
-        return None
+        return first_difference(mine, theirs)
+
+
+def first_difference(here: dict[str, Any], there: dict[str, Any]) -> str | None:
+    """Name the first key in which two trees of sections differ, with both values; None if nothing of ``here`` does."""
+    other = _flatten(there)
+    for key, value in _flatten(here).items():
+        if other.get(key) != value:
+            return f"{key} is {value!r} here and {other.get(key)!r} there"
+    return None
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ def prepare(
     method: str = "as in the file",
     round: int = 0,
     at_most: int = 0,
+    waits: bool = False,
 ) -> NamedTuple(
     "Prepared",
     [("federation", str), ("next_round", int), ("served", int), *[(f"tier_{number}", list) for number in range(1, 9)]],
@@ -29,7 +30,8 @@ def prepare(
         claim_tiers: Those of them whose loops pass the names of volume claims.
         method: A method's name, to run the file's federation with that method, under a name of its own.
         round: The round that the run begins with; 0 for the one after the head.
-        at_most: Participants that the run serves; 0 for all.
+        at_most: Participants in pods that the run serves; 0 for all.
+        waits: Whether the pipeline waits for clients of remote tiers.
 
     Returns:
         The federation's URI, the round, how many of its participants will have had their run after this one (0 for
@@ -37,5 +39,5 @@ def prepare(
     """
     from perfit_components.steps.prepare import prepare
 
-    prepared = prepare(federation_file, store, method, round, tiers, claim_tiers, at_most)
+    prepared = prepare(federation_file, store, method, round, tiers, claim_tiers, at_most, waits)
     return (prepared.uri, prepared.round, prepared.served, *(prepared.participants + [[]] * 8)[:8])

@@ -40,7 +40,7 @@ from blake3 import blake3
 from perfit_storage.conditions import check_conditions
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
 from perfit_storage.head import Blob, Head, RoundPlace, dump_head, parse_head
-from perfit_storage.objects import ObjectStore, StoredObject, Write
+from perfit_storage.objects import Data, ObjectStore, StoredObject, Write
 from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
 
@@ -51,6 +51,8 @@ _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
 _SERVED_BYTES = 16
+_SPEC_BYTES, _HEAD_BYTES, _PLAN_BYTES = 2**22, 2**20, 2**26
+"""Of what clients read again and again: whoever may write it shall not fill their memory."""
 _BLOB_FIX = "restore it from a backup, or run its round again"
 _SINGLE_FILES = ("head.json", "model.json", "spec.yaml")
 _DIRECTORIES = ("clients/", "rounds/", "masks/")
@@ -104,7 +106,7 @@ class FederationStore:
 
     def read_spec(self) -> bytes:
         """Returns the federation file. Raises ``ObjectNotFound``, naming the federations that exist."""
-        stored = self._find("spec.yaml")
+        stored = self._find("spec.yaml", _SPEC_BYTES)
         if stored is None:
             raise ObjectNotFound(
                 f"there is no federation {self.name!r} in {self._objects.uri}",
@@ -242,7 +244,7 @@ class FederationStore:
 
     def read_plan(self, place: RoundPlace) -> bytes:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
-        return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first").data
+        return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first", _PLAN_BYTES).data
 
     def read_served(self, place: RoundPlace) -> int:
         """Returns how many of a round's participants, in the plan's order, earlier runs have served."""
@@ -320,11 +322,11 @@ class FederationStore:
         names = (key.removeprefix(prefix) for key in self._objects.list(prefix))
         return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
-    def put_global(self, place: RoundPlace, data: bytes) -> Blob:
+    def put_global(self, place: RoundPlace, data: Data) -> Blob:
         """Stores the vectors of which clients download their part after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/global", data)
 
-    def put_state(self, place: RoundPlace, data: bytes) -> Blob:
+    def put_state(self, place: RoundPlace, data: Data) -> Blob:
         """Stores the server's other vectors after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/state", data)
 
@@ -373,6 +375,17 @@ class FederationStore:
             if hasher.hexdigest() == blob.digest:
                 return size
         raise self._corrupt(blob, hasher.hexdigest())
+
+    def size_of(self, blob: Blob) -> int:
+        """Returns a blob's size in bytes, as the store states it.
+
+        Raises:
+            ObjectNotFound: It is gone.
+        """
+        try:
+            return self._objects.size(self._key(blob.key))
+        except ObjectNotFound as error:
+            raise ObjectNotFound(f"there is no {self.uri}/{blob.key}", _BLOB_FIX) from error
 
     def has_blob(self, key: str) -> bool:
         """Whether there is an object under a blob's key."""
@@ -453,7 +466,7 @@ class FederationStore:
         return self._key(f"clients/{_checked_segment('client id', client)}/{name}")
 
     def _head(self) -> tuple[Head, str]:
-        stored = self._get("head.json", "prepare the federation first")
+        stored = self._get("head.json", "prepare the federation first", _HEAD_BYTES)
         return parse_head(f"{self.uri}/head.json", stored.data), stored.version
 
     def _find(self, path: str, limit: int | None = None) -> StoredObject | None:
@@ -468,7 +481,7 @@ class FederationStore:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
         return stored
 
-    def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
+    def _put_blob(self, stem: str, data: Data, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that are never overwritten."""
         digest = blake3(data).hexdigest()
         path = f"{stem}{suffix}"

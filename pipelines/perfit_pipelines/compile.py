@@ -21,6 +21,8 @@ from perfit_pipelines.workflow_size import ARGUMENT_BYTES, KEPT_BYTES, WorkflowS
 from perfit_pipelines.writing import write_file
 
 PipelineName = Literal["federated_tuning", "federated_round"]
+PARAMETER_BYTES = 10_000
+"""Of a run's parameter, as the API server takes them unless it is told otherwise: what the UI's form can send."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,15 @@ def check_size(compiled: Compiled, size: WorkflowSize) -> None:
 
 
 def participants_by_tier(spec: ClusterSpec) -> dict[str, int]:
-    """How many clients of each tier take part in a round, which is the same in all rounds."""
+    """How many clients of each tier of pods take part in a round, which is the same in all rounds."""
     chosen = [client.tier for client in sample_clients(spec.clients, spec.participation, spec.training.seed, 1)]
-    return {tier: chosen.count(tier) for tier in spec.tiers_in_use()}
+    return {tier: chosen.count(tier) for tier in spec.pod_tiers()}
 
 
 def _loops(spec: ClusterSpec, at_most: int) -> dict[str, int]:
     """Clients of each tier in a round; of a part of one, all in the tier that takes most."""
-    if at_most:
-        tiers = spec.tiers_in_use()
+    tiers = spec.pod_tiers()
+    if at_most and tiers:
         largest = max(tiers, key=spec.names_claims)
         return {tier: at_most if tier == largest else 0 for tier in tiers}
     return participants_by_tier(spec)

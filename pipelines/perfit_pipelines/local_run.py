@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil
 
@@ -20,6 +20,9 @@ from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit_components.log_lines import ErrorFinder, plain
 from perfit_components.steps.prepare import AS_IN_FILE
+
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
 
 _KILL_AGAIN_S = 0.02
 
@@ -87,7 +90,16 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root:
         # It becomes an environment variable, the one setting of the cluster that the runner does not ignore.
         cluster = spec.cluster.model_copy(update={"store_ca": None})
         pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, part=Part(first))
+        wait_last(pipeline)
         pipeline(federation_file=spec.to_json(), method=method)
+
+
+def wait_last(pipeline: BaseComponent) -> None:
+    """Let clients here train before remote ones are waited for: KFP's local runner runs one task after the other."""
+    for component in pipeline.pipeline_spec.components.values():
+        if "wait" in component.dag.tasks:
+            others = [name for name in component.dag.tasks if name != "wait"]
+            component.dag.tasks["wait"].dependent_tasks.extend(others)
 
 
 @contextmanager

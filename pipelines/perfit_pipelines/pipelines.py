@@ -24,10 +24,13 @@ from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
 from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
+from perfit_components.wait import wait
 
 ROLE_LABEL = "perfit/role"
 CACHE_MOUNT = "/cache"
 CA_MOUNT = "/etc/perfit-ca"
+WAIT_MEMORY = "1Gi"
+"""Of the task that waits for remote clients."""
 _USER = 10001
 
 
@@ -126,8 +129,9 @@ def _pipeline(
     """A pipeline that finds or founds the federation, then does what ``run`` does with it."""
     clients = f"{len(spec.clients)} clients, {extent}"
     description = f"{spec.algorithm.title} federation {spec.name!r}: {clients}, base model {spec.model}."
-    tiers = spec.tiers_in_use()
+    tiers = spec.pod_tiers()
     claim_tiers = [tier for tier in tiers if spec.names_claims(tier)]
+    waits = {"waits": True} if spec.remote_tiers() else {}
 
     @dsl.pipeline(name=name, description=description, pipeline_config=_limits(spec.cluster))
     def pipeline(federation_file: str = file or spec.to_json(), store: str = store, method: str = AS_IN_FILE):
@@ -147,6 +151,7 @@ def _pipeline(
             at_most=part.at_most,
             tiers=tiers,
             claim_tiers=claim_tiers,
+            **waits,
         )
         _on_server(prepared, spec, images.client, "prepare").set_display_name("Prepare")
         _with_model(prepared, spec.cluster)
@@ -183,13 +188,14 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
     each. The outputs are for the next round: without ``plan_next`` they are empty. Where a run serves some of the
     participants, ``served`` says how many have been served with it; 0 for all.
     """
-    tiers = spec.tiers_in_use()
+    tiers = spec.pod_tiers()
     clients = _clients_group(spec, images)
     outputs = NamedTuple("Participants", list(_tier_types(spec).items()))
 
     def round_stage(federation, round, plan_next, served, *participants):
         inputs = dict(zip(outputs._fields, participants, strict=True))
-        trained = _uncached(clients(federation=federation, round=round, **inputs)).set_display_name("Clients")
+        waits = {"served": served} if spec.remote_tiers() else {}
+        trained = _uncached(clients(federation=federation, round=round, **waits, **inputs)).set_display_name("Clients")
         closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next, served=served)
         _on_server(closed, spec, images.server).set_display_name("Aggregate")
         closed.after(trained).ignore_upstream_failure()
@@ -200,16 +206,24 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
 
 
 def _clients_group(spec: ClusterSpec, images: Images) -> BaseComponent:
-    """The participants of a round: for each tier a loop over names, the client's task directly in it."""
-    tiers = spec.tiers_in_use()
+    """The participants of a round: for each tier a loop over names, the client's task directly in it.
+
+    Remote tiers have no loop: one task waits for all their clients, beside the loops.
+    """
+    tiers, waits = spec.pod_tiers(), bool(spec.remote_tiers())
     of_tier = {tier: _client_of(spec, tier, images) for tier in tiers}
 
-    def clients(federation, round, *participants):
-        for tier, names in zip(tiers, participants, strict=True):
+    def clients(federation, round, *rest):
+        served, participants = (rest[0], rest[1:]) if waits else (None, rest)
+        for tier, names in zip(tiers, participants, strict=bool(tiers)):
             with dsl.ParallelFor(names, name=tier, parallelism=spec.tiers[tier].parallelism or None) as item:
                 of_tier[tier](federation, round, item)
+        if waits:
+            waiting = _on_server(wait(federation=federation, round=round, served=served), spec, images.server)
+            waiting.set_memory_limit(WAIT_MEMORY).set_display_name("Remote clients")
 
-    return dsl.pipeline(name="clients")(_typed(clients, {"federation": str, "round": int, **_tier_types(spec)}))
+    types = {"federation": str, "round": int, **({"served": int} if waits else {}), **_tier_types(spec)}
+    return dsl.pipeline(name="clients")(_typed(clients, types))
 
 
 def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., None]:
@@ -246,8 +260,11 @@ def _named(component: BaseComponent, name: str) -> BaseComponent:
 
 
 def _tier_types(spec: ClusterSpec) -> dict[str, type]:
-    """The lists of clients that steps hand on, one a tier, and what they hold."""
-    items = [dict[str, str] if spec.names_claims(tier) else str for tier in spec.tiers_in_use()]
+    """The lists of clients that steps hand on, one a tier of pods, and what they hold.
+
+    Where all tiers are remote, one empty list is handed on: it is what lets one round follow the other.
+    """
+    items = [dict[str, str] if spec.names_claims(tier) else str for tier in spec.pod_tiers()] or [str]
     return {f"tier_{number}": list[item] for number, item in enumerate(items, 1)}
 
 

@@ -63,9 +63,12 @@ def test_the_context_holds_no_more_than_the_images_need(build):
         "components",
         "constraints.txt",
         "images",
+        "pipelines",
         "pyproject.toml",
     }
-    assert {path.suffix for path in (context / "components").rglob("*") if path.is_file()} <= {".py", ".j2"}
+    files = [path for folder in ("components", "pipelines") for path in (context / folder).rglob("*")]
+    assert {path.suffix for path in files if path.is_file()} <= {".py", ".j2", ".yaml"}
+    assert not any(path.name == "manifests" for path in files)
 
 
 def test_one_image_gets_its_name_labels_and_base(build):

@@ -184,3 +184,39 @@ def test_there_are_no_more_tiers_than_a_component_has_outputs():
 def test_where_it_runs_may_change(changes):
     assert spec().difference(spec(**changes)) is None
     assert spec(**changes).difference(spec()) is None
+
+
+def far(tier: dict | None = None, client: dict | None = None, **sections) -> ClusterSpec:
+    """A client in a pod, and a remote one."""
+    tiers = {"default": {}, "far": {"runner": "remote", **(tier or {})}}
+    clients = [{"id": "ann", "data": "a.jsonl"}, {"id": "bob", "tier": "far", **(client or {})}]
+    return ClusterSpec.model_validate({**MINIMAL, "tiers": tiers, "clients": clients, **sections})
+
+
+def test_a_remote_tier_has_no_pods_and_no_memory_to_check():
+    spec = far()
+    assert (spec.pod_tiers(), spec.remote_tiers()) == (["default"], ["far"])
+    assert [client.id for client in spec.clients if spec.is_remote(client)] == ["bob"]
+    assert spec.tiers["far"].training_memory is None
+    assert parse_federation(spec.to_yaml()) == spec
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"tier": {"memory": "2Gi"}}, "tier 'far' has no pods"),
+        ({"tier": {"node_selector": {"a": "b"}}}, "tier 'far' has no pods"),
+        ({"tier": {"runner": "pod", "deadline_seconds": 5}, "client": {"data": "b.jsonl"}}, "tier 'far' is of pods"),
+        ({"tier": {"deadline_seconds": 86_400}}, "86400 is not below cluster.deadline_seconds"),
+        ({"client": {"data": "b.jsonl"}}, "its owner names its records"),
+        ({"client": {"volume": "bobs"}}, "its owner names its records"),
+        ({"tier": {"runner": "pod"}}, "the key 'data' is missing"),
+    ],
+)
+def test_keys_that_do_not_fit_the_runner(sections, problem):
+    with pytest.raises(ValidationError, match=problem):
+        far(**sections)
+
+
+def test_a_run_without_a_deadline_waits_as_long_as_its_tiers_say():
+    assert far({"deadline_seconds": 10**6}, cluster={"deadline_seconds": None}).remote_tiers() == ["far"]

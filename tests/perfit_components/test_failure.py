@@ -58,6 +58,18 @@ def test_out_of_memory(action):
     assert failure_as_record(action).reason.startswith("out of memory\n  fix: lower training.batch_size")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemError("<function _find_and_load at 0x7f80> returned NULL without setting an exception"),
+        ImportError("/lib/lib.so: failed to map segment from shared object"),
+    ],
+    ids=["C without a word", "dlopen"],
+)
+def test_an_import_that_runs_out_of_memory(error):
+    assert failure_as_record(raising(error)).status == "out_of_memory"
+
+
 def test_an_interrupt_is_not_a_failure():
     with pytest.raises(KeyboardInterrupt):
         failure_as_record(raising(KeyboardInterrupt()))

@@ -117,6 +117,21 @@ def test_a_client_without_enough_memory_leaves_a_record(make_site, tmp_path):
     assert [(status.client, status.status) for status in summary.lost] == [("ann", "out_of_memory")]
 
 
+def test_a_service_has_the_strictest_limit_of_the_cgroups_it_is_in(tmp_path, monkeypatch):
+    """As systemd makes them: MemoryMax of a slice and of a service in it."""
+    from perfit_components.steps import memory_bound
+
+    service = tmp_path / "system.slice" / "perfit-client@hospital.service"
+    service.mkdir(parents=True)
+    (service / "memory.max").write_text(f"{64 * 1024 * MIB}\n")
+    (service.parent / "memory.max").write_text(f"{32 * 1024 * MIB}\n")
+    (own := tmp_path / "cgroup").write_text("0::/system.slice/perfit-client@hospital.service\n")
+    monkeypatch.setattr(memory_bound, "CGROUP_LIMITS", (tmp_path / "memory.max",))
+    monkeypatch.setattr(memory_bound, "OWN_CGROUPS", own)
+    with memory_bound.bounded_memory() as bound:
+        assert 30 * 1024 * MIB < bound < 32 * 1024 * MIB
+
+
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A cgroup of this test's own that holds 600 MiB; only root may make one, and only version 1 here."""
@@ -135,7 +150,6 @@ def test_a_real_cgroup_kills_without_the_bound_and_not_with_it(cgroup, tmp_path,
     done = run(
         f"""
         import contextlib, numpy
-        memory_bound.CGROUP_LIMITS = (pathlib.Path({str(cgroup / "memory.limit_in_bytes")!r}),)
         with memory_bound.bounded_memory() if {bound} else contextlib.nullcontext():
             held = []
             result = failure_as_record(lambda: [held.append(numpy.ones(1 << 20)) for _ in range(1000)])

@@ -100,9 +100,13 @@ def _bytes(simulation: Simulation, before: State, after: State, client: Client, 
 
 
 def _shared(simulation: Simulation, state: State) -> dict[str, float]:
-    spec, data = simulation.spec, simulation.data
-    starts = simulation.next_starts(state)
-    return {client.id: finite(evaluate(simulation.model, spec, data[client.id], values)) for client, values in starts}
+    def perplexity(client: str, values: np.ndarray) -> float:
+        last = state.results.get(client)
+        if last and np.array_equal(values, last.adapter.dense()):  # nothing was exchanged
+            return last.perplexity_after
+        return finite(evaluate(simulation.model, simulation.spec, simulation.data[client], values))
+
+    return {client.id: perplexity(client.id, values) for client, values in simulation.next_starts(state)}
 
 
 def _trained(simulation: Simulation, held: np.ndarray) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext, place_of
-from perfit_components.steps.plan import LoopItem, participants
+from perfit_components.steps.plan import LoopItem, in_pods, participants
 from perfit_components.steps.report import RoundReport, draw_report, report_unfinished
 
 
@@ -19,7 +19,7 @@ class ClosedRound:
     participants: list[list[LoopItem]]
 
 
-def close_round(uri: str, round: int, next_tiers: Sequence[str] = (), served: int = 0) -> ClosedRound:
+def close_round(uri: str, round: int, next_tiers: Sequence[str] | None = None, served: int = 0) -> ClosedRound:
     """Commit a round, draw its report and store it, and plan the next round.
 
     Where a further run is to serve the rest of a round's participants, only note how many have been served.
@@ -27,7 +27,8 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = (), served: in
     Args:
         uri: URI of the federation.
         round: From 1.
-        next_tiers: Tiers of the compiled pipeline, in order, if the run continues with the next round.
+        next_tiers: Tiers of the compiled pipeline, in order, if the run continues with the next round, which may be
+            one of remote clients alone; None if it ends.
         served: How many of the round's participants this run and those before it have served; 0 for all.
 
     Raises:
@@ -47,11 +48,11 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] = (), served: in
     if report.move:
         print(f"  {report.move}", flush=True)
     context.store.put_report(place_of(summary), report.html.encode())
-    return ClosedRound(report, participants(context, round + 1, next_tiers) if next_tiers else [])
+    return ClosedRound(report, [] if next_tiers is None else participants(context, round + 1, next_tiers))
 
 
 def _note_served(context: FederationContext, round: int, served: int) -> RoundReport | None:
-    """Note how many participants have been served; return a report if some have not.
+    """Note how many participants in pods have been served; return a report if some have not.
 
     After the last of them the count begins again: should the round fall short of its quorum, all are tried once more.
     """
@@ -59,7 +60,7 @@ def _note_served(context: FederationContext, round: int, served: int) -> RoundRe
     if not served or head.round >= round:
         return None
     place = head.place(round)
-    count = len(context.plan(place).participants)
+    count = len(in_pods(context, context.plan(place)))
     context.store.put_served(place, served if served < count else 0)
     if served >= count:
         return None

@@ -24,6 +24,7 @@ from perfit_components.steps.client_context import (
 )
 from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
 from perfit_components.steps.memory_bound import bounded_memory
+from perfit_components.steps.owner import Owner, check_terms, keep_terms
 from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ ADAPTER_DIRECTORY = "adapter"
 _BASELINE = "baseline.json"
 
 
-def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
+def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None = None) -> dict[str, str]:
     """Do a client's part of a round, unless it is done. The outcome is a record in the store, never an exception.
 
     The personal adapter and what the client keeps are written to its own part of the store, then the update, then the
@@ -45,14 +46,15 @@ def train(uri: str, round: int, name: str, threads: int = 0) -> dict[str, str]:
         round: From 1.
         name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training; 0 for torch's own choice.
+        owner: What the client's owner gives it, where it runs the client itself; None in a pod.
 
     Returns:
         client, status (trained, failed or out_of_memory) and reason: the part of the record that the task shows.
     """
     with stoppable():
-        result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name), threads))
+        result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name, owner), threads))
     if isinstance(result, Failure):
-        return _record_failure(uri, round, name, result)
+        return record_failure(uri, round, name, result)
     return _task_output(result)
 
 
@@ -72,6 +74,9 @@ def _train(context: ClientContext, threads: int) -> Outcome:
             f"round {round} was committed without client {context.client.id!r}",
             "there is nothing to do: it may be sampled for a later round",
         )
+    if context.owner:
+        check_terms(context.spec, context.client, context.owner, context.store)
+        keep_terms(context.spec, context.client, context.store)
     stop_after(context.spec.participation.client_deadline_seconds)
     context.say("loading")
     import torch  # imported only now: a round that is done does not need it
@@ -137,8 +142,12 @@ def _tune(context: ClientContext) -> Outcome:
     return parse_outcome(stored)
 
 
-def _record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
-    """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
+def record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
+    """Write why there is no update, if the store can be written; a final record stays, as does a committed round.
+
+    Returns:
+        As :func:`train`.
+    """
     output = {"client": name, "status": failure.status, "reason": failure.reason}
     with suppress(PerfitError):
         context = ClientContext.open(uri, round, name)

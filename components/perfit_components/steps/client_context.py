@@ -22,6 +22,7 @@ from perfit.protocol import Participant, Plan
 from perfit.round import ClientRound, Received
 from perfit_components.log_lines import format_phase, format_step
 from perfit_components.steps.context import FederationContext, model_cache
+from perfit_components.steps.owner import Owner
 from perfit_storage import Blob, FederationStore, Head, ObjectNotFound, RoundPlace, open_store
 
 if TYPE_CHECKING:
@@ -46,22 +47,27 @@ class ClientContext:
     """A client of a federation, in one round. Model and data are loaded once, and only if needed.
 
     ``head`` is that of the federation when the task began: what it says of places holds until the task's end.
+    ``owner`` is what the client's owner gives it; None in a pod.
     """
 
     federation: FederationContext
     client: ClusterClient
     round: int
     head: Head
+    owner: Owner | None = None
 
     @classmethod
-    def open(cls, uri: str, round: int, name: str) -> ClientContext:
+    def open(cls, uri: str, round: int, name: str, owner: Owner | None = None) -> ClientContext:
         """Open a client's federation; ``name`` is that of its Secret.
 
         Raises:
             PerfitError: The store cannot be reached, or the federation has no such client.
         """
         federation = FederationContext.open(uri)
-        return cls(federation, federation.client_named(name), round, federation.store.read_head())
+        client = federation.client_named(name)
+        if owner:
+            client = client.model_copy(update={"data": owner.data, "held_out": owner.held_out})
+        return cls(federation, client, round, federation.store.read_head(), owner)
 
     @cached_property
     def spec(self) -> ClusterSpec:
@@ -108,14 +114,24 @@ class ClientContext:
         """The model with the expanded LoRA, and the client's records.
 
         The cache of models is only read, and believed as far as its files are those that the federation was founded
-        with.
+        with. On its owner's machine the client also fills it.
         """
         from perfit.client import load_client_data, load_prepared
-        from perfit.models import checked_model
+        from perfit.models import checked_model, own_model
 
         _check_device(self.spec.tiers[self.client.tier], self.client.tier)
+        manifest, cache = self.federation.model(), model_cache()
+        if manifest.model != self.spec.model:
+            raise PerfitError(
+                f"{self.store.uri}/model.json is about {manifest.model}, the federation's model is {self.spec.model}",
+                "prepare the federation again (every run does), or restore it from a backup of the store",
+            )
         with tempfile.TemporaryDirectory() as scratch:
-            model = load_prepared(self.spec, checked_model(self.federation.model(), model_cache(), Path(scratch)))
+            if self.owner:
+                source = own_model(manifest, cache, self.owner.model)
+            else:
+                source = checked_model(manifest, cache, Path(scratch))
+            model = load_prepared(self.spec, source)
         with tempfile.TemporaryDirectory() as downloads:
             return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
 

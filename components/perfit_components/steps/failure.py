@@ -20,7 +20,10 @@ _OUT_OF_MEMORY = (
     "out of memory\n  fix: lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, "
     "set training.gradient_checkpointing, or give the client's tier more memory"
 )
-_NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|bad_alloc|could not create a memory")
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|Cannot allocate memory|bad_alloc|could not create a memory"
+    r"|failed to map segment from shared object|returned NULL without setting an exception"
+)
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,12 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or what it was raised from, is an allocation that failed.
 
     On an accelerator torch raises OutOfMemoryError, on the CPU a plain RuntimeError; libraries in C++ and Rust have
-    words of their own.
+    words of their own. A module that is imported without enough memory fails in dlopen, or in C without a word.
     """
     while error is not None:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True
-        if isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(str(error)):
+        if isinstance(error, (RuntimeError, OSError, ImportError, SystemError)) and _NO_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -14,6 +14,8 @@ from pathlib import Path
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """The limit of a container's own cgroup, in version 2 and in version 1."""
+OWN_CGROUPS = Path("/proc/self/cgroup")
+"""In which cgroups the process is: without a container, that of a service, say, below the root that one sees."""
 _NO_LIMIT = 2**60
 """From here on a limit is how version 1 writes that there is none."""
 _RESERVE = 128 * 2**20
@@ -45,7 +47,16 @@ def bounded_memory() -> Iterator[int | None]:
 
 
 def _bound() -> int | None:
-    for file in CGROUP_LIMITS:
-        if file.exists() and (text := file.read_text().strip()).isdecimal() and int(text) < _NO_LIMIT:
-            return max(int(text) - max(_RESERVE, int(text) // 20), 0)
-    return None
+    texts = [file.read_text().strip() for file in (*CGROUP_LIMITS, *_files_of_own()) if file.exists()]
+    limits = [int(text) for text in texts if text.isdecimal() and int(text) < _NO_LIMIT]
+    return max(min(limits) - max(_RESERVE, min(limits) // 20), 0) if limits else None
+
+
+def _files_of_own() -> Iterator[Path]:
+    """The limits of the process's cgroup and of those around it, below the root."""
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        for file in CGROUP_LIMITS if controllers in ("", "memory") else ():
+            for group in (path, *map(str, Path(path).parents)):
+                if group != "/":
+                    yield file.parent / group.lstrip("/") / file.name

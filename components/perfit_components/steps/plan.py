@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perfit.errors import PerfitError
-from perfit.protocol import Plan
+from perfit.protocol import Participant, Plan
 from perfit.sampling import sample_clients
 from perfit_components.steps.commit import ensure_base
 from perfit_components.steps.context import FederationContext, base_of
@@ -51,7 +51,7 @@ def plan_round(context: FederationContext, round: int) -> Plan:
 
 
 def next_part(context: FederationContext, round: int, at_most: int) -> slice:
-    """Return which of a round's participants, in the plan's order, a run serves that serves so many; 0 for all.
+    """Return which of a round's participants in pods, in the plan's order, a run serves that serves so many; 0 for all.
 
     Which ones earlier runs have served is noted in the store when their aggregation ends
     (:func:`perfit_components.steps.aggregate.close_round`): a run that was ended before is repeated.
@@ -62,7 +62,7 @@ def next_part(context: FederationContext, round: int, at_most: int) -> slice:
     head = context.store.read_head()
     if not at_most or head.round >= round:
         return slice(None)
-    count = len(plan_round(context, round).participants)
+    count = len(in_pods(context, plan_round(context, round)))
     begin = context.store.read_served(head.place(round))
     return slice(begin, min(begin + at_most, count))
 
@@ -72,13 +72,14 @@ def participants(
 ) -> list[list[LoopItem]]:
     """Return, for each of the compiled pipeline's tiers, the clients that a round still needs: none if it is committed.
 
-    A client that has left the federation since the round was planned is left out.
+    Those of remote tiers have no task: the pipeline waits for them, see :mod:`perfit_components.steps.wait`. A client
+    that has left the federation since the round was planned is left out.
 
     Args:
         context: The federation's context.
         round: From 1.
         tiers: Of the compiled pipeline, in order.
-        part: Of the plan's participants, those to return; see :func:`next_part`.
+        part: Of the participants in pods, those to return; see :func:`next_part`.
 
     Raises:
         PerfitError: A participant's tier is not in the compiled pipeline; otherwise as :func:`plan_round`.
@@ -87,7 +88,7 @@ def participants(
     if context.store.read_head().round >= round:
         return list(items.values())
     spec, clients = context.spec, context.spec.clients_by_id
-    for participant in plan_round(context, round).participants[part]:
+    for participant in in_pods(context, plan_round(context, round))[part]:
         client = clients.get(participant.client)
         if client is None:
             continue
@@ -100,3 +101,9 @@ def participants(
         claims = spec.names_claims(participant.tier)
         items[participant.tier].append({"secret": name, "volume": client.volume or ""} if claims else name)
     return list(items.values())
+
+
+def in_pods(context: FederationContext, plan: Plan) -> list[Participant]:
+    """Return the participants of a round that have a task of their own: all but those of remote tiers."""
+    remote = context.spec.remote_tiers()
+    return [participant for participant in plan.participants if participant.tier not in remote]

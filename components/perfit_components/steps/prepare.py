@@ -48,6 +48,7 @@ def prepare(
     tiers: Sequence[str] | None = None,
     claim_tiers: Sequence[str] | None = None,
     at_most: int = 0,
+    waits: bool = True,
 ) -> Prepared:
     """Create a federation, or open an existing one.
 
@@ -62,6 +63,7 @@ def prepare(
         tiers: Tiers of the compiled pipeline, in order; None for the file's.
         claim_tiers: Those of them whose loops pass the names of volume claims; None for the file's.
         at_most: Participants of the round that this run serves; 0 for all.
+        waits: Whether the compiled pipeline waits for clients of remote tiers.
 
     Raises:
         PerfitError: The file is wrong, its name is in use by another federation, it does not fit the compiled pipeline,
@@ -70,8 +72,8 @@ def prepare(
     spec = read_federation_file(federation_file, store_uri)
     directory = directory_of(spec, method)
     spec = by_method(spec, method)
-    tiers = spec.tiers_in_use() if tiers is None else tiers
-    _check_compiled(spec, tiers, claim_tiers)
+    tiers = spec.pod_tiers() if tiers is None else tiers
+    _check_compiled(spec, tiers, claim_tiers, waits)
     check_account(spec)
     store = FederationStore.open(store_uri, directory, patience_s=store_patience())
     _write_missing(spec, store)
@@ -99,8 +101,13 @@ def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
     return validated(ClusterSpec, tree, {}, f"the federation file with method {method}")
 
 
-def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequence[str] | None) -> None:
-    for tier in spec.tiers_in_use():
+def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequence[str] | None, waits: bool) -> None:
+    if spec.remote_tiers() and not waits:
+        raise PerfitError(
+            f"tier {spec.remote_tiers()[0]!r} is remote, but the compiled pipeline waits for nobody",
+            "compile it again from this federation file (as perfit submit and schedule create do)",
+        )
+    for tier in spec.pod_tiers():
         if tier not in tiers:
             problem = f"tier {tier!r} has clients, but the compiled pipeline does not have it"
         elif claim_tiers is not None and spec.names_claims(tier) != (tier in claim_tiers):
@@ -110,8 +117,8 @@ def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequen
         fix = "compile it again from this federation file (as perfit submit and schedule create do)"
         raise PerfitError(problem, fix)
     for tier in tiers:
-        if tier not in spec.tiers_in_use():
-            raise PerfitError(
+        if tier not in spec.pod_tiers():
+            raise PerfitError(  # nor has a tier whose clients are remote now
                 f"the compiled pipeline has a loop for tier {tier!r}, which has no client in the federation file",
                 "compile it again from this federation file (as perfit submit and schedule create do)",
             )

@@ -12,10 +12,25 @@ import typer
 import perfit
 from perfit.errors import PerfitError, printable
 from perfit_pipelines import deploy, doctor
-from perfit_pipelines.cli import adapters, bench, compare, data, federations, logs, read, rollback, run
+from perfit_pipelines.cli import (
+    adapters,
+    bench,
+    client,
+    compare,
+    components,
+    data,
+    federations,
+    logs,
+    read,
+    rollback,
+    run,
+)
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
 from perfit_pipelines.writing import fix_of
+
+_EXTRAS = {"kfp": "pipelines", "kubernetes": "pipelines", "torch": "client", "transformers": "client"}
+"""Packages that some commands need, and what brings them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +54,22 @@ def _root(
     """Personalised federated instruction tuning on Kubeflow Pipelines."""
 
 
-for commands in (run, logs, read, federations, adapters, rollback, data, bench, compare, cluster, deploy, doctor):
+for commands in (
+    run,
+    logs,
+    read,
+    federations,
+    adapters,
+    rollback,
+    client,
+    data,
+    bench,
+    compare,
+    components,
+    cluster,
+    deploy,
+    doctor,
+):
     commands.register(app)
 
 
@@ -52,6 +82,12 @@ def main() -> None:
             sys.stdout.flush()
     except PerfitError as error:
         _show(error.problem, error.fix)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in _EXTRAS:
+            raise
+        _show(f"{name} is not installed", f"pip install 'perfit-kubeflow[{_EXTRAS[name]}]'")
         sys.exit(1)
     except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
         where = f"{error.filename}: " if error.filename else ""

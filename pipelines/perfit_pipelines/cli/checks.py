@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ def check_records(spec: ClusterSpec, tokenizer: PreTrainedTokenizerBase | None =
     """
     checked = Checked()
     for client in spec.clients:
+        if spec.is_remote(client):
+            checked.unknown.append(f"{client.id}: its records are on its owner's machine and were not read")
         for uri in filter(None, (client.data, client.held_out)):
             if client.on_volume(uri):
                 checked.unknown.append(f"{client.id}: {uri} is on the volume {client.volume} and was not read")
@@ -97,7 +100,21 @@ def check_federation(spec: ClusterSpec) -> Checked:
     checked.lines += remarks
     if spec.store:
         checked.unknown.append(f"store {spec.store} was not asked")
+    checked.lines.extend(_remote_lines(spec))
     return checked
+
+
+def _remote_lines(spec: ClusterSpec) -> Iterator[str]:
+    """Say how long runs may wait for remote clients."""
+    limit = spec.cluster.deadline_seconds
+    for name in spec.remote_tiers():
+        wait = spec.tiers[name].deadline_seconds
+        together = wait * spec.rounds
+        late = limit is not None and together > limit
+        more = (
+            f"; {spec.rounds} rounds without them take longer than cluster.deadline_seconds ({limit})" if late else ""
+        )
+        yield f"tier {name} is remote: a round waits up to {wait} s for its clients{more}"
 
 
 def check_model(spec: ClusterSpec) -> tuple[PreTrainedTokenizerBase | None, str, list[str]]:

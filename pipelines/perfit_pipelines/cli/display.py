@@ -127,6 +127,8 @@ class RunDisplay:
     def _on_task(self, task: str) -> None:
         if task == "prepare":
             self._say("preparing the federation (the first time, the model is converted)")
+        elif task == "wait":
+            self._say(f"round {self._round}/{self._work.rounds}  waiting for remote clients")
         elif task == "aggregate":
             for client in list(self._bars):
                 self._remove(client)
@@ -136,6 +138,7 @@ class RunDisplay:
         self._round = max(self._round, phase.round)
         if phase.name == "done":
             self._remove(phase.client)
+            self._count(phase.round, phase.client, self._work.steps)  # of a remote client no step was seen
             return
         self._describe(phase.client, phase.name)
         self.progress.update(self._overall, description=f"round {self._round}/{self._work.rounds}")

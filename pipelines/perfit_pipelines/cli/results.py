@@ -112,7 +112,10 @@ def pending(context: FederationContext) -> list[str]:
     outcomes = [read_outcome(context, plan, participant) for participant in plan.participants]
     delivered = sum(isinstance(outcome, UpdateRecord) for outcome in outcomes)
     first = f"round {plan.round} is not committed: {delivered} of {len(outcomes)} clients have a result so far"
-    return [first, *lost_lines(outcome for outcome in outcomes if outcome.status in ("failed", "refused"))]
+    lost = lost_lines(outcome for outcome in outcomes if outcome.status in ("failed", "refused"))
+    remote = context.spec.remote_tiers()
+    late = [outcome.client for outcome in outcomes if outcome.status == "missing" and outcome.tier in remote]
+    return [first, *lost, *([f"remote, without a record yet: {', '.join(late)}"] if late else [])]
 
 
 def round_table(summaries: Sequence[RoundSummary]) -> Table:

@@ -112,7 +112,7 @@ def compile_(
 ) -> None:
     """Compile a federation to a pipeline that Kubeflow takes."""
     from perfit.federation_file import load_federation
-    from perfit_pipelines.compile import compile_pipeline
+    from perfit_pipelines.compile import PARAMETER_BYTES, compile_pipeline
     from perfit_pipelines.pipelines import Images
 
     spec = load_federation(file)
@@ -124,6 +124,12 @@ def compile_(
     size = compile_pipeline(spec, pipeline.value, uri, output, images)
     if not size.is_listed:
         errors.print(f"warning: {size.listing_stops}", markup=False)
+    if (length := len(spec.to_json().encode())) > PARAMETER_BYTES:
+        errors.print(
+            f"warning: the federation file has {length:,} bytes, and the UI's form can send {PARAMETER_BYTES:,} unless "
+            "Kubeflow's API server has another MAX_PARAMETER_BYTES: start it with perfit submit",
+            markup=False,
+        )
     out.print(f"wrote {output}: upload it in the Kubeflow UI, or with kfp.Client", markup=False)
 
 
@@ -148,6 +154,11 @@ def run(
     of_file, method = load_federation(file, settings or ()), method or AS_IN_FILE
     spec, name, uri = by_method(of_file, method), directory_of(of_file, method), store or of_file.store
     say = Console(quiet=True) if quiet else out
+    if uri is None and spec.remote_tiers():
+        raise PerfitError(
+            f"tier {spec.remote_tiers()[0]!r} is remote, and this machine's own store is for this command alone",
+            "give --store, of a store that the clients' owners reach too",
+        )
     if dry_run:
         return _say_work(spec, name, uri, say)
     directory = output or places.results(name, uri)

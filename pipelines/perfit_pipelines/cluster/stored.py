@@ -116,10 +116,20 @@ class StoreProgress:
         if is_first:  # of an earlier run, perhaps: a client that failed then may do well now
             self._stale = {c: o for c, o in self._records.items() if not isinstance(o, UpdateRecord)}
 
+    def _answers(self, plan: Plan) -> str:
+        """Say which remote clients have a record of the round under way."""
+        tiers = self._context.spec.remote_tiers()
+        remote = [p.client for p in plan.participants if p.tier in tiers]
+        late = [client for client in remote if client not in self._records]
+        waits = f"; waiting for {', '.join(late)}" if late else ""
+        return f"{len(remote) - len(late)} of {len(remote)} answered{waits}"
+
     def _completed(self, task: Task, state: TaskState | None) -> TaskState | None:
         round = task.round or (self._round if task.key != "prepare" else None)
         if task.key == "aggregate" and round in self.rounds and (state is None or state.state not in FINAL):
             return _with(task, state, COMMITTED)
+        if task.key == "wait" and state and state.state not in FINAL and self._plan and self._plan.round == round:
+            return replace(state, reason=self._answers(self._plan))
         outcome = self.outcomes().get(round or 0, {}).get(task.client)
         if outcome is None:
             return state

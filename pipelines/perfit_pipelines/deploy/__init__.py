@@ -41,11 +41,19 @@ def deploy(
     rotate: Annotated[
         str | None, typer.Option(metavar="CLIENT|server|all", help="Generate a new key; all others are kept.")
     ] = None,
+    owners: Annotated[
+        Path | None, typer.Option(help="Directory for the keys of remote clients, a file for each owner.")
+    ] = None,
+    owner_endpoint: Annotated[
+        str | None, typer.Option(help="URL of the store as owners of remote clients reach it.")
+    ] = None,
 ) -> None:
     """Add the credentials of a federation's server and clients to an overlay, as Secrets; none is ever shown."""
     from perfit_pipelines.deploy.apply import Request, apply_overlay, write_overlay
 
-    request = Request(file, overlay, namespace, context, store, endpoint, region, rotate, offline)
+    request = Request(
+        file, overlay, namespace, context, store, endpoint, region, rotate, offline, owners, owner_endpoint
+    )
     lines = apply_overlay(request, dry_run) if apply else write_overlay(request, output)
     for line in lines:
         typer.echo(line)

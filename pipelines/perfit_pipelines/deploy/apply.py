@@ -16,6 +16,7 @@ from perfit.federation_file import load_federation
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
 from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
 from perfit_pipelines.deploy.overlay import Overlay, StoreServer, open_overlay
+from perfit_pipelines.deploy.owners import DIRECTORY, owner_files, owner_lines, read_owner_files
 from perfit_pipelines.deploy.render import USER_SECRETS, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
 from perfit_pipelines.places import deployments
@@ -41,6 +42,8 @@ class Request:
     region: str | None = None
     rotate: str | None = None
     offline: bool = False
+    owners: Path | None = None
+    owner_endpoint: str | None = None
 
 
 def write_overlay(request: Request, output: Path | None) -> list[str]:
@@ -58,13 +61,17 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     directory = output or deployments() / spec.name / overlay.directory.name
     check_directory(directory)
     deployed = {} if request.offline else _asked(request, spec, overlay, kubectl)
-    deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **deployed})
+    owners = request.owners or directory / DIRECTORY
+    handed = _handed(request, spec, overlay, owners)
+    deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **handed, **deployed})
     write_private(directory, render(deployment, directory))
     kubectl.build(directory)
+    told = _write_owners(request, deployment, owners, handed)
     return [
         f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
         *_endpoint_lines(request, deployment),
         *_user_lines(deployment, directory),
+        *told,
         "apply it with:",
         *(f"  {line}" for line in _commands(deployment, directory, request.context)),
     ]
@@ -81,7 +88,8 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     """
     spec, kubectl = load_federation(request.file), Kubectl(request.context)
     overlay = open_overlay(request.overlay, kubectl)
-    deployment = _deployment(request, spec, overlay, _deployed(request, spec, overlay, kubectl))
+    handed = _handed(request, spec, overlay, request.owners)
+    deployment = _deployment(request, spec, overlay, {**handed, **_deployed(request, spec, overlay, kubectl)})
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "overlay")
         write_private(directory, render(deployment, directory))
@@ -94,6 +102,7 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     if dry_run:
         return [*lines, "the server would take all of this; nothing was changed"]
     told = [*_endpoint_lines(request, deployment), *_user_lines(deployment, None)]
+    told += _write_owners(request, deployment, request.owners, handed)
     return [*lines, f"applied: {_count(deployment)}", *told]
 
 
@@ -118,6 +127,26 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
         choose_keys(roles, keys, request.rotate),
         _root(overlay.store.server, existing) if overlay.store else None,
     )
+
+
+def _handed(request: Request, spec: ClusterSpec, overlay: Overlay, directory: Path | None) -> Contents:
+    """What an earlier call wrote for owners; where their keys are in no cluster, it is what keeps them."""
+    if directory is None:
+        return {}
+    check_directory(directory, "*.env")
+    return read_owner_files(directory, roles_of(spec, _store(request, spec, overlay)))
+
+
+def _write_owners(request: Request, deployment: Deployment, directory: Path | None, handed: Contents) -> list[str]:
+    """Write the keys of remote clients for their owners; return what to tell."""
+    if directory is None:
+        return owner_lines(deployment, None, set())
+    secrets = {role.secret: role.name for role in deployment.roles}
+    before = {secrets[secret]: texts.get("AWS_ENDPOINT_URL", "") for secret, texts in handed.items()}
+    store = _store(request, deployment.spec, deployment.overlay)
+    files = owner_files(deployment, store, request.owner_endpoint, before)
+    write_private(directory, files)
+    return owner_lines(deployment, directory, {request.owner_endpoint or deployment.endpoint})
 
 
 def _store(request: Request, spec: ClusterSpec, overlay: Overlay) -> str:
@@ -195,7 +224,7 @@ def _manager(spec: ClusterSpec) -> str:
 
 
 def _count(deployment: Deployment) -> str:
-    clients = len(deployment.roles) - 1
+    clients = sum(not role.remote for role in deployment.roles) - 1
     return f"keys of the server and of {clients} clients, as Secrets in namespace {deployment.namespace}"
 
 

@@ -15,19 +15,19 @@ SECRETS = "secrets.yaml"
 """The file that marks a directory as written by this command."""
 
 
-def check_directory(directory: Path) -> None:
-    """Check that secrets may be written to a directory.
+def check_directory(directory: Path, ours: str = SECRETS) -> None:
+    """Check that secrets may be written to a directory; ``ours`` matches a file by which it is known to be ours.
 
     Raises:
         PerfitError: It holds other files, or is in a git work tree that does not ignore it.
     """
-    ours = (directory / SECRETS).is_file()
-    if directory.exists() and not ours and (not directory.is_dir() or any(directory.iterdir())):
+    known = any(directory.glob(ours))
+    if directory.exists() and not known and (not directory.is_dir() or any(directory.iterdir())):
         raise PerfitError(f"{directory} exists and was not written by this command", "give a new directory")
     if _git_would_commit(directory.resolve()):
         raise PerfitError(
             f"{directory} is in a git work tree that does not ignore it, and would hold secrets",
-            f"give --output a directory outside of it, or add {directory.name}/ to .gitignore",
+            f"give a directory outside of it, or add {directory.name}/ to .gitignore",
         )
 
 

@@ -115,7 +115,7 @@ def _replace(target: Object, values: Mapping[str, str]) -> Object:
 def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
     """All Secrets by namespace and name: a role's own, and those that the overlay's store reads."""
     secrets = []
-    for role in deployment.roles:
+    for role in filter(lambda role: not role.remote, deployment.roles):
         secrets.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
     store, root = deployment.overlay.store, deployment.root
     if store and root:

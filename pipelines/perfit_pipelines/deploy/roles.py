@@ -35,6 +35,7 @@ class Role:
         secret: Name of its Secret in the namespace of the runs.
         access_key: Of a key generated for it: a client's has one dot, as names contain none, the server's none.
         policy: What it may do in the store.
+        remote: Whether its owner runs it, so that its key is in no Secret where runs live.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Role:
     secret: str
     access_key: str
     policy: Policy
+    remote: bool = False
 
 
 def roles_of(spec: ClusterSpec, store: str) -> list[Role]:
@@ -54,7 +56,8 @@ def roles_of(spec: ClusterSpec, store: str) -> list[Role]:
     for client in spec.clients:
         access_key = f"{spec.name}.{client.id}"
         policy = client_policy(spec, client, store)
-        roles.append(Role(client.id, client.id, spec.secret_of(client), access_key, policy))
+        remote = spec.is_remote(client)
+        roles.append(Role(client.id, client.id, spec.secret_of(client), access_key, policy, remote))
     return roles
 
 

@@ -69,7 +69,7 @@ def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
     nodes: list[V1Node] = []
     refused = _allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
     findings += refused
-    fitting = [node for node in nodes if any(fitting_nodes(spec.tiers[tier], [node]) for tier in spec.tiers_in_use())]
+    fitting = [node for node in nodes if any(fitting_nodes(spec.tiers[tier], [node]) for tier in spec.pod_tiers())]
     findings += _allowed("volumes", lambda: check_volumes(cluster, spec, namespace, len(fitting)))
     if not refused:
         findings += check_tiers(spec, nodes) + check_server(spec, nodes)

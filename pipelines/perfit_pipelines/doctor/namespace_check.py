@@ -113,10 +113,10 @@ def _counts(quota: V1ResourceQuota) -> bool:
 def _check_quota(spec: ClusterSpec, quota: V1ResourceQuota) -> list[Finding]:
     name = quota.metadata.name
     fix = f"raise the quota {name}, or lower tiers.<name>.parallelism or what the tiers ask for"
-    checks, tiers = [], [spec.tiers[tier] for tier in spec.tiers_in_use()]
+    checks, tiers = [], [spec.tiers[tier] for tier in spec.pod_tiers()]
     for resource, hard, used in _limits(quota):
         one = max(_asked(tier, resource) for tier in (*tiers, server_tier(spec)))
-        together = sum(_asked(spec.tiers[tier], resource) * at_once(spec, tier) for tier in spec.tiers_in_use())
+        together = sum(_asked(spec.tiers[tier], resource) * at_once(spec, tier) for tier in spec.pod_tiers())
         allowed = f"{name} allows {_format_amount(hard)} of {resource}"
         if one > hard:
             checks.append(fail(_QUOTA, f"{allowed}, and one pod asks for {_format_amount(one)}", fix))

@@ -22,7 +22,7 @@ _HARD_TAINTS = ("NoSchedule", "NoExecute")
 
 def check_tiers(spec: ClusterSpec, nodes: Sequence[V1Node]) -> list[Finding]:
     """Compare every tier that has clients with the nodes. What other pods use of them now is ignored."""
-    return [_check_tier(spec, name, nodes) for name in spec.tiers_in_use()]
+    return [_check_tier(spec, name, nodes) for name in spec.pod_tiers()]
 
 
 def check_server(spec: ClusterSpec, nodes: Sequence[V1Node]) -> list[Finding]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from perfit.cluster_spec import ClusterSpec
 from perfit_components.secret_names import STORE_KEYS
-from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
+from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown, warn
 from perfit_pipelines.kube import Cluster, NotAllowed
 
 NAME = "Secrets"
@@ -27,13 +28,14 @@ class RoleKeys:
 
 
 def check_secrets(cluster: Cluster, spec: ClusterSpec, namespace: str) -> tuple[list[Finding], list[RoleKeys]]:
-    """Read the Secrets of the server and of all clients.
+    """Read the Secrets of the server and of all clients in pods; no remote client's may be there.
 
     Returns:
         The findings, and the roles whose Secrets are complete.
     """
-    names = {None: spec.server_secret} | {client.id: spec.secret_of(client) for client in spec.clients}
-    problems, roles = [], []
+    in_pods = [client for client in spec.clients if not spec.is_remote(client)]
+    names = {None: spec.server_secret} | {client.id: spec.secret_of(client) for client in in_pods}
+    problems, roles = _of_remote(cluster, spec, namespace), []
     for client, name in names.items():
         environment, problem = _read(cluster, namespace, name)
         if problem:
@@ -43,7 +45,20 @@ def check_secrets(cluster: Cluster, spec: ClusterSpec, namespace: str) -> tuple[
     problems += _shared_keys(roles)
     if problems:
         return problems, roles
-    return [ok(NAME, f"the server and {len(spec.clients)} clients have theirs in namespace {namespace}")], roles
+    return [ok(NAME, f"the server and {len(in_pods)} clients have theirs in namespace {namespace}")], roles
+
+
+def _of_remote(cluster: Cluster, spec: ClusterSpec, namespace: str) -> list[Finding]:
+    """Warn of a key that a run could be given: a client that has become remote may have left it behind."""
+    found = []
+    for client in filter(spec.is_remote, spec.clients):
+        name = spec.secret_of(client)
+        with suppress(NotAllowed):
+            if cluster.secret(namespace, name) is not None:
+                finding = f"client {client.id} is remote, but its key is in namespace {namespace}, open to every run"
+                fix = f"kubectl -n {namespace} delete secret {name}, and give its owner a new key: --rotate {client.id}"
+                found.append(warn(NAME, finding, fix))
+    return found
 
 
 def _read(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, str], Finding | None]:

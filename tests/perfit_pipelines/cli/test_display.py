@@ -117,6 +117,14 @@ def test_a_bar_for_each_client_that_works_and_one_for_the_run():
     assert "client bob has no result: it is ill" in out.getvalue()
 
 
+def test_a_remote_client_counts_when_its_record_is_there():
+    console = Console(file=io.StringIO(), width=200)
+    with RunDisplay(WORK, console, clock := Clock()) as display:
+        run(display, clock, TASK.format("wait"), "[perfit] round=1 client=ann phase=done", 60.0)
+        assert bars(display)[0][:3] == ("round 1/2  waiting for remote clients", 10, WORK.total)
+    assert "round 1/2  waiting for remote clients" in console.file.getvalue()
+
+
 def test_quiet():
     out = io.StringIO()
     with RunDisplay(WORK, Console(file=out, force_terminal=True, quiet=True)) as display:

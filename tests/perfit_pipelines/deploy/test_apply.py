@@ -178,3 +178,14 @@ def test_nothing_secret_is_on_a_command_line(deploy, cluster, place, monkeypatch
     calls = log.read_text()
     assert calls.count("--context test") == 5
     assert not any(secret in calls for secret in all_secrets(cluster))
+
+
+def test_the_key_of_a_remote_client_is_kept_by_the_store_and_handed_over_on_request(deploy, cluster, place):
+    clients = [{"id": "ann", "data": "owner/ann:train"}, {"id": "bob", "tier": "far"}]
+    tiers = {"default": {}, "far": {"runner": "remote"}}
+    file = write_federation(place / "remote.yaml", tiers=tiers, clients=clients)
+    assert "remote clients: bob. Give --owners DIR" in deploy(file, "--overlay", "seaweedfs", "--apply")
+    assert ("perfit-tiny-bob", "kubeflow") not in {(key[3], key[2]) for key in cluster.objects}
+    deploy(file, "--overlay", "seaweedfs", "--apply", "--owners", place / "owners")
+    key = client_files(cluster)["tiny.bob.secret-key"]
+    assert f"AWS_SECRET_ACCESS_KEY={key}" in (place / "owners/bob.env").read_text().splitlines()

@@ -257,3 +257,44 @@ def test_without_kubectl(deploy, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(PerfitError, match="no `kubectl` on PATH or beside this Python"):
         deploy("federation.yaml", "--overlay", "kind")
+
+
+def remote(place: Path) -> Path:
+    """A federation file with a remote client, bob."""
+    clients = [{"id": "ann", "data": "owner/ann:train"}, {"id": "bob", "tier": "far"}]
+    return write_federation(place / "remote.yaml", tiers={"default": {}, "far": {"runner": "remote"}}, clients=clients)
+
+
+@pytest.mark.parametrize("overlay", ["kind", "existing-minio"])
+def test_a_remote_clients_key_is_in_no_namespace_of_runs_but_in_a_file_for_its_owner(deploy, place, overlay):
+    said = deploy(remote(place), *options(overlay), "--output", "out", "--owner-endpoint", "https://s3.example.org")
+    secrets = written_secrets(Path("out"))
+    assert {name for namespace, name in secrets if namespace == "kubeflow"} == {"perfitserver-tiny", "perfit-tiny-ann"}
+    file = Path("out/owners/bob.env")
+    held = variables(file)
+    assert "out/owners/<client>.env: hand each file to its owner" in said
+    assert held.pop("AWS_SECRET_ACCESS_KEY") not in said
+    assert held == {
+        "AWS_ENDPOINT_URL": "https://s3.example.org",
+        "AWS_REGION": secrets["kubeflow", "perfit-tiny-ann"]["AWS_REGION"],
+        "AWS_ACCESS_KEY_ID": "tiny.bob",
+        "PERFIT_FEDERATION": "s3://perfit/federations/tiny",
+        "PERFIT_CLIENT": "bob",
+    }
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["bob.env"]
+    before = variables(file)
+    deploy(remote(place), *options(overlay), "--output", "out")
+    assert variables(file) == before, "key and endpoint are kept"
+
+
+def test_an_owner_is_not_given_an_address_that_only_pods_reach_without_a_word(deploy, place):
+    said = deploy(remote(place), *options("kind"), "--output", "out", "--owners", "handed")
+    assert "WARNING: only pods of this cluster reach http://minio.perfit.svc:9000" in said
+    assert variables(Path("handed/bob.env"))["AWS_ENDPOINT_URL"] == "http://minio.perfit.svc:9000"
+
+
+def variables(file: Path) -> dict[str, str]:
+    """As systemd and docker read such a file."""
+    lines = (line for line in file.read_text().splitlines() if not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from .conftest import FEDERATION, NAMESPACE
+
 
 @pytest.mark.parametrize("key", ["AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"])
 def test_a_secret_without_a_key(site, key):
@@ -22,3 +24,12 @@ def test_two_clients_with_one_key(site):
     found = site.findings()
     assert "perfit-tiny-ann and perfit-tiny-bob hold the same access key" in found[0]["finding"]
     assert "may not read clients/bob/perfit-doctor" in found[1]["finding"], "the store says so too"
+
+
+def test_a_remote_client_needs_no_secret_and_should_have_none(site):
+    """Its key would be open to every run of the namespace."""
+    clients = [{"id": "ann", "data": "o/d:train", "tier": "gpu", "volume": "ann-data"}, {"id": "bob", "tier": "far"}]
+    site.write(clients=clients, tiers={**FEDERATION["tiers"], "far": {"runner": "remote"}})
+    assert "client bob is remote, but its key is in namespace" in site.only("warn", "Secrets")["finding"]
+    site.remove("Secret", "perfit-tiny-bob", NAMESPACE)
+    assert site.findings() == []

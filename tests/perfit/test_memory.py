@@ -19,6 +19,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.lora import expand
 from perfit.memory import MemoryNeed, check_accelerators, check_machine, memory_need
+from perfit.model_check import check_model
 from perfit.models import locate, model_skeleton
 from perfit.spec import FederationSpec
 
@@ -239,6 +240,15 @@ def test_accelerators_or_a_memory_beside_them_that_are_too_small(memory, device_
     beside = problem.endswith("accelerator")
     assert caught.value.problem == problem
     assert caught.value.fix == ("raise it, or lower lora.rank or lora.expansion" if beside else LOWER)
+
+
+def test_machines_of_remote_clients_are_not_checked(make_federation):
+    sections = {"tiers": {"far": {"runner": "remote"}}, "training": {"batch_size": 10**6}}
+    far = make_federation(clients=[{"id": "ann", "tier": "far"}], **sections)
+    assert check_model(far, far.model)[1] == []
+    near = make_federation(training={"batch_size": 10**6})
+    with pytest.raises(PerfitError, match=r"^tiers\.default\.memory: 8\.00 GiB cannot hold"):
+        check_model(near, near.model)
 
 
 def test_the_peak_of_a_real_search_is_below_the_estimate_but_not_far():

@@ -13,7 +13,7 @@ import perfit as package
 
 from ...perfit_components.running import files
 from ..commands import perfit
-from ..terminal import COMMAND
+from ..terminal import COMMAND, perfit_in_terminal
 
 COMMANDS = ["run", "status", "export", "chat", "serving", "data partition", "schedule create", "deploy", "doctor"]
 
@@ -27,6 +27,17 @@ def test_help_by_its_short_name(command, tmp_path):
     short = perfit(*command.split(), "-h", cwd=tmp_path)
     assert (short.code, short.out) == (0, perfit(*command.split(), "--help", cwd=tmp_path).out)
     assert short.out.lstrip().startswith("Usage: ")
+
+
+def test_colours_are_for_terminals(tmp_path):
+    with perfit_in_terminal("status", cwd=tmp_path) as terminal:
+        assert terminal.end() == 1
+    assert "error: the store of this machine, " in terminal.shown
+    assert "\x1b[1;31merror:\x1b[0m" in terminal.raw
+    environment = {**os.environ, "TERM": "xterm-256color", "PERFIT_HOME": str(tmp_path / ".perfit")}
+    piped = subprocess.run([*COMMAND, "status"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert piped.stderr.startswith("error: the store of this machine, ")
+    assert "\x1b" not in piped.stderr
 
 
 def test_the_shells_completion():

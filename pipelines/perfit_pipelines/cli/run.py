@@ -26,7 +26,6 @@ from perfit_pipelines.options import (
     out,
 )
 from perfit_pipelines.writing import write_file
-from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterSpec
@@ -240,6 +239,7 @@ def _export(results: Results, directory: Path) -> None:
 def _results(name: str, used: Store) -> Results | None:
     """Return what the store has of a federation; None if no round is committed, or something of them is lost."""
     from perfit_components.steps.context import place_of
+    from perfit_storage import ObjectNotFound
 
     try:
         context = used.federation(name)

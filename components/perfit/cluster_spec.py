@@ -26,7 +26,7 @@ CA_FILE = "ca.crt"
 _SERVERS = "perfitserver-"
 """How the name of a server's Secret begins. A client's default begins with ``perfit-``: it is never one of these."""
 _MAX_NAME = 63
-_OF_PODS = ("cpu", "memory", "accelerator", "node_selector", "tolerations", "parallelism")
+_OF_PODS = ("cpu", "memory", "accelerator", "node_selector", "tolerations", "parallelism", "queue", "runtime")
 _OF_REMOTE = ("deadline_seconds",)
 """Keys of a tier that have an effect with one of the runners alone."""
 _STORE_DIRECTORIES = ("clients", "masks", "rounds")
@@ -88,10 +88,17 @@ class Tier(Section):
     """A group of clients, and the resources of their pods. ``cpu`` also sets the number of CPU threads of a training.
 
     With the runner ``remote`` there are no pods: each client is a process of its owner's (``perfit client``), which has
-    ``deadline_seconds`` in each round.
+    ``deadline_seconds`` in each round. With ``trainjob`` each is a TrainJob of Kubeflow Trainer that a pod follows.
+
+    Args:
+        runtime: The ClusterTrainingRuntime of TrainJobs.
+        queue: Kueue's LocalQueue that admits the pods or jobs, each by itself; None for no queue.
+        queue_priority: Kueue's WorkloadPriorityClass of them.
+        queue_seconds: What was not admitted after this time is ended, and its client absent from the round.
     """
 
-    runner: Literal["pod", "remote"] = "pod"
+    runner: Literal["pod", "trainjob", "remote"] = "pod"
+    runtime: Name = "torch-distributed"
     deadline_seconds: int = Field(default=21_600, ge=1)
     cpu: Annotated[Quantity, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "1"
     memory: Quantity = "8Gi"
@@ -100,11 +107,26 @@ class Tier(Section):
     tolerations: tuple[Toleration, ...] = ()
     parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
     training: TierTraining = TierTraining()
+    queue: Name | None = None
+    queue_priority: Name | None = None
+    queue_seconds: int | None = Field(default=None, ge=60)
+
+    @model_validator(mode="after")
+    def _queue_is_named(self) -> Self:
+        for key in ("queue_priority", "queue_seconds"):
+            if getattr(self, key) is not None and self.queue is None:
+                raise key_error((key,), "the tier has no queue; name Kueue's LocalQueue with the key `queue`")
+        return self
 
     @property
     def is_remote(self) -> bool:
         """Whether its clients are processes of their owners, not pods."""
         return self.runner == "remote"
+
+    @property
+    def is_job(self) -> bool:
+        """Whether its clients are TrainJobs."""
+        return self.runner == "trainjob"
 
     @property
     def threads(self) -> int:
@@ -161,6 +183,32 @@ class ClusterSpec(FederationSpec):
                 raise key_error(
                     ("clients", position, "tier"),
                     f"there is no tier {client.tier!r}; use one of {', '.join(self.tiers)}, or add it to tiers",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _jobs_are_possible(self) -> Self:
+        problem = None
+        if not self.cluster.allow_secret_readers:
+            problem = (
+                "who may create TrainJobs may give their pods any Secret of the namespace, and here each client's pod "
+                "may: use it where owners trust each other, and say so (cluster.allow_secret_readers: true)"
+            )
+        elif self.cluster.store_ca:
+            problem = "KFP gives what follows a TrainJob no volume, and so no authority (cluster.store_ca); use pod"
+        for name, tier in self.tiers.items():
+            if problem and tier.is_job:
+                raise key_error(("tiers", name, "runner"), problem)
+        return self
+
+    @model_validator(mode="after")
+    def _queues_end_before_the_run(self) -> Self:
+        limit = self.cluster.deadline_seconds
+        for name, tier in self.tiers.items():
+            if limit and tier.queue_seconds and tier.queue_seconds >= limit:
+                raise key_error(
+                    ("tiers", name, "queue_seconds"),
+                    f"the run ends before: lower it, or raise cluster.deadline_seconds ({limit:,})",
                 )
         return self
 

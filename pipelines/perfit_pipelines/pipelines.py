@@ -6,7 +6,6 @@ federation's own files; what tasks hand each other are the names of the clients 
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,11 +21,13 @@ from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
+from perfit_components.queue_limit import QUEUE_SECONDS, ROLE_LABEL, queue_labels
 from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
+from perfit_components.train_job import train_job
 from perfit_components.wait import wait
+from perfit_pipelines.brief import brief
 
-ROLE_LABEL = "perfit/role"
 CACHE_MOUNT = "/cache"
 CA_MOUNT = "/etc/perfit-ca"
 WAIT_MEMORY = "1Gi"
@@ -143,7 +144,7 @@ def _pipeline(
             store: Where federations are kept, e.g. s3://bucket/prefix.
             method: Run the federation by another method than the file's, under a name of its own.
         """
-        prepared = prepare(
+        prepared = brief(prepare)(
             federation_file=federation_file,
             store=store,
             method=method,
@@ -196,7 +197,8 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
         inputs = dict(zip(outputs._fields, participants, strict=True))
         waits = {"served": served} if spec.remote_tiers() else {}
         trained = _uncached(clients(federation=federation, round=round, **waits, **inputs)).set_display_name("Clients")
-        closed = aggregate(federation=federation, round=round, tiers=tiers, plan_next=plan_next, served=served)
+        given = {"tiers": tiers, "plan_next": plan_next, "served": served}
+        closed = brief(aggregate)(federation=federation, round=round, **given)
         _on_server(closed, spec, images.server).set_display_name("Aggregate")
         closed.after(trained).ignore_upstream_failure()
         return outputs(*(closed.outputs[name] for name in outputs._fields))
@@ -219,7 +221,7 @@ def _clients_group(spec: ClusterSpec, images: Images) -> BaseComponent:
             with dsl.ParallelFor(names, name=tier, parallelism=spec.tiers[tier].parallelism or None) as item:
                 of_tier[tier](federation, round, item)
         if waits:
-            waiting = _on_server(wait(federation=federation, round=round, served=served), spec, images.server)
+            waiting = _on_server(brief(wait)(federation=federation, round=round, served=served), spec, images.server)
             waiting.set_memory_limit(WAIT_MEMORY).set_display_name("Remote clients")
 
     types = {"federation": str, "round": int, **({"served": int} if waits else {}), **_tier_types(spec)}
@@ -232,10 +234,12 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
     A plain string is the only kind of loop item that may name a Secret and a volume claim. A claim that is called
     otherwise than the Secret reaches the task as an input of a pipeline around it, at a pod more.
     """
-    component = _named(client, f"client-{tier}")
+    in_job = spec.tiers[tier].is_job
+    component = brief(train_job if in_job else client, f"client-{tier}")
+    fixed = {"threads": spec.tiers[tier].threads, **({"image": images.client} if in_job else {})}
 
     def add(federation, round, name, volume=None) -> None:
-        task = component(federation=federation, round=round, name=name, threads=spec.tiers[tier].threads)
+        task = component(federation=federation, round=round, name=name, **fixed)
         _on_client(task, name, volume or name, spec, tier, images).set_display_name(f"Client ({tier})")
 
     if not spec.names_claims(tier):
@@ -250,13 +254,6 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
         _uncached(inner).set_display_name(f"Client ({tier}) with its volume")
 
     return add_with_claim
-
-
-def _named(component: BaseComponent, name: str) -> BaseComponent:
-    """A copy under another name: KFP mixes up the pods' settings of executors of one name in two tiers."""
-    renamed = copy.deepcopy(component)
-    renamed.component_spec.name = renamed.name = name
-    return renamed
 
 
 def _tier_types(spec: ClusterSpec) -> dict[str, type]:
@@ -299,7 +296,8 @@ def _on_client(
 ) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    _with_store(task, secret, "client", spec.cluster).set_container_image(images.client)
+    in_job = tier.is_job  # then this pod only follows it, and KFP hands the settings on
+    _with_store(task, secret, "client", spec.cluster).set_container_image(images.server if in_job else images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
@@ -348,6 +346,12 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in tier.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    if tier.is_job:
+        return  # it is the job that waits in the queue
+    for key, value in queue_labels(tier).items():
+        kubernetes.add_pod_label(task, key, value)
+    if tier.queue_seconds:
+        kubernetes.add_pod_annotation(task, QUEUE_SECONDS, str(tier.queue_seconds))
 
 
 def _mounts_volumes(spec: ClusterSpec, tier: str) -> bool:

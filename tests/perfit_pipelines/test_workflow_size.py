@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 
+from perfit.federation_file import parse_federation
+from perfit_pipelines.cluster.upload import read_ir
+from perfit_pipelines.compile import compile_part
+from perfit_pipelines.pipelines import Images, Part
 from perfit_pipelines.workflow_nodes import WORKFLOW, Workflow
-from perfit_pipelines.workflow_size import ARGUMENT_BYTES, WORKFLOW_BYTES, estimate, measure
+from perfit_pipelines.workflow_size import ARGUMENT_BYTES, WORKFLOW_BYTES, estimate, listed_nodes, measure
+
+from .goldens import FEDERATION, STORE
 
 RECORDED = Path(__file__).with_name("recorded")
 LOOPS = {
@@ -98,6 +104,20 @@ def test_kfp_lists_a_run_as_long_as_it_did(name, listed):
     assert measure(pipeline(run["parameters"], LOOPS[name])).is_listed == listed
     if not listed:
         assert run["bytes_without_nodes"] + size_of(run["nodes"]) > WORKFLOW_BYTES
+
+
+def test_following_says_that_the_list_stops_before_it_does():
+    run = recorded("list-stopped")
+    stops = (WORKFLOW_BYTES - run["bytes_without_nodes"]) / (size_of(run["nodes"]) / len(run["nodes"]))
+    assert 0.85 * stops < listed_nodes(pipeline(run["parameters"], LOOPS["list-stopped"]).ir) < stops
+
+
+def test_the_list_stops_at_fewer_nodes_where_rounds_take_more_of_the_workflow():
+    spec = parse_federation(FEDERATION.replace("rounds: 2", "rounds: 10"))
+    compiled = compile_part(spec, "federated_tuning", STORE, Images(), Part())
+    size = compiled.size()
+    stops = (WORKFLOW_BYTES - size.spec) / (size.status / size.nodes)
+    assert 0.85 * stops < listed_nodes(read_ir(compiled.data)) < stops < 240
 
 
 def test_the_list_of_version_0_1_stopped_at_fourteen_clients():

@@ -6,32 +6,43 @@ A component's directory holds what docs/CONTRIBUTING.md of kubeflow/pipelines-co
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import runpy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import indent
 
 import yaml
 from kfp import compiler
 from kfp.dsl.python_component import PythonComponent
 from kfp.dsl.structures import ComponentSpec
 
-from perfit_components import aggregate, client, prepare, wait
+from perfit_components import aggregate, client, prepare, train_job, wait
 from perfit_pipelines.pipelines import Images
 from perfit_pipelines.writing import write_file, writing
 
-COMPONENTS = ("prepare", "client", "wait", "aggregate")
+_MODULES = {"prepare": prepare, "client": client, "train_job": train_job, "wait": wait, "aggregate": aggregate}
+COMPONENTS = tuple(_MODULES)
 GROUP = Path("components", "training", "perfit")
 """Where the catalog keeps them: category, then a subcategory for components of one owner."""
 VERIFIED = "2026-11-29T00:00:00Z"
 """When the components last ran. The catalog removes what is not verified for a year."""
-_MODULES = {"prepare": prepare, "client": client, "wait": wait, "aggregate": aggregate}
 _TEXTS = Path(__file__).parent
 _CUSTOM = "<!-- custom-content -->"
 """What follows it, the catalog's generator of READMEs leaves as it is."""
-_TYPES = {"String": "str", "Integer": "int", "Boolean": "bool", "List": "list", "Dict": "dict"}
+_TYPES = {
+    "String": "str",
+    "Integer": "int",
+    "Boolean": "bool",
+    "List": "list",
+    "Dict": "dict",
+    "TaskConfig": "dsl.TaskConfig",
+}
 _STABILITY, _PIPELINES = "beta", ">=2.16.1"
+_MORE = {"train_job": "    - name: Trainer\n      version: '>=2.2.0'\n"}
+"""What else of Kubeflow a component needs."""
 _METADATA = """\
 ---
 name: {name}
@@ -40,7 +51,7 @@ dependencies:
   kubeflow:
     - name: Pipelines
       version: '{pipelines}'
-tags:
+{more}tags:
   - training
   - fine-tuning
   - federated-learning
@@ -85,18 +96,35 @@ def _write_component(directory: Path, name: str, images: Images) -> None:
     component = _compile(module, name, directory / "component.yaml")
     exported = f'"""{_title(name)}."""\n\nfrom .component import {name}\n\n__all__ = ["{name}"]\n'
     write_file(directory / "__init__.py", exported.encode())
-    metadata = _METADATA.format(name=name, stability=_STABILITY, pipelines=_PIPELINES, verified=VERIFIED)
-    write_file(directory / "metadata.yaml", metadata.encode())
+    needs = {"stability": _STABILITY, "pipelines": _PIPELINES, "verified": VERIFIED, "more": _MORE.get(name, "")}
+    write_file(directory / "metadata.yaml", _METADATA.format(name=name, **needs).encode())
     write_file(directory / "README.md", _readme(name, component).encode())
 
 
 def _source(name: str, images: Images) -> str:
-    """A component's source, which takes its image from no other file."""
+    """A component's source, which takes its image from no other file, and says in full what it does.
+
+    In the package, components whose text is repeated for each client of a workflow say little.
+    """
     source = Path(_MODULES[name].__file__).read_text(encoding="utf-8")
+    text = _TEXTS / f"{name}.txt"
+    if text.is_file():
+        source = _with_docstrings(source, name, text.read_text(encoding="utf-8").strip())
     for constant, image in (("CLIENT_IMAGE", images.client), ("SERVER_IMAGE", images.server)):
         imported = f"from perfit_components.images import {constant}\n"
         source = source.replace(imported, f"{constant} = {json.dumps(image)}\n")
     return source
+
+
+def _with_docstrings(source: str, function: str, text: str) -> str:
+    """Source with another docstring of a function, whose first line becomes the module's."""
+    module = ast.parse(source)
+    (defined,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    lines = source.splitlines()
+    for node, new in ((defined, f'"""{text}\n"""'), (module, f'"""{text.partition(chr(10))[0]}"""')):
+        old = node.body[0]  # the function comes first: it is below the module's
+        lines[old.lineno - 1 : old.end_lineno] = indent(new, " " * old.col_offset).splitlines()
+    return "\n".join(lines) + "\n"
 
 
 def _compile(module: Path, name: str, target: Path) -> PythonComponent:
@@ -140,7 +168,7 @@ def _input_rows(component: ComponentSpec) -> Iterator[tuple[str, ...]]:
 
 def _output_rows(component: ComponentSpec) -> Iterator[tuple[str, ...]]:
     for name, given in component.outputs.items():
-        yield f"`{name}`", f"`{_TYPES.get(given.type, given.type)}`"
+        yield f"`{name}`", f"`{_TYPES.get(given.type.partition('[')[0], given.type)}`"
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

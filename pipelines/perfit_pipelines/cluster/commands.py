@@ -348,7 +348,7 @@ def _follow(
     witnesses = Witnesses(PodLogs(kubeflow, run_id, namespace), store, pods)
     sources = [source for source in (pods, store) if source]
     try:
-        with nullcontext(JsonProgress()) if json else RunProgress(submitted.tasks, out) as progress:
+        with nullcontext(JsonProgress()) if json else RunProgress(submitted.tasks, submitted.listed, out) as progress:
             view = follow_run(kubeflow, run_id, TaskReader(submitted.tasks), progress, sources, pace)
         (_print_end_as_json if json else _print_end)(run_id, view, submitted, witnesses)
     except KeyboardInterrupt:

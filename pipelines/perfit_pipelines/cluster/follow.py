@@ -25,9 +25,6 @@ from perfit_pipelines.cluster.nodes import (
     waiting_pods,
 )
 
-LIST_LIMIT = 250
-"""Nodes from which on a run is close to the size (1 MiB) above which KFP's list of its tasks stays as it is."""
-
 
 @dataclass(frozen=True)
 class Pace:

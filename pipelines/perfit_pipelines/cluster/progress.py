@@ -13,7 +13,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from perfit_pipelines.cluster.follow import LIST_LIMIT
 from perfit_pipelines.cluster.nodes import DONE, FAILED, FINAL, NO_UPDATE, STARTED, WAITING, RunView, TaskState
 from perfit_pipelines.cluster.tasks import Task
 
@@ -31,12 +30,15 @@ class RunProgress:
 
     Args:
         tasks: Of the run's pipeline.
+        listed: How many nodes KFP lists before its list may stop.
         console: Where to draw.
         clock: Seconds since any point in time.
     """
 
-    def __init__(self, tasks: Sequence[Task], console: Console, clock: Callable[[], float] = time.monotonic):
-        self._expected = Counter(task.stage for task in tasks)
+    def __init__(
+        self, tasks: Sequence[Task], listed: int, console: Console, clock: Callable[[], float] = time.monotonic
+    ):
+        self._expected, self._listed = Counter(task.stage for task in tasks), listed
         self._console, self._clock, self._started = console, clock, clock()
         self._shown: dict[str, str] = {}
         self._before, self._trouble = RunView("", []), ""
@@ -54,7 +56,7 @@ class RunProgress:
     def on_progress(self, view: RunView) -> None:
         """Show what is known of the run now."""
         self._trouble = ""
-        if view.nodes >= LIST_LIMIT > self._before.nodes:
+        if view.nodes >= self._listed > self._before.nodes:
             told_by = " and ".join(view.told_by) or _NOBODY
             self._print(_LIST_STOPS.format(nodes=view.nodes, told_by=told_by))
         if self._live:

@@ -19,6 +19,7 @@ from perfit_components.steps.prepare import directory_of
 from perfit_pipelines.cluster.connection import Kubeflow
 from perfit_pipelines.cluster.tasks import Task, list_tasks, served_at_most
 from perfit_pipelines.cluster.upload import Version
+from perfit_pipelines.workflow_size import listed_nodes
 from perfit_storage import FederationStore, ObjectNotFound
 
 
@@ -32,13 +33,15 @@ class Submitted:
         store: URI of the store.
         name: Name of the federation's directory there.
         at_most: How many participants it serves of a round that takes several runs; 0 for all.
+        listed: How many nodes KFP lists before its list may stop.
     """
 
     spec: ClusterSpec
     tasks: list[Task]
     store: str
     name: str
-    at_most: int = 0
+    at_most: int
+    listed: int
 
 
 def first_round(spec: ClusterSpec, store: str) -> int | None:
@@ -139,7 +142,7 @@ def submitted(ir: dict[str, Any], given: dict[str, Any] | None = None) -> Submit
     spec = read_federation_file(values["federation_file"], values["store"])
     name = directory_of(spec, values["method"])
     tasks = list_tasks(ir, spec, _plans(values["store"], name))
-    return Submitted(spec, tasks, values["store"], name, served_at_most(ir))
+    return Submitted(spec, tasks, values["store"], name, served_at_most(ir), listed_nodes(ir))
 
 
 def _plans(store: str, name: str) -> Callable[[int], Plan | None]:

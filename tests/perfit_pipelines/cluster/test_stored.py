@@ -186,7 +186,7 @@ def test_a_run_that_failed_while_its_round_counts(site, progress, api):
     fail(site, "bob")
     site.aggregate(1)
     view = replace(followed.add(listed(("ann", SUCCEEDED), ("bob", SUCCEEDED), ("eve", FAILED))), state=FAILED)
-    run = Submitted(site.spec, [], site.store_uri, site.spec.name)
+    run = Submitted(site.spec, [], site.store_uri, site.spec.name, 0, 250)
     logs = PodLogs(connect(Endpoint(api.url)), "a-run", "kubeflow")
     said = explain_failure(view, run, Witnesses(logs, followed, None))
     assert said[:2] == [

@@ -1,4 +1,4 @@
-"""Real servers that tests share, and Ctrl-C for the commands that tests start."""
+"""Real servers that tests share, and what the environment of pytest would change of the commands under test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 # A shell lets what it starts in the background ignore Ctrl-C, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# pytest-xdist sets the width of its own terminal, and rich keeps what it finds when it is imported.
+os.environ.pop("COLUMNS", None)
 
 
 @dataclass(frozen=True)

@@ -275,13 +275,24 @@ def dump_server_vectors(spec: FederationSpec, space: LoraSpace, round: int, vect
     return dump_vectors(AdapterHeader.of_server(spec, space, round), space, vectors)
 
 
+def server_file(
+    spec: FederationSpec, space: LoraSpace, round: int, vectors: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Return the parts, each uint8, that joined are the file of :func:`dump_server_vectors`; no tensor is copied."""
+    return _parts(AdapterHeader.of_server(spec, space, round), space, vectors)
+
+
 def _dump(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, np.ndarray]) -> bytes:
+    return b"".join(_parts(header, space, tensors))
+
+
+def _parts(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     fields = {**asdict(header), "matrices": space and space.to_list()}
     return _serialized(tensors, {"perfit": json.dumps(fields, sort_keys=True)})
 
 
-def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Return what ``safetensors.numpy.save`` does, which needs the memory of the tensors once more."""
+def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[np.ndarray]:
+    """Return, in parts, what ``safetensors.numpy.save`` does, which needs the memory of the tensors once more."""
     names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, str(tensors[name].dtype), name))
     tree, end = {"__metadata__": dict(metadata)}, 0
@@ -291,8 +302,8 @@ def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
         tree[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    parts = (np.ascontiguousarray(tensors[name]).view(np.uint8) for name in order)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    start = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+    return [start, *(np.ascontiguousarray(tensors[name]).view(np.uint8) for name in order)]
 
 
 def read_fields(data: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from perfit.robustness import Measure, Scale, capped, measure, scales
+from perfit.scratch import Scratch
 from perfit.sections import Section
 from perfit.updates import Update, count_bits
 
@@ -70,6 +71,7 @@ class Cohort:
         weighted: Whether clients count by their samples; otherwise all count the same.
         min_holders: A position that fewer of the updates share has no average.
         release: Called whenever a few megabytes of the arrays have been read.
+        scratch: Where averages are kept; None for in memory.
     """
 
     def __init__(
@@ -82,12 +84,14 @@ class Cohort:
         weighted: bool = True,
         min_holders: int = 1,
         release: Callable[[], None] = lambda: None,
+        scratch: Scratch | None = None,
     ):
         self._names, self._base = set(names), base
         self.size = next(iter(base.values())).size
         """Number of positions N."""
         self.population = population
         self._options, self._weighted, self._min_holders, self._release = options, weighted, min_holders, release
+        self._scratch = scratch
         self._updates: dict[str, Update] = {}
         self._measures: dict[str, Measure] = {}
         self._holders: np.ndarray | None = None
@@ -174,7 +178,7 @@ class Cohort:
             elsewhere: Value of the positions that too few shared, float32, shape (N,) or a scalar.
 
         Returns:
-            float32, shape (N,).
+            float32, shape (N,); read-only in a scratch file.
         """
         from perfit.kernels import set_mean
 
@@ -184,19 +188,29 @@ class Cohort:
         masks = _addresses([update.mask for update in updates])
         vectors = _addresses([update.vectors[name] for update in updates])
         base, holders = self._base.get(name, np.zeros(0, np.float32)), self.holders
-        result = np.empty(self.size, dtype=np.float32)
+        result, store_block = self._new_vector()
 
         def set_block(block: slice, cursors: np.ndarray) -> None:
-            out, shared = result[block], holders[block] >= self._min_holders
+            out, shared = np.empty(block.stop - block.start, np.float32), holders[block] >= self._min_holders
             out[:] = elsewhere if np.isscalar(elsewhere) else elsewhere[block]
             set_mean(masks, vectors, cursors, block.start, weights, factors, base[block], shared, out)
             if self._options.rule != "mean":
                 robust = shared & (holders[block] >= MIN_HOLDERS)
                 parts = (update.part(name, block) for update in updates)
                 _set_robust(out, parts, base[block], factors, robust, self._options)
+            store_block(block, out)
 
         self._each_block(set_block)
         return result
+
+    def _new_vector(self) -> tuple[np.ndarray, Callable[[slice, np.ndarray], None]]:
+        """Return a vector, float32, shape (N,), and what sets a block of it."""
+        if self._scratch is None:
+            result = np.empty(self.size, np.float32)
+            return result, result.__setitem__
+        scratch, start = self._scratch, self._scratch.reserve(4 * self.size)
+        vector = scratch.view(start, 4 * self.size).view(np.float32)
+        return vector, lambda block, out: scratch.write(start + 4 * block.start, memoryview(out).cast("B"))
 
     def parts(self, name: str, positions: slice) -> Iterator[Part]:
         """Yield each client's part in a range of positions, within the limits, in the order of the clients' ids.

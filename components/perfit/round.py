@@ -18,6 +18,7 @@ from perfit.aggregation import Cohort
 from perfit.exchange import Exchange, Packed, Transfer, pack
 from perfit.methods import VALUES, AfterTuning, ClientStart, Mix, Roles, Tuned, Vectors
 from perfit.methods.method import Score, share_all
+from perfit.scratch import Scratch
 from perfit.seeds import derive_seed
 from perfit.space import LoraSpace
 from perfit.spec import Client, FederationSpec
@@ -315,11 +316,16 @@ def update_of(spec: FederationSpec, state: Vectors, updated: np.ndarray, transfe
 
 
 def new_cohort(
-    spec: FederationSpec, space: LoraSpace, state: Vectors, release: Callable[[], None] = lambda: None
+    spec: FederationSpec,
+    space: LoraSpace,
+    state: Vectors,
+    release: Callable[[], None] = lambda: None,
+    scratch: Scratch | None = None,
 ) -> Cohort:
     """Return the cohort of a round that starts from the server's vectors ``state``; updates are added to it.
 
-    ``release`` is called whenever a few megabytes of the vectors and updates have been read.
+    ``release`` is called whenever a few megabytes of the vectors and updates have been read; averages are kept in
+    ``scratch``, or in memory.
     """
     method = spec.algorithm
     return Cohort(
@@ -330,6 +336,7 @@ def new_cohort(
         weighted=method.weighted,
         min_holders=spec.exchange.holders,
         release=release,
+        scratch=scratch,
     )
 
 

@@ -6,6 +6,7 @@ import mmap
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -72,6 +73,20 @@ class Scratch:
         start = self.reserve(array.nbytes)
         self.write(start, memoryview(array).cast("B"))
         return self.view(start, array.nbytes).view(array.dtype)
+
+    def join(self, parts: Iterable[np.ndarray]) -> memoryview:
+        """Return one file's content, made of contiguous parts.
+
+        Raises:
+            ScratchError: As :meth:`write`.
+        """
+        parts = [memoryview(part.reshape(-1)).cast("B") for part in parts]
+        size = sum(part.nbytes for part in parts)
+        start = at = self.reserve(size)
+        for part in parts:
+            self.write(at, part)
+            at += part.nbytes
+        return memoryview(self.view(start, size))
 
     def release(self) -> None:
         """Take the pages out of this process's memory, until an array is looked at again."""

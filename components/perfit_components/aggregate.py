@@ -1,4 +1,12 @@
-"""Component: average a round's updates, commit it, report, and plan the next."""
+"""Component: average a round's updates, commit it, report, and plan the next.
+
+Inputs: ``federation``, its URI; ``round``, from 1; the ``tiers`` that the pipeline was compiled for, in order;
+``plan_next``, whether this run continues with the next round; ``served``, how many participants have had their run, 0
+for all: before the last of them nothing is committed. Outputs: the report of all rounds up to this one; perplexity,
+loss, bytes and numbers of clients; for each tier the names of the clients that the next round still needs.
+
+Said here, not in the function: see ``client.py``.
+"""
 
 from typing import NamedTuple
 
@@ -17,20 +25,7 @@ def aggregate(
     metrics: dsl.Output[dsl.Metrics],
     served: int = 0,
 ) -> NamedTuple("Participants", [(f"tier_{number}", list) for number in range(1, 9)]):  # type: ignore[valid-type]
-    """Average the updates by the method's rule, move the federation's head, draw the report, plan the next round.
-
-    Args:
-        federation: URI of the federation.
-        round: From 1.
-        tiers: The tiers that the pipeline was compiled for, in order.
-        plan_next: Whether this run continues with the next round.
-        page: The report of all rounds up to this one.
-        metrics: Perplexity, loss, bytes and numbers of clients.
-        served: Participants that have had their run; 0 for all. Before the last of them nothing is committed.
-
-    Returns:
-        For each tier the names of the clients that the next round still needs.
-    """
+    """Average the updates by the method's rule, move the federation's head, draw the report, plan the next round."""
     from pathlib import Path
 
     from perfit_components.steps.aggregate import close_round

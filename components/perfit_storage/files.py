@@ -29,6 +29,7 @@ from perfit_storage.errors import (
 )
 from perfit_storage.objects import (
     PIECE_BYTES,
+    Data,
     RESERVED_PREFIX,
     UNREADABLE_FIX,
     StoredObject,
@@ -87,13 +88,13 @@ class FileStore:
                 start += count
         return start
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``."""
         path = self._path(key)
         with self._errors("write", key), self._temporary(path, data) as temporary, self._lock():
             _move(temporary, path)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """See ``ObjectStore.create``."""
         path = self._path(key)
         with self._errors("create", key), self._temporary(path, data) as temporary:
@@ -213,7 +214,7 @@ class FileStore:
         return status.st_size
 
     @contextmanager
-    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
+    def _temporary(self, path: Path, data: Data) -> Iterator[Path]:
         self._make_directory(path.parent)
         with _temporary_file(path.parent, data, 0o666) as temporary:
             yield temporary
@@ -227,7 +228,7 @@ class FileStore:
             path.mkdir(exist_ok=True)
             _sync_directory(path.parent)
 
-    def _holds(self, key: str, data: bytes) -> bool:
+    def _holds(self, key: str, data: Data) -> bool:
         try:
             return self.get(key, limit=len(data)).data == data
         except (ObjectNotFound, ObjectTooLarge):
@@ -349,7 +350,7 @@ def _scan(directory: Path | str, ignored: _Errors) -> Iterator[os.DirEntry[str]]
 
 
 @contextmanager
-def _temporary_file(directory: Path, data: bytes, mode: int) -> Iterator[Path]:
+def _temporary_file(directory: Path, data: Data, mode: int) -> Iterator[Path]:
     """Yields a temporary file with these bytes, synced to disk."""
     temporary = directory / f"{RESERVED_PREFIX}{uuid.uuid4().hex}"
     try:

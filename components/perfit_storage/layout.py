@@ -40,7 +40,7 @@ from blake3 import blake3
 from perfit_storage.conditions import check_conditions
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
 from perfit_storage.head import Blob, Head, RoundPlace, dump_head, parse_head
-from perfit_storage.objects import ObjectStore, StoredObject, Write
+from perfit_storage.objects import Data, ObjectStore, StoredObject, Write
 from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
 
@@ -322,11 +322,11 @@ class FederationStore:
         names = (key.removeprefix(prefix) for key in self._objects.list(prefix))
         return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
-    def put_global(self, place: RoundPlace, data: bytes) -> Blob:
+    def put_global(self, place: RoundPlace, data: Data) -> Blob:
         """Stores the vectors of which clients download their part after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/global", data)
 
-    def put_state(self, place: RoundPlace, data: bytes) -> Blob:
+    def put_state(self, place: RoundPlace, data: Data) -> Blob:
         """Stores the server's other vectors after a round; the head does not move."""
         return self._put_blob(f"rounds/{place}/state", data)
 
@@ -375,6 +375,17 @@ class FederationStore:
             if hasher.hexdigest() == blob.digest:
                 return size
         raise self._corrupt(blob, hasher.hexdigest())
+
+    def size_of(self, blob: Blob) -> int:
+        """Returns a blob's size in bytes, as the store states it.
+
+        Raises:
+            ObjectNotFound: It is gone.
+        """
+        try:
+            return self._objects.size(self._key(blob.key))
+        except ObjectNotFound as error:
+            raise ObjectNotFound(f"there is no {self.uri}/{blob.key}", _BLOB_FIX) from error
 
     def has_blob(self, key: str) -> bool:
         """Whether there is an object under a blob's key."""
@@ -470,7 +481,7 @@ class FederationStore:
             raise ObjectNotFound(f"there is no {self.uri}/{path}", fix)
         return stored
 
-    def _put_blob(self, stem: str, data: bytes, suffix: str = ".safetensors") -> Blob:
+    def _put_blob(self, stem: str, data: Data, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that are never overwritten."""
         digest = blake3(data).hexdigest()
         path = f"{stem}{suffix}"

@@ -19,6 +19,8 @@ MAX_LISTED = 100_000
 
 PIECE_BYTES = 2**18
 """Bytes of an object that are read at once: they stay in a core's second cache while they are hashed and copied."""
+Data = bytes | memoryview
+"""An object's content: bytes, or any memory of one dimension that does not change meanwhile."""
 Write = Callable[[int, memoryview], None]
 """Takes a piece of an object, and where in the object it begins; the piece is valid during the call."""
 
@@ -75,11 +77,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Data) -> None:
         """Writes the object, replacing an existing one."""
         ...
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """Writes the object if there is none.
 
         Returns:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from perfit_storage.errors import StoreError, StoreUnreachable
-from perfit_storage.objects import ObjectStore, StoredObject, Write
+from perfit_storage.objects import Data, ObjectStore, StoredObject, Write
 
 T = TypeVar("T")
 
@@ -58,11 +58,11 @@ class PatientStore:
         """See ``ObjectStore.copy``."""
         return self._patiently(lambda: self._store.copy(key, write, limit))
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``."""
         self._patiently(lambda: self._store.put(key, data))
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """See ``ObjectStore.create``."""
         return self._patiently(lambda: self._store.create(key, data))
 

@@ -41,6 +41,7 @@ from perfit_storage.errors import (
 )
 from perfit_storage.objects import (
     PIECE_BYTES,
+    Data,
     UNREADABLE_FIX,
     StoredObject,
     T,
@@ -190,13 +191,13 @@ class S3Store:
         with self._errors("read", key, one_object=True):
             return self._read(path, lambda response, problem: _copied(response, problem, write, limit))
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
         path = self._path(key)
         with self._errors("write", key):
             self._write(path, data, {})
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """See ``ObjectStore.create``."""
         return self._put_if("create", key, data, {"If-None-Match": "*"})
 
@@ -274,7 +275,7 @@ class S3Store:
                 response.release_conn()
         raise AssertionError("the last attempt returns or raises")
 
-    def _write(self, path: str, data: bytes, condition: dict[str, str]) -> None:
+    def _write(self, path: str, data: Data, condition: dict[str, str]) -> None:
         """Sends an object, with a sum that the store compares: of the one in the signature SeaweedFS takes no notice.
 
         The client's public ``put_object`` takes no such headers. A presigned URL would, but urllib3 logs the
@@ -283,7 +284,7 @@ class S3Store:
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         self._client._put_object(self._bucket, path, data, {"Content-Type": _TYPE, "Content-MD5": md5, **condition})
 
-    def _put_if(self, action: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
+    def _put_if(self, action: str, key: str, data: Data, condition: dict[str, str]) -> bool:
         """Writes under a condition; True if the key holds these bytes afterwards."""
         path = self._path(key)
         with self._errors(action, key):

@@ -21,6 +21,8 @@ from perfit_pipelines.workflow_size import ARGUMENT_BYTES, KEPT_BYTES, WorkflowS
 from perfit_pipelines.writing import write_file
 
 PipelineName = Literal["federated_tuning", "federated_round"]
+PARAMETER_BYTES = 10_000
+"""Of a run's parameter, as the API server takes them unless it is told otherwise: what the UI's form can send."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ Pairs = Sequence[tuple[str, str]]
 
 WORKFLOW = "federated-tuning-x7k2p"
 """A workflow's name: the pipeline's, and five letters."""
-_ALSO_AFTER_FAILURE = "ALL_UPSTREAM_TASKS_COMPLETED"
 _VALUE = "perfit-federation-client-000"
 """Stands for a value that only a run knows: a URI, a name."""
 
@@ -89,7 +88,7 @@ class Workflow:
             component = self.component(task)
             given = _inputs(task, values)
             if "dag" not in component:
-                yield from self._container(*_place(above, key, task), component, task, given)
+                yield from self._container(above, key, component, task, given)
             elif "parameterIterator" in task:
                 yield from self._loop(above, key, component, task, given)
             else:
@@ -114,20 +113,33 @@ class Workflow:
         yield from _pair(name, "Pod", "system-dag-driver", inputs, outputs)
 
     def _container(self, above: str, key: str, component: Json, task: Json, values: Json) -> Iterator[Json]:
+        hook, _, key = place_in_group(key, task).rpartition(".")
+        if hook:
+            yield from _pair(f"{above}.{hook}", "DAG", f"exit-hook-comp-{key}", [("parent-dag-id", "315")])
+            above = f"{above}.{hook}(0)"
         name, container, settings = f"{above}.{key}", self.container(component), self.settings(component)
         patch = [("pod-spec-patch", _pod_spec_patch(name, component, container, settings, values))]
         labels = settings.get("podMetadata", {}).get("labels", {})
         label = [pair for item in labels.items() for pair in zip(("pod-metadata-label-key", "-val"), item, strict=True)]
         inputs = container_driver_inputs(component, task, container, settings)
-        if ".onExit(0)" in above:
-            hook = above.removesuffix("(0)")
-            yield from _pair(hook, "DAG", f"exit-hook-comp-{key}", [("parent-dag-id", "315")])
         decided = [("cached-decision", "false")]
         yield from _pair(
             f"{name}-driver", "Pod", "system-container-driver", inputs, [*patch, *decided, ("condition", "nil")]
         )
         yield from _pair(name, "DAG", "metadata-0-1-system-container-executor", [*patch, *decided, *label])
         yield from _pair(f"{name}(0).executor", "Pod", "metadata-0-1-system-container-impl", [*patch, *label], [])
+
+
+def place_in_group(key: str, task: Json) -> str:
+    """Return where a task is in its group: one that also runs after failures is an exit hook of the task before it.
+
+    Args:
+        key: The task's name in the IR.
+        task: The task in the IR.
+    """
+    if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED":
+        return f"{task['dependentTasks'][0]}.onExit.{key}"
+    return key
 
 
 def dump(value: Any) -> str:
@@ -160,13 +172,6 @@ def container_driver_inputs(component: Json, task: Json, container: Json, settin
         ("iteration-index", "-1"),
         ("kubernetes-config", dump(settings)),
     ]
-
-
-def _place(above: str, key: str, task: Json) -> tuple[str, str]:
-    """A task that also runs after failures is an exit hook of the task before it."""
-    if task.get("triggerPolicy", {}).get("strategy") == _ALSO_AFTER_FAILURE:
-        return f"{above}.{task['dependentTasks'][0]}.onExit(0)", key
-    return above, key
 
 
 def _inputs(task: Json, values: Json) -> Json:

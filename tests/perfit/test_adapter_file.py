@@ -519,4 +519,4 @@ def test_files_are_those_of_the_library(seed):
     names, dtypes = ["values", "control", "values.scales", "positions", 'ö"'], [*_DTYPES.values()]
     tensors = {name: np.zeros(rng.integers(5), dtypes[rng.integers(5)]) for name in names[: rng.integers(6)]}
     metadata = {"perfit": json.dumps({"client": 'ö"'})}
-    assert _serialized(tensors, metadata) == save(dict(tensors), metadata=metadata)
+    assert b"".join(_serialized(tensors, metadata)) == save(dict(tensors), metadata=metadata)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from blake3 import blake3
 
-from perfit.adapter_file import dump_server_vectors
+from perfit.adapter_file import server_file
 from perfit.aggregation import Cohort, threads
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
@@ -21,6 +21,9 @@ from perfit.round import merge, split_state
 from perfit_components.steps.context import FederationContext, head_of, place_of
 from perfit_components.steps.contribution import RoundReader
 from perfit_storage import Head, ObjectNotFound
+
+_BLOCK = 2**20
+"""Positions that are compared before their pages are released."""
 
 
 @dataclass
@@ -37,11 +40,11 @@ class _Result:
     """A round's summary, and the files that the head will name: what clients read, and the server's own, if any."""
 
     summary: RoundSummary
-    adapter: bytes
-    state: bytes | None
+    adapter: memoryview
+    state: memoryview | None
 
     @property
-    def files(self) -> tuple[bytes, bytes | None, bytes]:
+    def files(self) -> tuple[memoryview, memoryview | None, bytes]:
         return self.adapter, self.state, self.summary.to_json()
 
 
@@ -135,24 +138,31 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     Raises:
         PerfitError: Fewer than the minimum of clients delivered; otherwise as :func:`commit_round`.
     """
-    from perfit.kernels import squared_distance
-
     ensure_base(context, plan.base)
     spec, reader = context.spec, RoundReader.of(context, plan)
     previous, tally = reader.base, _read(reader, lost)
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.space, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
-    shared = tally.cohort.shared
-    squares = squared_distance(merged[VALUES], previous.vectors[VALUES], shared)
-    summary = _summary(context, plan, tally, root_mean_square(squares, np.count_nonzero(shared)))
-    space = previous.space
-    del reader, previous, tally, merged, shared  # before as much is needed for the files
-    return _Result(
-        summary,
-        dump_server_vectors(spec, space, plan.round, downloads),
-        dump_server_vectors(spec, space, plan.round, own) if own else None,
-    )
+    summary = _summary(context, plan, tally, _change(reader, merged[VALUES], tally.cohort.shared))
+    files = [
+        vectors and reader.scratch.join(server_file(spec, previous.space, plan.round, vectors))
+        for vectors in (downloads, own)
+    ]
+    reader.release()
+    return _Result(summary, files[0], files[1] or None)
+
+
+def _change(reader: RoundReader, values: np.ndarray, shared: np.ndarray) -> float:
+    """Return the root mean square of the values' change at the shared positions."""
+    from perfit.kernels import squared_distance
+
+    previous, squares = reader.base.vectors[VALUES], 0.0
+    for start in range(0, values.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        squares += squared_distance(values[block], previous[block], shared[block])
+        reader.release()
+    return root_mean_square(squares, np.count_nonzero(shared))
 
 
 def _read(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> _Tally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.model_files import ModelManifest
 from perfit.protocol import Base, MessageError, Plan, RoundSummary
+from perfit.scratch import Scratch
 from perfit.space import LoraSpace
 from perfit_storage import Blob, Branch, FederationStore, Head, ObjectNotFound, RoundPlace
 
@@ -28,11 +30,13 @@ class StoredVectors:
         space: The expanded space of N positions.
         vectors: float32, shape (N,), by name.
         size: Number of bytes read.
+        release: Takes them out of this process's memory until one is looked at again.
     """
 
     space: LoraSpace
     vectors: dict[str, np.ndarray]
     size: int
+    release: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,12 @@ class FederationContext:
         if base.state is None:
             return stored
         own = self._vectors(base, base.state, None)
-        return StoredVectors(stored.space, {**stored.vectors, **own.vectors}, stored.size + own.size)
+
+        def release() -> None:
+            stored.release()
+            own.release()
+
+        return StoredVectors(stored.space, {**stored.vectors, **own.vectors}, stored.size + own.size, release)
 
     def exchanged(self, plan: Plan, space: LoraSpace) -> np.ndarray:
         """Read the positions that a round exchanges: bool, shape (N,).
@@ -213,9 +222,12 @@ class FederationContext:
         return summaries[::-1]
 
     def _vectors(self, base: Base, blob, names: tuple[str, ...] | None) -> StoredVectors:
-        data = self.store.read_blob(Blob(blob.key, blob.digest))
+        blob = Blob(blob.key, blob.digest)
+        scratch = Scratch(size := self.store.size_of(blob))
+        start = scratch.reserve(size)
+        size = self.store.copy_blob(blob, lambda at, piece: scratch.write(start + at, piece), size)
         try:
-            file = AdapterFile.parse(data)
+            file = AdapterFile.parse(scratch.view(start, size))
             expected = AdapterHeader.of_server(self.spec, file.space, base.round)
             if file.header != expected:
                 raise AdapterFileError(f"its header is {file.header}, but should be {expected}")
@@ -223,7 +235,8 @@ class FederationContext:
             vectors = file.vectors(everywhere, names) if names else file.named_vectors(everywhere)
         except AdapterFileError as error:
             raise self._damaged(blob.key, error) from error
-        return StoredVectors(file.space, vectors, len(data))
+        scratch.release()
+        return StoredVectors(file.space, vectors, size, scratch.release)
 
     def _damaged(self, path: str, error: Exception) -> PerfitError:
         return PerfitError(f"{self.store.uri}/{path}: {error}", "restore it from a backup of the store")

@@ -41,6 +41,9 @@ T = TypeVar("T")
 _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
 
+_RESULTS = 32
+"""Maximum number of vectors that a method averages, and of those in the new files."""
+
 MAX_MAGNITUDE = 1e6
 """Maximum magnitude of a value in an update, so that no server rule overflows on one client's values."""
 
@@ -82,7 +85,7 @@ class RoundReader:
         plan: The round's plan.
         base: All vectors of the server at the start of the round.
         reach: Where the round's clients train and exchange.
-        scratch: Where updates are kept.
+        scratch: Where updates, averages and new files are kept.
     """
 
     context: FederationContext
@@ -103,11 +106,17 @@ class RoundReader:
         vectors, size = len(context.spec.algorithm.uploads), base.space.size
         budgets = [base.space.budget(participant.rank) for participant in plan.participants]
         kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
+        kept += _RESULTS * [4 * size + _mask_header_bytes(base.space)]
         return cls(context, plan, base, reach, Scratch(sum(kept) + len(kept) * (vectors + 2) * PAGESIZE))
 
     def new_cohort(self) -> Cohort:
         """Return the cohort that the round's updates are added to."""
-        return new_cohort(self.context.spec, self.base.space, self.base.vectors, self.scratch.release)
+        return new_cohort(self.context.spec, self.base.space, self.base.vectors, self.release, self.scratch)
+
+    def release(self) -> None:
+        """Take what is kept in files out of this process's memory."""
+        self.scratch.release()
+        self.base.release()
 
     def read(self, participant: Participant, cohort: Cohort) -> Contribution | ClientStatus:
         """Read what a participant wrote; the cohort measures its update, and does not change.

@@ -105,7 +105,7 @@ def compile_(
 ) -> None:
     """Compile a federation to a pipeline that Kubeflow takes."""
     from perfit.federation_file import load_federation
-    from perfit_pipelines.compile import compile_pipeline
+    from perfit_pipelines.compile import PARAMETER_BYTES, compile_pipeline
     from perfit_pipelines.pipelines import Images
 
     spec = load_federation(file)
@@ -117,6 +117,12 @@ def compile_(
     size = compile_pipeline(spec, pipeline.value, uri, output, images)
     if not size.is_listed:
         errors.print(f"warning: {size.listing_stops}", markup=False)
+    if (length := len(spec.to_json().encode())) > PARAMETER_BYTES:
+        errors.print(
+            f"warning: the federation file has {length:,} bytes, and the UI's form can send {PARAMETER_BYTES:,} unless "
+            "Kubeflow's API server has another MAX_PARAMETER_BYTES: start it with perfit submit",
+            markup=False,
+        )
     out.print(f"wrote {output}: upload it in the Kubeflow UI, or with kfp.Client", markup=False)
 
 

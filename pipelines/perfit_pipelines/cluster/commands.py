@@ -247,7 +247,10 @@ def _first_round(spec: ClusterSpec, store: str | None) -> int | None:
         return first_round(spec, uri)
     except PerfitError as error:
         problem = str(error).partition("\n")[0]
-        errors.print(f"note: rounds that are committed are passed, about a minute each: {problem}", markup=False)
+        errors.print(
+            f"note: the run passes committed rounds, about a minute each, for the store cannot be asked: {problem}",
+            markup=False,
+        )
         return 1
 
 
@@ -364,7 +367,9 @@ def _pods(namespace: str, run_id: str, submitted: Submitted, context: str | None
 def _print_end(run_id: str, view: RunView, submitted: Submitted, witnesses: Witnesses) -> None:
     from perfit_pipelines.cluster.causes import explain_failure
 
-    if view.state == "SUCCEEDED":
+    if view.state == "SUCCEEDED" and submitted.at_most:
+        out.print("the run succeeded; the last of a round's runs commits the round and has its report", markup=False)
+    elif view.state == "SUCCEEDED":
         out.print("the run succeeded; the report is on the task Aggregate of its last round", markup=False)
     elif view.state == "FAILED":
         errors.print("the run failed", style="bold red")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
+from perfit.protocol import Plan
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.file_by_uri import read_federation_file
 from perfit_components.steps.prepare import directory_of
 from perfit_pipelines.cluster.connection import Kubeflow
-from perfit_pipelines.cluster.tasks import Task, list_tasks
+from perfit_pipelines.cluster.tasks import Task, list_tasks, served_at_most
 from perfit_pipelines.cluster.upload import Version
 from perfit_storage import FederationStore, ObjectNotFound
 
@@ -27,12 +31,14 @@ class Submitted:
         tasks: Of the pipeline.
         store: URI of the store.
         name: Name of the federation's directory there.
+        at_most: How many participants it serves of a round that takes several runs; 0 for all.
     """
 
     spec: ClusterSpec
     tasks: list[Task]
     store: str
     name: str
+    at_most: int = 0
 
 
 def first_round(spec: ClusterSpec, store: str) -> int | None:
@@ -132,4 +138,21 @@ def submitted(ir: dict[str, Any], given: dict[str, Any] | None = None) -> Submit
     values |= {name: value for name, value in (given or {}).items() if name in values and value}
     spec = read_federation_file(values["federation_file"], values["store"])
     name = directory_of(spec, values["method"])
-    return Submitted(spec, list_tasks(ir, spec), values["store"], name)
+    tasks = list_tasks(ir, spec, _plans(values["store"], name))
+    return Submitted(spec, tasks, values["store"], name, served_at_most(ir))
+
+
+def _plans(store: str, name: str) -> Callable[[int], Plan | None]:
+    """Return what reads the plan of a round, if it has one, and this machine may read it."""
+    try:
+        context = FederationContext.of(FederationStore.open(store, name))
+        head = context.store.read_head()
+    except PerfitError:
+        return lambda round: None
+
+    @cache
+    def plan_of(round: int) -> Plan | None:
+        with suppress(PerfitError):
+            return context.find_plan(head.place(round))
+
+    return plan_of

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from perfit.cluster_spec import ClusterSpec
+from perfit.protocol import Plan
 from perfit.sampling import sample_clients
+from perfit_pipelines.workflow_nodes import place_in_group
 
 POD = "executor"
 """What KFP calls the container of a task."""
-_ALSO_AFTER_FAILURE = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,24 @@ class Task:
     round: int | None = None
 
 
-def list_tasks(ir: dict[str, Any], spec: ClusterSpec) -> list[Task]:
+def list_tasks(
+    ir: dict[str, Any], spec: ClusterSpec, plan_of: Callable[[int], Plan | None] = lambda round: None
+) -> list[Task]:
     """Return the tasks of a compiled pipeline, the clients' by the iterations that they are expected to be.
 
     Args:
         ir: The pipeline's specification (the first document of the compiled YAML).
         spec: The federation that it runs.
+        plan_of: Returns the plan of a round that has one: the file may have changed since.
     """
-    tasks = _walk(_Dag(ir, spec, ir["root"]["dag"]["tasks"], ".root", {}))
-    if at_most := _at_most(ir):
+    tasks = _walk(_Dag(ir, spec, plan_of, ir["root"]["dag"]["tasks"], ".root", {}))
+    if at_most := served_at_most(ir):
         tasks = (_numbered(task, spec) for task in tasks if _iteration(task) < at_most)
     return list(tasks)
 
 
-def _at_most(ir: dict[str, Any]) -> int:
-    """How many participants a run serves of a round that takes several runs; 0 for all."""
+def served_at_most(ir: dict[str, Any]) -> int:
+    """Return how many participants a run serves of a round that takes several runs; 0 for all."""
     inputs = ir["root"]["dag"]["tasks"].get("prepare", {}).get("inputs", {}).get("parameters", {})
     return int(inputs.get("at_most", {}).get("runtimeValue", {}).get("constant", 0))
 
@@ -79,6 +83,7 @@ class _Dag:
 
     ir: dict[str, Any]
     spec: ClusterSpec
+    plan_of: Callable[[int], Plan | None]
     tasks: dict[str, Any]
     node: str
     known: dict[str, Any]
@@ -99,28 +104,21 @@ class _Dag:
 def _walk(dag: _Dag) -> Iterator[Task]:
     for key, task in _in_order(dag.tasks):
         name = task["taskInfo"]["name"]
-        stage, node = dag.stage or name, f"{dag.node}.{_place(key, task)}"
+        stage, node = dag.stage or name, f"{dag.node}.{place_in_group(key, task)}"
         component = dag.ir["components"][task["componentRef"]["name"]]
         inputs = dag.inputs(key)
         if "dag" not in component:
             client = dag.item if dag.item in dag.spec.clients_by_id else ""
             yield Task(key, stage, dag.item or name, f"{node}.{POD}", name, client, _integer(inputs.get("round")))
             continue
-        inner = _Dag(dag.ir, dag.spec, component["dag"]["tasks"], node, inputs, stage, dag.item)
+        inner = replace(dag, tasks=component["dag"]["tasks"], node=node, known=inputs, stage=stage)
         if "parameterIterator" not in task:
             yield from _walk(inner)
             continue
         # A loop is named after its tier.
-        for index, item in enumerate(_iterations(dag.spec, name, _integer(inputs.get("pipelinechannel--round")))):
+        for index, item in enumerate(_iterations(dag, name, _integer(inputs.get("pipelinechannel--round")))):
             place = f"{node}.iteration-iterations({index}:{index}).iteration-item"
-            yield from _walk(_Dag(dag.ir, dag.spec, inner.tasks, place, inputs, stage, item))
-
-
-def _place(key: str, task: dict[str, Any]) -> str:
-    """A task's place in its DAG: KFP makes one that also runs after failures an exit hook of the task before it."""
-    if task.get("triggerPolicy", {}).get("strategy") == _ALSO_AFTER_FAILURE:
-        return f"{task['dependentTasks'][0]}.onExit.{key}"
-    return key
+            yield from _walk(replace(inner, node=place, item=item))
 
 
 def _in_order(tasks: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -143,8 +141,11 @@ def _integer(value: Any) -> int | None:
     return int(value) or None if isinstance(value, int | float) else None
 
 
-def _iterations(spec: ClusterSpec, tier: str, round: int | None) -> list[str]:
+def _iterations(dag: _Dag, tier: str, round: int | None) -> list[str]:
     """The clients that a tier's loop iterates over, in order; by number where the round is not known yet."""
+    spec = dag.spec
+    if round is not None and (plan := dag.plan_of(round)):
+        return [p.client for p in plan.participants if p.tier == tier and p.client in spec.clients_by_id]
     members = [client.id for client in spec.clients if client.tier == tier]
     if spec.participation.fraction == 1:
         return members

@@ -16,15 +16,13 @@ from perfit.errors import PerfitError
 from perfit.federation_file import is_local
 from perfit_components.steps.file_by_uri import put_federation_file
 from perfit_pipelines.cluster.connection import Kubeflow, list_all, name_filter
-from perfit_pipelines.compile import Compiled, PipelineName, check_size, compile_part
+from perfit_pipelines.compile import PARAMETER_BYTES, Compiled, PipelineName, check_size, compile_part
 from perfit_pipelines.pipelines import Images, Part
 from perfit_pipelines.runs import divide
 from perfit_pipelines.workflow_size import WorkflowSize
 
 _SHORT = {"federated_tuning": "tuning", "federated_round": "round"}
 _HASH_DIGITS = 12
-_PARAMETER_BYTES = 10_000
-"""Of a run's parameter, as the API server takes them unless it is told otherwise: what the UI's form can send."""
 LIMITED = (2, 17, 0)
 """From this version of Kubeflow Pipelines on, runs may have a deadline and their workflows a time to live. An older
 server that is given one silently drops all that a pipeline says about its pods: Secrets, volumes, nodes, labels."""
@@ -88,7 +86,7 @@ class ClusterPipeline:
             PerfitError: The store cannot be written, or the pipeline cannot be compiled, or is too large however it is
                 divided.
         """
-        file = _in_store(spec, store) if len(spec.to_json().encode()) > _PARAMETER_BYTES else None
+        file = _in_store(spec, store) if len(spec.to_json().encode()) > PARAMETER_BYTES else None
         return cls(spec, kind, store, images, file, divide(spec, kind, store, images, file, first))
 
     @property

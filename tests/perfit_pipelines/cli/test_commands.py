@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -209,6 +210,16 @@ def test_compile_one_round_with_other_images(home):
     assert pipeline["pipelineInfo"]["name"] == "federated-round"
     executors = pipeline["deploymentSpec"]["executors"].values()
     assert {executor["container"]["image"] for executor in executors} == {"r/client:2", "r/server:2"}
+
+
+def test_compile_says_of_a_file_that_is_too_long_for_the_form_of_the_ui(home):
+    clients = [{"id": f"c-{n:03}", "tier": "strong", "data": f"s3://data/{n:03}.jsonl"} for n in range(200)]
+    home.file.write_text(yaml.safe_dump({**yaml.safe_load(home.file.read_text()), "clients": clients}))
+    command = ("compile", "federation.yaml", "-o", "round.yaml", "--pipeline", "federated_round")
+    result = home.perfit(*command, "--store", "s3://bucket")
+    assert result.code == 0, result.err
+    assert re.search(r"the federation file has 1\d,\d{3} bytes, and the UI's form can send 10,000 ", result.err)
+    assert (home.directory / "round.yaml").is_file()
 
 
 def test_compile_into_a_directory_that_does_not_exist(home):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from perfit.cluster_spec import ClusterSpec
 from perfit_components.steps.client import record_failure
 from perfit_components.steps.failure import Failure
 from perfit_pipelines.cluster.causes import Witnesses, explain_failure
@@ -23,7 +24,7 @@ from perfit_pipelines.cluster.nodes import (
     TaskState,
 )
 from perfit_pipelines.cluster.stored import StoreProgress
-from perfit_pipelines.cluster.submit import Submitted
+from perfit_pipelines.cluster.submit import Submitted, submitted
 from perfit_pipelines.cluster.tasks import list_tasks
 from perfit_pipelines.cluster.upload import read_ir
 from perfit_pipelines.compile import compile_pipeline
@@ -146,6 +147,19 @@ def test_a_scheduled_round_is_the_one_after_the_head(site, progress):
     site.planned(2)
     site.train_client("bob", 2)
     assert shown(followed.add(RunView("RUNNING", []))) == {"Round: bob": DELIVERED}
+
+
+def test_a_rounds_clients_are_those_of_its_plan(site, tmp_path):
+    """A client that joined after the round was planned takes no part: the loop's first iteration is still ann's."""
+    tree = site.spec.model_dump(mode="json")
+    tree["clients"] = [{"id": "abe", "data": "s3://data/abe.jsonl"}, *tree["clients"]]
+    spec = ClusterSpec.model_validate(tree)
+    compile_pipeline(spec, "federated_tuning", "s3://bucket/prefix", file := tmp_path / "pipeline.yaml")
+    ir = read_ir(file.read_text())
+    found = [task for task in submitted(ir, {"store": site.store_uri}).tasks if task.client]
+    assert [task.client for task in found if task.round == 1] == ["ann", "bob", "eve"]
+    assert [task.client for task in found if task.round == 2] == ["abe", "ann", "bob", "eve"]
+    assert "iterations(0:0)" in found[0].node
 
 
 def test_a_store_that_is_not_there_is_asked_again_after_a_while(tmp_path):

@@ -211,7 +211,7 @@ def test_a_store_that_cannot_be_read_from_here_runs_all_rounds(api, perfit, file
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     result = perfit("submit", file, *QUICK)
     assert result.exit_code == 0
-    assert "note: rounds that are committed are passed, about a minute each: " in result.stderr
+    assert "note: the run passes committed rounds, about a minute each, for the store cannot be asked" in result.stderr
 
 
 def test_someone_else_may_upload_the_same_at_the_same_time(api, perfit, file):
@@ -282,6 +282,7 @@ def test_a_round_of_400_clients_takes_two_runs_of_one_version(api, perfit, many)
     assert [run.display_name[-12:] for run in api.runs.values()] == [", run 1 of 2", ", run 2 of 2"]
     inputs = prepare_inputs(only(api.versions))
     assert [inputs[name]["runtimeValue"]["constant"] for name in ("round", "at_most")] == [1, 200]
+    assert out.count("the run succeeded; the last of a round's runs commits the round and has its report") == 2
 
 
 def test_a_long_file_is_passed_by_its_uri(api, perfit, many):

@@ -29,9 +29,9 @@ from perfit_storage.errors import (
 )
 from perfit_storage.objects import (
     PIECE_BYTES,
-    Data,
     RESERVED_PREFIX,
     UNREADABLE_FIX,
+    Data,
     StoredObject,
     Write,
     bounded,

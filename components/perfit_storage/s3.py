@@ -41,8 +41,8 @@ from perfit_storage.errors import (
 )
 from perfit_storage.objects import (
     PIECE_BYTES,
-    Data,
     UNREADABLE_FIX,
+    Data,
     StoredObject,
     T,
     Write,

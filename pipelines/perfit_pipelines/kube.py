@@ -48,7 +48,8 @@ class Cluster:
         self.url = settings.host
         api = client.ApiClient(settings)
         self._core, self._storage = client.CoreV1Api(api), client.StorageV1Api(api)
-        self._custom = client.CustomObjectsApi(api)
+        self._custom, self._apis = client.CustomObjectsApi(api), client.ApisApi(api)
+        self._batch = client.BatchV1Api(api)
 
     def namespace(self, name: str) -> V1Namespace | None:
         """Read a namespace."""
@@ -90,6 +91,26 @@ class Cluster:
     def limit_ranges(self, namespace: str) -> list[V1LimitRange]:
         """List the limit ranges of a namespace."""
         return self._list("limit ranges", self._core.list_namespaced_limit_range, namespace)
+
+    def has_cron_job(self, namespace: str, name: str) -> bool:
+        """Whether there is a CronJob."""
+        return self._read("cron jobs", self._batch.read_namespaced_cron_job, name, namespace) is not None
+
+    def versions(self, group: str) -> list[str]:
+        """List the versions of an API group that the server has, the preferred one first; none without the group."""
+        found = self._read("API groups", self._apis.get_api_versions)
+        for known in found.groups if found else []:
+            if known.name == group:
+                versions = [item.version for item in known.versions]
+                return sorted(versions, key=lambda version: version != known.preferred_version.version)
+        return []
+
+    def custom(self, group: str, version: str, plural: str, name: str, namespace: str = "") -> dict[str, Any] | None:
+        """Read an object of a kind that is not Kubernetes' own; without a namespace one of the cluster."""
+        if namespace:
+            read = self._custom.get_namespaced_custom_object
+            return self._read(plural, read, group, version, namespace, plural, name)
+        return self._read(plural, self._custom.get_cluster_custom_object, group, version, plural, name)
 
     def pods(self, namespace: str, labels: str) -> list[dict[str, Any]]:
         """List the pods with these labels, as Kubernetes writes them: their models take many times as long to read."""

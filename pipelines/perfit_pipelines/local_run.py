@@ -76,6 +76,17 @@ def run_locally(
             raise PerfitError(problem or message, fix if separator else f"look at the end of {log}") from error
 
 
+def without_cluster(spec: ClusterSpec) -> ClusterSpec:
+    """Return a federation without those settings of a cluster that KFP's local runner would not ignore.
+
+    An authority's certificate becomes an environment variable, and a TrainJob another component.
+    """
+    cluster = spec.cluster.model_copy(update={"store_ca": None})
+    pod = {"runner": "pod"}
+    tiers = {n: tier.model_copy(update=pod) if tier.runner == "trainjob" else tier for n, tier in spec.tiers.items()}
+    return spec.model_copy(update={"cluster": cluster, "tiers": tiers})
+
+
 def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root: Path, workspace: Path) -> None:
     from kfp import local
 
@@ -87,9 +98,7 @@ def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root:
             warnings.filterwarnings("ignore", category=category, module="kfp")
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=str(root), workspace_root=str(workspace))
-        # It becomes an environment variable, the one setting of the cluster that the runner does not ignore.
-        cluster = spec.cluster.model_copy(update={"store_ca": None})
-        pipeline = federated_tuning(spec.model_copy(update={"cluster": cluster}), store, part=Part(first))
+        pipeline = federated_tuning(without_cluster(spec), store, part=Part(first))
         wait_last(pipeline)
         pipeline(federation_file=spec.to_json(), method=method)
 

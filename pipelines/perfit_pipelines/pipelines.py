@@ -22,11 +22,12 @@ from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
+from perfit_components.queue_limit import QUEUE_SECONDS, ROLE_LABEL, queue_labels
 from perfit_components.secret_names import STORE_KEYS
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
+from perfit_components.train_job import train_job
 from perfit_components.wait import wait
 
-ROLE_LABEL = "perfit/role"
 CACHE_MOUNT = "/cache"
 CA_MOUNT = "/etc/perfit-ca"
 WAIT_MEMORY = "1Gi"
@@ -232,10 +233,12 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
     A plain string is the only kind of loop item that may name a Secret and a volume claim. A claim that is called
     otherwise than the Secret reaches the task as an input of a pipeline around it, at a pod more.
     """
-    component = _named(client, f"client-{tier}")
+    in_job = spec.tiers[tier].runner == "trainjob"
+    component = _named(train_job if in_job else client, f"client-{tier}")
+    fixed = {"threads": spec.tiers[tier].threads, **({"image": images.client} if in_job else {})}
 
     def add(federation, round, name, volume=None) -> None:
-        task = component(federation=federation, round=round, name=name, threads=spec.tiers[tier].threads)
+        task = component(federation=federation, round=round, name=name, **fixed)
         _on_client(task, name, volume or name, spec, tier, images).set_display_name(f"Client ({tier})")
 
     if not spec.names_claims(tier):
@@ -299,7 +302,8 @@ def _on_client(
 ) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    _with_store(task, secret, "client", spec.cluster).set_container_image(images.client)
+    in_job = tier.runner == "trainjob"  # then this pod only follows it, and KFP hands the settings on
+    _with_store(task, secret, "client", spec.cluster).set_container_image(images.server if in_job else images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
     _with_model(task, spec.cluster)
@@ -348,6 +352,12 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in tier.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    if tier.runner == "trainjob":
+        return  # it is the job that waits in the queue
+    for key, value in queue_labels(tier).items():
+        kubernetes.add_pod_label(task, key, value)
+    if tier.queue_seconds:
+        kubernetes.add_pod_annotation(task, QUEUE_SECONDS, str(tier.queue_seconds))
 
 
 def _mounts_volumes(spec: ClusterSpec, tier: str) -> bool:

@@ -20,11 +20,16 @@ DOCTOR = [
     ("", "serviceaccounts", "perfit-runner", "get"),
     ("", "pods", None, "list"),
     ("argoproj.io", "workflows", None, "list"),
+    ("kueue.x-k8s.io", "localqueues", None, "get"),
+    ("batch", "cronjobs", "perfit-queue-limit", "get"),
 ]
 DOCTOR_CLUSTER = [
     ("", "nodes", None, "list"),
     ("", "namespaces", None, "get"),
     ("storage.k8s.io", "storageclasses", None, "get"),
+    ("kueue.x-k8s.io", "workloadpriorityclasses", None, "get"),
+    ("", "configmaps", "kueue-manager-config", "get"),
+    ("trainer.kubeflow.org", "clustertrainingruntimes", None, "get"),
 ]
 READING = {"get", "list", "watch"}
 WRITING_ALLOWED = {("workflowtaskresults", "create"), ("workflowtaskresults", "patch")}

@@ -31,6 +31,9 @@ FULL: dict[str, Any] = {
             "node_selector": {"zone": "on"},
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "parallelism": 2,
+            "queue": "gpus",
+            "queue_priority": "research",
+            "queue_seconds": 3600,
         },
         "small": {"cpu": 2},
         "unused": {},
@@ -121,6 +124,33 @@ def test_a_tier_may_train_otherwise():
     assert federation.of_tier("big") == federation
     # Like all that a tier says, it may change while a federation exists.
     assert federation.difference(ClusterSpec.model_validate(FULL)) is None
+
+
+@pytest.mark.parametrize(
+    ("tier", "problem"),
+    [
+        ({"queue_seconds": 600}, "name Kueue's LocalQueue with the key `queue`"),
+        ({"queue_priority": "research"}, "name Kueue's LocalQueue with the key `queue`"),
+        ({"queue": "gpus", "queue_seconds": 3600}, "the run ends before: lower it, or raise cluster.deadline_seconds"),
+    ],
+)
+def test_settings_of_a_queue_that_cannot_be(tier, problem):
+    with pytest.raises(ValidationError, match=problem):
+        ClusterSpec.model_validate({**MINIMAL, "tiers": {"default": tier}, "cluster": {"deadline_seconds": 3600}})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "problem"),
+    [
+        ({}, "may give their pods any Secret of the namespace"),
+        ({"allow_secret_readers": True, "store_ca": "authority"}, "and so no authority"),
+    ],
+)
+def test_trainjobs_that_cannot_be(cluster, problem):
+    tree = {**MINIMAL, "tiers": {"default": {"runner": "trainjob"}}}
+    with pytest.raises(ValidationError, match=problem):
+        ClusterSpec.model_validate({**tree, "cluster": cluster})
+    assert ClusterSpec.model_validate({**tree, "cluster": {"allow_secret_readers": True}})
 
 
 def test_tiers_in_use_are_in_the_order_of_the_file():

@@ -1,13 +1,9 @@
-"""Prepare asks Kubernetes what its service account may do; by an API server over TLS with an authority of its own."""
+"""Prepare asks Kubernetes what its service account may do."""
 
 from __future__ import annotations
 
-import json
-import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,10 +12,10 @@ from perfit.errors import PerfitError
 from perfit_components.steps.prepare import prepare
 from perfit_components.steps.service_account import check_account
 
-from ..authority import make_authority
+from ..pod_api import pod_api
 
-TOKEN = "the-accounts-token"
 ANN = {"verb": "get", "name": "perfit-tiny-ann"}
+JOBS = {"verb": "create"}
 
 
 @dataclass
@@ -49,39 +45,15 @@ class Api:
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
-    authority, server_file = make_authority(tmp_path)
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    (mount / "token").write_text(TOKEN)
-    (mount / "namespace").write_text("kubeflow")
-    (mount / "ca.crt").write_bytes(authority.read_bytes())
+    def answer(method: str, path: str, review: dict) -> tuple[int, dict]:
+        assert (method, path) == ("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+        assert (review["apiVersion"], review["kind"]) == ("authorization.k8s.io/v1", "SelfSubjectAccessReview")
+        review["status"] = {"allowed": served.review(review["spec"]["resourceAttributes"])}
+        return served.status, review
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-            assert (review["apiVersion"], review["kind"]) == ("authorization.k8s.io/v1", "SelfSubjectAccessReview")
-            known = self.headers["Authorization"] == f"Bearer {TOKEN}"
-            review["status"] = {"allowed": known and served.review(review["spec"]["resourceAttributes"])}
-            data = json.dumps(review).encode()
-            self.send_response(served.status if known else 401)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(server_file)
-    server.socket = tls.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    address = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.server_port)}
-    served = Api(mount, address)
-    yield served
-    server.shutdown()
-    server.server_close()
+    with pod_api(tmp_path, answer) as (environment, mount):
+        served = Api(mount, environment)
+        yield served
 
 
 def check(api: Api, site) -> None:
@@ -94,6 +66,7 @@ def check(api: Api, site) -> None:
         ([{"verb": "get"}, {"verb": "list"}], "may read every Secret"),
         ([{"verb": "list"}], "may list all Secrets"),
         ([ANN], "may read clients' Secrets"),
+        ([JOBS], "may create TrainJobs, to whose pods it may give every Secret"),
     ],
 )
 def test_an_account_that_may_read_the_keys_is_refused(api, make_site, allowed, problem):
@@ -111,8 +84,13 @@ def test_an_account_that_may_not_is_taken(api, make_site, capsys):
         ("get", None),
         ("list", None),
         ("get", "perfit-tiny-ann"),
+        ("create", None),
     ]
-    assert {(asked["namespace"], asked["resource"]) for asked in api.asked} == {("kubeflow", "secrets")}
+    assert [(asked.get("group"), asked["resource"]) for asked in api.asked] == [
+        *[(None, "secrets")] * 3,
+        ("trainer.kubeflow.org", "trainjobs"),
+    ]
+    assert {asked["namespace"] for asked in api.asked} == {"kubeflow"}
     assert capsys.readouterr().out == ""
 
 

@@ -27,6 +27,9 @@ tiers:
     accelerator: {type: nvidia.com/gpu, count: 2}
     node_selector: {cloud.google.com/gke-accelerator: nvidia-l4}
     tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
+    queue: gpus
+    queue_priority: research
+    queue_seconds: 3600
 clients:
   - {id: north, tier: office, rank: 4, data: s3://data/north.jsonl, secret: keys-of-north}
   - {id: south, tier: office, data: s3://data/south.jsonl}

@@ -47,7 +47,16 @@ KINDS = {
     "scheduling.k8s.io/v1": {"PriorityClass": "priorityclasses"},
     "storage.k8s.io/v1": {"StorageClass": "storageclasses"},
 }
-CLUSTER_WIDE = {"Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "StorageClass"}
+CLUSTER_WIDE = {
+    "Namespace",
+    "Node",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "PriorityClass",
+    "StorageClass",
+    "WorkloadPriorityClass",
+    "ClusterTrainingRuntime",
+}
 
 
 @dataclass
@@ -59,6 +68,7 @@ class KubernetesApi:
         forbidden: Plurals that nobody may touch.
         quote: What a refusal quotes.
         requests: What was asked.
+        custom: Further kinds and their plurals by API version, whose objects are taken as they are.
         url: Where it is served.
     """
 
@@ -66,6 +76,7 @@ class KubernetesApi:
     forbidden: set[str] = field(default_factory=set)
     quote: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    custom: dict[str, dict[str, str]] = field(default_factory=dict)
     url: str = ""
     _data_keys: dict[tuple[Any, ...], set[str]] = field(default_factory=dict)
 
@@ -76,20 +87,23 @@ class KubernetesApi:
             ValueError: Kubernetes knows no such object.
         """
         for item in objects:
-            read_object(item)
             version, kind, metadata = item["apiVersion"], item["kind"], item["metadata"]
+            if version not in self.custom:
+                read_object(item)
             namespace = "" if kind in CLUSTER_WIDE else metadata.get("namespace", "default")
-            self.objects[version, KINDS[version][kind], namespace, metadata["name"]] = item
+            plural = {**KINDS, **self.custom}[version][kind]
+            self.objects[version, plural, namespace, metadata["name"]] = item
 
     def get(self, kind: str, name: str, namespace: str = "") -> Object:
         """Return an object by its kind."""
-        version = next(version for version, kinds in KINDS.items() if kind in kinds)
-        return self.objects[version, KINDS[version][kind], namespace, name]
+        kinds = {**KINDS, **self.custom}
+        version = next(version for version in kinds if kind in kinds[version])
+        return self.objects[version, kinds[version][kind], namespace, name]
 
     def answer(self, method: str, target: str, body: bytes) -> tuple[int, Object]:
         """Answer a request with a status and an object."""
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
-        discovered = _discover(path)
+        discovered = _discover(path, self.custom)
         if discovered:
             return 200, discovered
         version, plural, namespace, name = _parse(path)
@@ -202,14 +216,14 @@ def _is_labelled(item: Object, selector: str) -> bool:
     return all(name in labels and (not equals or labels[name] == value) for name, equals, value in wanted)
 
 
-def _discover(path: str) -> Object | None:
+def _discover(path: str, custom: dict[str, dict[str, str]]) -> Object | None:
     parts = path.strip("/").split("/")
     if parts == ["version"]:
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.4"}
     if parts == ["api"]:
         return {"kind": "APIVersions", "versions": ["v1"]}
     if parts == ["apis"]:
-        groups = [version.partition("/") for version in KINDS if version != "v1"]
+        groups = [version.partition("/") for version in {**KINDS, **custom} if version != "v1"]
         known = [{"groupVersion": f"{name}/{version}", "version": version} for name, _, version in groups]
         listed = [
             {"name": name, "versions": [version], "preferredVersion": version}

@@ -14,6 +14,7 @@ from perfit.errors import PerfitError
 from perfit.federation_file import load_federation, parse_federation
 from perfit.methods import METHODS
 from perfit_pipelines.compile import compile_pipeline
+from perfit_pipelines.local_run import without_cluster
 from perfit_pipelines.workflow_size import WORKFLOW_BYTES
 
 from .goldens import FEDERATION, IMAGES, PIPELINES, STORE, compiled, documents, golden_file, normalised
@@ -128,6 +129,34 @@ def test_a_clients_task_has_the_resources_and_the_place_of_its_tier(ir):
                 {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
             ]
             assert "/data" in leaf.mounts, where
+
+
+@pytest.fixture
+def with_jobs(tmp_path) -> Path:
+    """The compiled round of the golden federation, with the clients of one tier as TrainJobs."""
+    text = FEDERATION.replace("  gpu:\n", "  gpu:\n    runner: trainjob\n")
+    return compiled("federated_round", tmp_path, text + "cluster: {allow_secret_readers: true}\n")
+
+
+def test_what_follows_a_trainjob_hands_its_settings_to_the_job(with_jobs):
+    (job,) = [leaf for leaf in leaves(with_jobs) if leaf.component == "train_job"]
+    assert (job.path[-1], job.container["image"]) == ("client-gpu", IMAGES.server)
+    assert job.container["resources"]["accelerator"]["resourceCount"] == "2"
+    assert job.platform["podMetadata"] == {"labels": {"perfit/role": "client"}}, "it is the job that waits in the queue"
+    component = documents(with_jobs)[0]["components"][job.task["componentRef"]["name"]]
+    passed = {field["field"]: field.get("applyToTask", False) for field in component["taskConfigPassthroughs"]}
+    fields = ("RESOURCES", "KUBERNETES_TOLERATIONS", "KUBERNETES_NODE_SELECTOR", "KUBERNETES_VOLUMES")
+    assert passed == {**dict.fromkeys(fields, False), "ENV": True}
+    given = job.task["inputs"]["parameters"]
+    assert given["image"]["runtimeValue"]["constant"] == IMAGES.client
+    assert component["inputDefinitions"]["parameters"]["task_config"]["parameterType"] == "TASK_CONFIG"
+    assert "task_config" not in given, "KFP fills it in"
+
+
+def test_on_this_machine_there_are_no_trainjobs():
+    text = FEDERATION.replace("  gpu:\n", "  gpu:\n    runner: trainjob\n")
+    spec = parse_federation(text + "cluster: {allow_secret_readers: true}\n")
+    assert {tier.runner for tier in without_cluster(spec).tiers.values()} == {"pod"}
 
 
 def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):

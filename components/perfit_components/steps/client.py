@@ -58,6 +58,11 @@ def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None
     return _task_output(result)
 
 
+def task_output(record: bytes) -> dict[str, str]:
+    """Return the part of a client's record that its task shows: client, status and reason."""
+    return _task_output(parse_outcome(record))
+
+
 def is_final(record: bytes) -> bool:
     """Whether a client's record of a round must not be replaced, because the client delivered."""
     with suppress(MessageError):

@@ -6,23 +6,20 @@ namespace: each client's pod could then act as all others. Manifests cannot prev
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import urllib3
 from urllib3.exceptions import HTTPError
 
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
+from perfit_components.cluster_api import MOUNT, ClusterApi
 
-_MOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _PATH = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_TIMEOUT = urllib3.Timeout(connect=5.0, read=10.0)
 
 
-def check_account(spec: ClusterSpec, environment: Mapping[str, str] = os.environ, mount: Path = _MOUNT) -> None:
+def check_account(spec: ClusterSpec, environment: Mapping[str, str] = os.environ, mount: Path = MOUNT) -> None:
     """Refuse a service account that may read every client's key, unless the federation file allows it.
 
     Outside of a cluster nothing is asked. A cluster that does not answer is no reason to refuse; the log says so.
@@ -35,13 +32,11 @@ def check_account(spec: ClusterSpec, environment: Mapping[str, str] = os.environ
     Raises:
         PerfitError: It may.
     """
-    host, token = environment.get("KUBERNETES_SERVICE_HOST"), mount / "token"
-    if spec.cluster.allow_secret_readers or not host or not token.is_file():
+    if spec.cluster.allow_secret_readers:
         return
-    where = f"[{host}]" if ":" in host else host
-    url = f"https://{where}:{environment.get('KUBERNETES_SERVICE_PORT', '443')}{_PATH}"
     try:
-        allowed = _first_allowed(spec, url, mount)
+        api = ClusterApi.of_pod(environment, mount)
+        allowed = api and _first_allowed(spec, api)
     except (HTTPError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"Kubernetes did not say whether this service account may read the clients' keys: {error}", flush=True)
         return
@@ -54,30 +49,31 @@ def check_account(spec: ClusterSpec, environment: Mapping[str, str] = os.environ
         )
 
 
-def _first_allowed(spec: ClusterSpec, url: str, mount: Path) -> str | None:
+def _first_allowed(spec: ClusterSpec, api: ClusterApi) -> str | None:
     """What the account may do that it should not; the questions are those that a wrong Role would answer with yes."""
     questions = {
         "read every Secret": {"verb": "get"},
         "list all Secrets": {"verb": "list"},
         "read clients' Secrets": {"verb": "get", "name": spec.secret_of(spec.clients[0])},
+        "create TrainJobs, to whose pods it may give every Secret": {
+            "verb": "create",
+            "group": "trainer.kubeflow.org",
+            "resource": "trainjobs",
+        },
     }
-    namespace = (mount / "namespace").read_text().strip()
-    with urllib3.PoolManager(ca_certs=str(mount / "ca.crt"), timeout=_TIMEOUT, retries=2) as pool:
-        for what, question in questions.items():
-            attributes = {"namespace": namespace, "resource": "secrets", **question}
-            if _ask(pool, url, (mount / "token").read_text().strip(), attributes):
-                return what
+    for what, question in questions.items():
+        if _may(api, {"namespace": api.namespace, "resource": "secrets", **question}):
+            return what
     return None
 
 
-def _ask(pool: urllib3.PoolManager, url: str, token: str, attributes: Mapping[str, str]) -> bool:
+def _may(api: ClusterApi, attributes: Mapping[str, str]) -> bool:
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    answer = pool.request("POST", url, body=json.dumps(review), headers=headers)
-    if answer.status != 201:
-        raise ValueError(f"it answered {answer.status}")
-    return answer.json()["status"]["allowed"] is True
+    status, answer = api.ask("POST", _PATH, review)
+    if status != 201:
+        raise ValueError(f"it answered {status}")
+    return answer["status"]["allowed"] is True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kubernetes.client import V1Node
@@ -10,16 +10,16 @@ from kubernetes.client import V1Node
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint
-from perfit_pipelines.doctor.finding import Finding, fail, unknown
+from perfit_pipelines.doctor.finding import Finding, allowed, fail
+from perfit_pipelines.doctor.jobs_check import check_jobs
 from perfit_pipelines.doctor.namespace_check import check_account, check_namespace, check_quotas, check_volumes
 from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes, server_tier
 from perfit_pipelines.doctor.pipelines_check import check_pipelines
+from perfit_pipelines.doctor.queue_check import check_queues
 from perfit_pipelines.doctor.secrets_check import RoleKeys, check_secrets
 from perfit_pipelines.doctor.store_check import check_store
 from perfit_pipelines.doctor.store_owner_check import check_authority, check_store_owner
-from perfit_pipelines.kube import Cluster, NotAllowed
-
-_ALLOW_FIX = "let an administrator bind you to the Role and ClusterRole perfit-doctor of manifests/, or run it"
+from perfit_pipelines.kube import Cluster
 
 
 @dataclass(frozen=True)
@@ -59,31 +59,26 @@ def run_checks(setup: Setup) -> list[Finding]:
 
 def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
     spec, namespace = setup.spec, setup.namespace
-    findings = _allowed("namespace", lambda: check_namespace(cluster, namespace))
-    findings += _allowed("service account", lambda: check_account(cluster, namespace, setup.service_account))
+    findings = allowed("namespace", lambda: check_namespace(cluster, namespace))
+    findings += allowed("service account", lambda: check_account(cluster, namespace, setup.service_account))
     secrets, roles = check_secrets(cluster, spec, namespace)
     findings += secrets
-    findings += _allowed("store", lambda: check_authority(cluster, spec, namespace))
+    findings += allowed("store", lambda: check_authority(cluster, spec, namespace))
     findings += _check_store(setup, roles)
     findings += check_store_owner(cluster, namespace, setup.store, roles, setup.store_endpoint)
     nodes: list[V1Node] = []
-    refused = _allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
+    refused = allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
     findings += refused
     tiers = [spec.tiers[tier] for tier in spec.pod_tiers()] or [server_tier(spec)]
     fitting = [node for node in nodes if any(fitting_nodes(tier, [node]) for tier in tiers)]
-    findings += _allowed("volumes", lambda: check_volumes(cluster, spec, namespace, len(fitting)))
+    findings += allowed("volumes", lambda: check_volumes(cluster, spec, namespace, len(fitting)))
     if not refused:
         findings += check_tiers(spec, nodes) + check_server(spec, nodes)
         findings += check_images(setup.images, fitting)
-    return findings + _allowed("quota", lambda: check_quotas(cluster, spec, namespace))
+    findings += allowed("quota", lambda: check_quotas(cluster, spec, namespace))
+    findings += allowed("TrainJobs", lambda: check_jobs(cluster, spec))
+    return findings + check_queues(cluster, spec, namespace)
 
 
 def _check_store(setup: Setup, roles: Sequence[RoleKeys]) -> list[Finding]:
     return check_store(setup.spec, setup.store, roles, setup.store_endpoint)
-
-
-def _allowed(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-    try:
-        return check()
-    except NotAllowed as error:
-        return [unknown(name, f"you may not {error}", _ALLOW_FIX)]

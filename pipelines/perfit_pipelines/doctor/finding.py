@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from rich.table import Table
 from rich.text import Text
+
+from perfit_pipelines.kube import NotAllowed
+
+_ALLOW_FIX = "let an administrator bind you to the Role and ClusterRole perfit-doctor of manifests/, or run it"
 
 
 class Status(StrEnum):
@@ -52,6 +56,14 @@ def fail(name: str, finding: str, fix: str) -> Finding:
 def unknown(name: str, finding: str, fix: str) -> Finding:
     """It cannot be determined from here."""
     return Finding(name, Status.UNKNOWN, finding, fix)
+
+
+def allowed(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """Return what a check finds; where this user may not read what it needs, that."""
+    try:
+        return check()
+    except NotAllowed as error:
+        return [unknown(name, f"you may not {error}", _ALLOW_FIX)]
 
 
 def table(findings: Sequence[Finding]) -> Table:

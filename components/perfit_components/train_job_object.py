@@ -1,0 +1,127 @@
+"""The TrainJob of a client's part of a round: an object of Kubeflow Trainer's API, as of Trainer 2.2."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perfit.cluster_spec import Cluster, Tier
+from perfit_components.queue_limit import ROLE_LABEL, queue_labels
+
+Object = dict[str, Any]
+API = "trainer.kubeflow.org/v1alpha1"
+_NODE = "node"
+"""The job of a runtime that trains, and its container."""
+_MANAGER = "perfit.dev/client"
+_USER = 10001
+_PASSED_ON = ("resources", "env", "volumes", "volume_mounts", "node_selector", "tolerations")
+
+
+@dataclass(frozen=True)
+class ClientJob:
+    """What the job of a client's part of a round depends on.
+
+    Attributes:
+        federation: Its URI.
+        round: From 1.
+        client: The client's id.
+        name: Its name in the cluster.
+        threads: CPU threads of the training.
+        image: Where it runs.
+        tier: Of the client.
+        cluster: The federation's settings.
+        config: What KFP passes on of the task's own pod: the fields of ``kfp.dsl.TaskConfig``.
+        owner: Name and uid of the task's pod, with which the job ends; None if they are not known.
+    """
+
+    federation: str
+    round: int
+    client: str
+    name: str
+    threads: int
+    image: str
+    tier: Tier
+    cluster: Cluster
+    config: Mapping[str, Any]
+    owner: tuple[str, str] | None
+
+    @property
+    def job_name(self) -> str:
+        """The TrainJob's name: the same for each attempt of the same part, another for each other one."""
+        what = "\n".join((self.federation, str(self.round), self.client))
+        return f"perfit-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+    def to_object(self) -> Object:
+        """Return the TrainJob."""
+        config = {key: self.config.get(key) for key in _PASSED_ON}
+        trainer = {
+            "image": self.image,
+            "command": self._command(),
+            "numNodes": 1,
+            "numProcPerNode": 1,
+            "env": config["env"],
+            "resourcesPerNode": config["resources"],
+        }
+        pod = {
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": _USER,
+                "runAsGroup": _USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "nodeSelector": config["node_selector"],
+            "tolerations": config["tolerations"],
+            **self._volumes(config["volumes"] or [], config["volume_mounts"] or []),
+        }
+        template = {"metadata": {"labels": {ROLE_LABEL: "client"}}, "spec": _given(pod)}
+        return {
+            "apiVersion": API,
+            "kind": "TrainJob",
+            "metadata": self._metadata(),
+            "spec": {
+                "runtimeRef": {"name": self.tier.runtime},
+                "trainer": _given(trainer),
+                "runtimePatches": [{"manager": _MANAGER, "trainingRuntimeSpec": _of_node(template)}],
+            },
+        }
+
+    def _command(self) -> list[str]:
+        options = {"federation": self.federation, "round": self.round, "name": self.name, "threads": self.threads}
+        given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        return ["python", "-m", "perfit_components.client_process", *given]
+
+    def _metadata(self) -> Object:
+        labels = {"app.kubernetes.io/part-of": "perfit", "perfit/client": self.client, **queue_labels(self.tier)}
+        metadata: Object = {"name": self.job_name, "labels": labels}
+        if self.owner:
+            name, uid = self.owner
+            metadata["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]
+        return metadata
+
+    def _volumes(self, volumes: Sequence[Object], mounts: Sequence[Object]) -> Object:
+        """Those that KFP passes on, and the scratch volumes, which it does not."""
+        scratch = {"tmp": ("/tmp", {}), "dshm": ("/dev/shm", {"medium": "Memory", "sizeLimit": self._shared_memory})}
+        if not self.cluster.model_cache:
+            scratch["cache"] = ("/cache", {})
+        security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        own = [{"name": name, "mountPath": path} for name, (path, _) in scratch.items()]
+        return {
+            "volumes": [*volumes, *({"name": name, "emptyDir": how} for name, (_, how) in scratch.items())],
+            "containers": [{"name": _NODE, "securityContext": security, "volumeMounts": [*mounts, *own]}],
+        }
+
+    @property
+    def _shared_memory(self) -> str:
+        return self.cluster.shared_memory
+
+
+def _of_node(template: Object) -> Object:
+    """A patch of a runtime that changes the pods of its job that trains."""
+    job = {"name": _NODE, "template": {"spec": {"template": template}}}
+    return {"template": {"spec": {"replicatedJobs": [job]}}}
+
+
+def _given(fields: Mapping[str, Any]) -> Object:
+    return {key: value for key, value in fields.items() if value}

@@ -88,8 +88,8 @@ class Tier(Section):
     """A group of clients, and the resources of their pods. ``cpu`` also sets the number of CPU threads of a training.
 
     Args:
-        runner: What a client runs as: a pod of the pipeline, a TrainJob of Kubeflow Trainer that such a pod follows, or,
-            with ``remote``, a process of its owner's (``perfit client``), for which there are no pods.
+        runner: What a client runs as: a pod of the pipeline, a TrainJob of Kubeflow Trainer that such a pod follows,
+            or, with ``remote``, a process of its owner's (``perfit client``), for which there are no pods.
         deadline_seconds: What remote clients have in each round.
         runtime: The ClusterTrainingRuntime of the TrainJobs.
         queue: Kueue's LocalQueue that admits the pods, each by itself; None for no queue.

@@ -279,6 +279,7 @@ def _history(name: str, used: Store) -> History | None:
     """
     from perfit_pipelines.tracking.history import read_history
     from perfit_report import versions
+    from perfit_storage import ObjectNotFound
 
     try:
         return read_history(used.federation(name), versions())

@@ -214,13 +214,13 @@ def test_a_library_that_is_not_installed(trained):
     assert "pip install wandb" in result.err
 
 
-def test_a_run_writes_as_it_goes_on(finished, experiment):
+def test_a_run_that_finds_everything_done_writes_it_too(finished, experiment):
     home = finished.home
-    assert finished.result.out.splitlines()[-1].startswith("TensorBoard: ")
+    again = home.stored("run", home.file, "--track", "mlflow", "--track", "tensorboard")
+    assert "nothing to do" in again.out
+    assert again.out.splitlines()[-1].startswith("TensorBoard: ")
     (directory,) = (home.directory / ".perfit" / "tensorboard").iterdir()
     assert [step for step, _ in scalars(directory / "clients" / "bob")["perplexity_after"]] == [1, 2]
-    again = home.stored("run", home.file, "--track", "mlflow")
-    assert "nothing to do" in again.out
     assert [step for step, _ in experiment.steps("ann", "perplexity_after")] == [1, 2]
     assert experiment.runs()["tiny"].data.params["version.torch"]
 

@@ -70,7 +70,7 @@ def speed(flower: str, repetitions: str = "3") -> None:
         with tempfile.TemporaryDirectory() as directory:
             subprocess.run([*theirs, "write", directory, str(clients), str(2 * modules)], check=True)
             commands = {("Flower", 1): [*theirs, "worker", directory, str(clients)]}
-            commands["Flower, BLAKE3", 1] = [*commands["Flower", 1], "digest"]
+            commands["Flower, SHA-256", 1] = [*commands["Flower", 1], "sha256"]
             for case in SYSTEMS:
                 subprocess.run(
                     [sys.executable, __file__, "write", directory, case, str(clients), str(modules)], check=True

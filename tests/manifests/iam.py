@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from perfit_storage import AccessDenied, ObjectStore, StoredObject
-from perfit_storage.objects import Write
+from perfit_storage.objects import Fill, Write
 
 Policy = dict[str, Any]
 """A policy document."""
@@ -73,6 +74,10 @@ class PolicedStore:
     def copy(self, key: str, write: Write, limit: int) -> int:
         self._check("s3:GetObject", key)
         return self.objects.copy(key, write, limit)
+
+    def stream(self, key: str, limit: int) -> AbstractContextManager[Fill]:
+        self._check("s3:GetObject", key)
+        return self.objects.stream(key, limit)
 
     def put(self, key: str, data: bytes) -> None:
         self._check("s3:PutObject", key)

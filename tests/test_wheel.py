@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import perfit
+from perfit_pipelines.catalog import COMPONENTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +38,7 @@ def test_the_wheel_has_the_manifests(wheel):
 
 def test_the_wheel_has_the_templates(wheel):
     assert {"perfit_pipelines/federation.yaml", "perfit_report/report.html.j2", "perfit_report/style.css.j2"} <= wheel
-    assert {f"perfit_pipelines/catalog/{name}.md" for name in ("README", "prepare", "client", "aggregate")} <= wheel
+    assert {f"perfit_pipelines/catalog/{name}.md" for name in ("README", *COMPONENTS)} <= wheel
 
 
 def test_the_version():

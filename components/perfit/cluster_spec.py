@@ -26,10 +26,7 @@ CA_FILE = "ca.crt"
 _SERVERS = "perfitserver-"
 """How the name of a server's Secret begins. A client's default begins with ``perfit-``: it is never one of these."""
 _MAX_NAME = 63
-_OF_PODS = (
-    *("cpu", "memory", "accelerator", "node_selector", "tolerations", "parallelism"),
-    *("runtime", "queue", "queue_priority", "queue_seconds"),
-)
+_OF_PODS = ("cpu", "memory", "accelerator", "node_selector", "tolerations", "parallelism", "queue", "runtime")
 _OF_REMOTE = ("deadline_seconds",)
 """Keys of a tier that have an effect with one of the runners alone."""
 _STORE_DIRECTORIES = ("clients", "masks", "rounds")
@@ -87,19 +84,19 @@ class TierTraining(Section):
 class Tier(Section):
     """A group of clients, and the resources of their pods. ``cpu`` also sets the number of CPU threads of a training.
 
+    With the runner ``remote`` there are no pods: each client is a process of its owner's (``perfit client``), which has
+    ``deadline_seconds`` in each round. With ``trainjob`` each is a TrainJob of Kubeflow Trainer that a pod follows.
+
     Args:
-        runner: What a client runs as: a pod of the pipeline, a TrainJob of Kubeflow Trainer that such a pod follows, or
-            with ``remote``, a process of its owner's (``perfit client``), for which there are no pods.
-        deadline_seconds: What remote clients have in each round.
-        runtime: The ClusterTrainingRuntime of the TrainJobs.
-        queue: Kueue's LocalQueue that admits the pods, each by itself; None for no queue.
+        runtime: The ClusterTrainingRuntime of TrainJobs.
+        queue: Kueue's LocalQueue that admits the pods or jobs, each by itself; None for no queue.
         queue_priority: Kueue's WorkloadPriorityClass of them.
-        queue_seconds: A pod that was not admitted after this time is ended, and its client absent from the round.
+        queue_seconds: What was not admitted after this time is ended, and its client absent from the round.
     """
 
     runner: Literal["pod", "trainjob", "remote"] = "pod"
-    deadline_seconds: int = Field(default=21_600, ge=1)
     runtime: Name = "torch-distributed"
+    deadline_seconds: int = Field(default=21_600, ge=1)
     cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
@@ -122,6 +119,11 @@ class Tier(Section):
     def is_remote(self) -> bool:
         """Whether its clients are processes of their owners, not pods."""
         return self.runner == "remote"
+
+    @property
+    def is_job(self) -> bool:
+        """Whether its clients are TrainJobs."""
+        return self.runner == "trainjob"
 
     @property
     def threads(self) -> int:
@@ -196,6 +198,32 @@ class ClusterSpec(FederationSpec):
         return self
 
     @model_validator(mode="after")
+    def _jobs_are_possible(self) -> Self:
+        problem = None
+        if not self.cluster.allow_secret_readers:
+            problem = (
+                "who may create TrainJobs may give their pods any Secret of the namespace, and here each client's pod "
+                "may: use it where owners trust each other, and say so (cluster.allow_secret_readers: true)"
+            )
+        elif self.cluster.store_ca:
+            problem = "KFP gives what follows a TrainJob no volume, and so no authority (cluster.store_ca); use pod"
+        for name, tier in self.tiers.items():
+            if problem and tier.is_job:
+                raise key_error(("tiers", name, "runner"), problem)
+        return self
+
+    @model_validator(mode="after")
+    def _queues_end_before_the_run(self) -> Self:
+        limit = self.cluster.deadline_seconds
+        for name, tier in self.tiers.items():
+            if limit and tier.queue_seconds and tier.queue_seconds >= limit:
+                raise key_error(
+                    ("tiers", name, "queue_seconds"),
+                    f"the run ends before: lower it, or raise cluster.deadline_seconds ({limit:,})",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _tiers_fit_their_runners(self) -> Self:
         limit = self.cluster.deadline_seconds
         for name, tier in self.tiers.items():
@@ -209,32 +237,6 @@ class ClusterSpec(FederationSpec):
                     ("tiers", name, "deadline_seconds"),
                     f"{tier.deadline_seconds} is not below cluster.deadline_seconds ({limit}), at which a run that "
                     "still waits is ended; lower it, or raise that",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _jobs_are_possible(self) -> Self:
-        problem = None
-        if not self.cluster.allow_secret_readers:
-            problem = (
-                "who may create TrainJobs may give their pods any Secret of the namespace, and here each client's pod "
-                "may: use it where owners trust each other, and say so (cluster.allow_secret_readers: true)"
-            )
-        elif self.cluster.store_ca:
-            problem = "KFP gives what follows a TrainJob no volume, and so no authority (cluster.store_ca); use pod"
-        for name, tier in self.tiers.items():
-            if problem and tier.runner == "trainjob":
-                raise key_error(("tiers", name, "runner"), problem)
-        return self
-
-    @model_validator(mode="after")
-    def _queues_end_before_the_run(self) -> Self:
-        limit = self.cluster.deadline_seconds
-        for name, tier in self.tiers.items():
-            if limit and tier.queue_seconds and tier.queue_seconds >= limit:
-                raise key_error(
-                    ("tiers", name, "queue_seconds"),
-                    f"the run ends before: lower it, or raise cluster.deadline_seconds ({limit:,})",
                 )
         return self
 

@@ -27,7 +27,7 @@ def train_job(
         name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training.
         image: Where the job runs.
-        task_config: Resources, nodes, environment and volumes of the job, by KFP.
+        task_config: Resources, nodes, environment and volumes of the job. KFP fills it in.
 
     Returns:
         client, status (trained, failed or out_of_memory) and reason.

@@ -102,7 +102,8 @@ class ClientJob:
 
     def _volumes(self, volumes: Sequence[Object], mounts: Sequence[Object]) -> Object:
         """Those that KFP passes on, and the scratch volumes, which it does not."""
-        scratch = {"tmp": ("/tmp", {}), "dshm": ("/dev/shm", {"medium": "Memory", "sizeLimit": self._shared_memory})}
+        memory = {"medium": "Memory", "sizeLimit": self.cluster.shared_memory}
+        scratch: dict[str, tuple[str, Object]] = {"tmp": ("/tmp", {}), "dshm": ("/dev/shm", memory)}
         if not self.cluster.model_cache:
             scratch["cache"] = ("/cache", {})
         security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -111,10 +112,6 @@ class ClientJob:
             "volumes": [*volumes, *({"name": name, "emptyDir": how} for name, (_, how) in scratch.items())],
             "containers": [{"name": _NODE, "securityContext": security, "volumeMounts": [*mounts, *own]}],
         }
-
-    @property
-    def _shared_memory(self) -> str:
-        return self.cluster.shared_memory
 
 
 def _of_node(template: Object) -> Object:

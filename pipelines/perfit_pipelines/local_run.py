@@ -82,9 +82,8 @@ def without_cluster(spec: ClusterSpec) -> ClusterSpec:
     An authority's certificate becomes an environment variable, and a TrainJob another component.
     """
     cluster = spec.cluster.model_copy(update={"store_ca": None})
-    pod = {"runner": "pod"}
-    tiers = {n: tier.model_copy(update=pod) if tier.runner == "trainjob" else tier for n, tier in spec.tiers.items()}
-    return spec.model_copy(update={"cluster": cluster, "tiers": tiers})
+    jobs = {name: tier.model_copy(update={"runner": "pod"}) for name, tier in spec.tiers.items() if tier.is_job}
+    return spec.model_copy(update={"cluster": cluster, "tiers": {**spec.tiers, **jobs}})
 
 
 def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root: Path, workspace: Path) -> None:

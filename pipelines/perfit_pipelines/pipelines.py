@@ -234,7 +234,7 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
     A plain string is the only kind of loop item that may name a Secret and a volume claim. A claim that is called
     otherwise than the Secret reaches the task as an input of a pipeline around it, at a pod more.
     """
-    in_job = spec.tiers[tier].runner == "trainjob"
+    in_job = spec.tiers[tier].is_job
     component = brief(train_job if in_job else client, f"client-{tier}")
     fixed = {"threads": spec.tiers[tier].threads, **({"image": images.client} if in_job else {})}
 
@@ -296,7 +296,7 @@ def _on_client(
 ) -> dsl.PipelineTask:
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
-    in_job = tier.runner == "trainjob"  # then this pod only follows it, and KFP hands the settings on
+    in_job = tier.is_job  # then this pod only follows it, and KFP hands the settings on
     _with_store(task, secret, "client", spec.cluster).set_container_image(images.server if in_job else images.client)
     task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
     _place(task, tier)
@@ -346,7 +346,7 @@ def _place(task: dsl.PipelineTask, tier: Tier) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in tier.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
-    if tier.runner == "trainjob":
+    if tier.is_job:
         return  # it is the job that waits in the queue
     for key, value in queue_labels(tier).items():
         kubernetes.add_pod_label(task, key, value)

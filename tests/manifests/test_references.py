@@ -43,6 +43,8 @@ NAMED_BY = {
 
 KINDS = {"secrets": "Secret", "configmaps": "ConfigMap", "serviceaccounts": "ServiceAccount"}
 """By what roles call them."""
+OF_COMPONENTS = {"perfit-queue-limit"}
+"""What a role of every overlay may read and only a component brings."""
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -84,5 +86,5 @@ def by_roles(overlay: str) -> Iterator[Identity]:
             yield subject["kind"], subject["namespace"], subject["name"]
     for item in of_kind(overlay, "Role"):
         for rule in item["rules"]:
-            for name in rule.get("resourceNames", []):
+            for name in set(rule.get("resourceNames", [])) - OF_COMPONENTS:
                 yield KINDS[rule["resources"][0]], item["metadata"]["namespace"], name

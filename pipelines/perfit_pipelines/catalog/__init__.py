@@ -17,21 +17,30 @@ from kfp import compiler
 from kfp.dsl.python_component import PythonComponent
 from kfp.dsl.structures import ComponentSpec
 
-from perfit_components import aggregate, client, prepare, wait
+from perfit_components import aggregate, client, prepare, train_job, wait
 from perfit_pipelines.pipelines import Images
 from perfit_pipelines.writing import write_file, writing
 
-COMPONENTS = ("prepare", "client", "wait", "aggregate")
+_MODULES = {"prepare": prepare, "client": client, "train_job": train_job, "wait": wait, "aggregate": aggregate}
+COMPONENTS = tuple(_MODULES)
 GROUP = Path("components", "training", "perfit")
 """Where the catalog keeps them: category, then a subcategory for components of one owner."""
 VERIFIED = "2026-11-29T00:00:00Z"
 """When the components last ran. The catalog removes what is not verified for a year."""
-_MODULES = {"prepare": prepare, "client": client, "wait": wait, "aggregate": aggregate}
 _TEXTS = Path(__file__).parent
 _CUSTOM = "<!-- custom-content -->"
 """What follows it, the catalog's generator of READMEs leaves as it is."""
-_TYPES = {"String": "str", "Integer": "int", "Boolean": "bool", "List": "list", "Dict": "dict"}
+_TYPES = {
+    "String": "str",
+    "Integer": "int",
+    "Boolean": "bool",
+    "List": "list",
+    "Dict": "dict",
+    "TaskConfig": "dsl.TaskConfig",
+}
 _STABILITY, _PIPELINES = "beta", ">=2.16.1"
+_MORE = {"train_job": "    - name: Trainer\n      version: '>=2.2.0'\n"}
+"""What else of Kubeflow a component needs."""
 _METADATA = """\
 ---
 name: {name}
@@ -40,7 +49,7 @@ dependencies:
   kubeflow:
     - name: Pipelines
       version: '{pipelines}'
-tags:
+{more}tags:
   - training
   - fine-tuning
   - federated-learning
@@ -85,8 +94,8 @@ def _write_component(directory: Path, name: str, images: Images) -> None:
     component = _compile(module, name, directory / "component.yaml")
     exported = f'"""{_title(name)}."""\n\nfrom .component import {name}\n\n__all__ = ["{name}"]\n'
     write_file(directory / "__init__.py", exported.encode())
-    metadata = _METADATA.format(name=name, stability=_STABILITY, pipelines=_PIPELINES, verified=VERIFIED)
-    write_file(directory / "metadata.yaml", metadata.encode())
+    needs = {"stability": _STABILITY, "pipelines": _PIPELINES, "verified": VERIFIED, "more": _MORE.get(name, "")}
+    write_file(directory / "metadata.yaml", _METADATA.format(name=name, **needs).encode())
     write_file(directory / "README.md", _readme(name, component).encode())
 
 
@@ -140,7 +149,7 @@ def _input_rows(component: ComponentSpec) -> Iterator[tuple[str, ...]]:
 
 def _output_rows(component: ComponentSpec) -> Iterator[tuple[str, ...]]:
     for name, given in component.outputs.items():
-        yield f"`{name}`", f"`{_TYPES.get(given.type, given.type)}`"
+        yield f"`{name}`", f"`{_TYPES.get(given.type.partition('[')[0], given.type)}`"
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

@@ -16,7 +16,7 @@ _NODE = "node"
 
 def check_jobs(cluster: Cluster, spec: ClusterSpec) -> list[Finding]:
     """Check the runtimes of TrainJobs; nothing where no client runs as one."""
-    tiers = {name: spec.tiers[name] for name in spec.tiers_in_use() if spec.tiers[name].runner == "trainjob"}
+    tiers = {name: spec.tiers[name] for name in spec.tiers_in_use() if spec.tiers[name].is_job}
     if not tiers:
         return []
     versions = cluster.versions(_GROUP)

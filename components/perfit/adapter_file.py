@@ -287,14 +287,45 @@ def _dump(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, 
 
 
 def _parts(header: AdapterHeader, space: LoraSpace | None, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return _serialized(tensors, _metadata(header, space))
+
+
+def transfer_start(header: AdapterHeader, count: int, names: Sequence[str], dtype: str) -> tuple[bytes, list[str]]:
+    """Return how the file of a transfer at ``count`` positions, all that both sides know of, begins.
+
+    Args:
+        header: The file's header.
+        count: Number of positions.
+        names: The vectors.
+        dtype: Type of their values, a name in :data:`perfit.exchange.DTYPES`.
+
+    Returns:
+        The bytes before the first tensor, and the tensors' names in the order in which they follow.
+    """
+    tensors = {name: np.broadcast_to(DTYPES[dtype](0), count) for name in names}
+    if dtype == "int8":
+        tensors |= {f"{name}.scales": np.broadcast_to(np.float32(0), -(-count // BLOCK)) for name in names}
+    return _start(tensors, order := _order(tensors), _metadata(header, None)), order
+
+
+def _metadata(header: AdapterHeader, space: LoraSpace | None) -> dict[str, str]:
     fields = {**asdict(header), "matrices": space and space.to_list()}
-    return _serialized(tensors, {"perfit": json.dumps(fields, sort_keys=True)})
+    return {"perfit": json.dumps(fields, sort_keys=True)}
 
 
 def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[np.ndarray]:
     """Return, in parts, what ``safetensors.numpy.save`` does, which needs the memory of the tensors once more."""
+    order = _order(tensors)
+    start = np.frombuffer(_start(tensors, order, metadata), np.uint8)
+    return [start, *(np.ascontiguousarray(tensors[name]).view(np.uint8) for name in order)]
+
+
+def _order(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-tensors[name].itemsize, str(tensors[name].dtype), name))
+
+
+def _start(tensors: Mapping[str, np.ndarray], order: Sequence[str], metadata: Mapping[str, str]) -> bytes:
     names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, str(tensors[name].dtype), name))
     tree, end = {"__metadata__": dict(metadata)}, 0
     for name in order:
         array, begin = tensors[name], end
@@ -302,8 +333,7 @@ def _serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
         tree[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    start = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
-    return [start, *(np.ascontiguousarray(tensors[name]).view(np.uint8) for name in order)]
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_fields(data: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ positions with at least three holders. They count every client the same: a claim
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from perfit.robustness import Measure, Scale, capped, measure, scales
+from perfit.robustness import Measure, Scale, capped, measure, measure_of, root_mean_square, scales
 from perfit.scratch import Scratch
 from perfit.sections import Section
+from perfit.sweep import Read, Sweep
 from perfit.updates import Update, count_bits
 
 MIN_HOLDERS = 3
@@ -31,6 +33,8 @@ MAX_THREADS = 2
 """Threads that verify and average updates."""
 _BLOCK_VALUES = 2**21
 """Values of all clients that are averaged before their pages are released, about."""
+_HEADER_BYTES = 2**16
+"""Room before an average, for the header of a file that has no other vector."""
 _UNIT = 2048
 """Positions of which a block has a multiple."""
 
@@ -95,6 +99,7 @@ class Cohort:
         self._updates: dict[str, Update] = {}
         self._measures: dict[str, Measure] = {}
         self._holders: np.ndarray | None = None
+        self._swept: dict[str, tuple[np.ndarray, float]] = {}
 
     def measure(self, update: Update) -> Measure:
         """Measure an update that may be added.
@@ -126,6 +131,29 @@ class Cohort:
         self._measures[client] = measured
         self._holders = None
 
+    def announce(self, client: str, update: Update) -> None:
+        """Add a client's update without its vectors, for :meth:`sweep`; several threads may do so at a time."""
+        self.add(client, update, Measure(update.samples, {}, {}))
+
+    def sweep(self, name: str, reads: Mapping[str, Read]) -> None:
+        """Average the only vector of the announced updates while it is read: by the mean, without clipping.
+
+        Its values are kept nowhere. Whether an update may count is known only afterwards, from its measure: if one may
+        not, or if it is to be clipped (:attr:`scales`), the average is worthless.
+
+        Args:
+            name: The vector's.
+            reads: What reads an update, by client.
+        """
+        clients, updates = self.clients, [self._updates[client] for client in self.clients]
+        weights = [scale.weight for scale in self.scales.values()]
+        (result, store_block), holders, base = self._new_vector(), self._no_holders(), self._base[name]
+        sweep = Sweep([update.mask for update in updates], weights, base, holders, self._min_holders, threads())
+        found, squares = sweep.run([reads[client] for client in clients], store_block, self._release)
+        for client, update, sums in zip(clients, updates, found, strict=True):
+            self._measures[client] = measure_of(update.samples, {name: sums})
+        self._swept[name], self._holders = (result, squares), holders
+
     @property
     def clients(self) -> list[str]:
         """The clients with an update, in the order in which they are averaged."""
@@ -143,15 +171,24 @@ class Cohort:
             from perfit.kernels import add_holders
 
             masks = _addresses([self._updates[client].mask for client in self.clients])
-            holders = np.zeros(self.size, dtype=np.min_scalar_type(len(masks)))
+            holders = self._no_holders()
             self._each_block(lambda block, _: add_holders(masks, block.start, holders[block]))
             self._holders = holders
         return self._holders
 
+    def _no_holders(self) -> np.ndarray:
+        dtype = np.min_scalar_type(len(self._updates))
+        memory = mmap.mmap(-1, self.size * dtype.itemsize)  # given back at once, not kept by the allocator
+        return np.frombuffer(memory, dtype)
+
     @property
     def shared(self) -> np.ndarray:
         """The positions that have an average: bool, shape (N,)."""
-        return self.holders >= self._min_holders
+        return self.shared_in(slice(None))
+
+    def shared_in(self, positions: slice) -> np.ndarray:
+        """Return :attr:`shared` in a range of positions."""
+        return self.holders[positions] >= self._min_holders
 
     @property
     def scales(self) -> dict[str, Scale]:
@@ -165,10 +202,19 @@ class Cohort:
         return {c: scale for c, scale in self.scales.items() if scale.limits(self._measures[c], self._weighted)}
 
     @property
+    def positions_shared(self) -> int:
+        """How many positions have an average."""
+        return self._count_held(self._min_holders)
+
+    @property
     def positions_by_mean(self) -> int:
         """At how many shared positions the mean is taken: all, or those with too few holders for a robust rule."""
-        by_mean = self.shared if self._options.rule == "mean" else self.shared & (self.holders < MIN_HOLDERS)
-        return int(np.count_nonzero(by_mean))
+        by_rule = 0 if self._options.rule == "mean" else self._count_held(max(self._min_holders, MIN_HOLDERS))
+        return self.positions_shared - by_rule
+
+    def _count_held(self, least: int) -> int:
+        blocks = (self.holders[start : start + _BLOCK_VALUES] for start in range(0, self.size, _BLOCK_VALUES))
+        return sum(int(np.count_nonzero(block >= least)) for block in blocks)
 
     def average(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
         """Return a vector averaged by the options' rule.
@@ -180,6 +226,8 @@ class Cohort:
         Returns:
             float32, shape (N,); read-only in a scratch file.
         """
+        if name in self._swept:
+            return self._from_sweep(name, elsewhere)
         from perfit.kernels import set_mean
 
         updates, scales = [self._updates[client] for client in self.clients], self.scales.values()
@@ -203,12 +251,29 @@ class Cohort:
         self._each_block(set_block)
         return result
 
+    def _from_sweep(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
+        vector, _ = self._swept[name]
+        return vector if elsewhere is self._base[name] else np.where(self.shared, vector, elsewhere).astype(np.float32)
+
+    def change(self, name: str, values: np.ndarray) -> float:
+        """Return the root mean square of the shared positions' change to ``values``, float32, shape (N,)."""
+        from perfit.kernels import squared_distance
+
+        vector, squares = self._swept.get(name, (None, 0.0))
+        if vector is not values:
+            squares = 0.0
+            for start in range(0, self.size, _BLOCK_VALUES):
+                block = slice(start, start + _BLOCK_VALUES)
+                squares += squared_distance(values[block], self._base[name][block], self.shared_in(block))
+                self._release()
+        return root_mean_square(squares, self.positions_shared)
+
     def _new_vector(self) -> tuple[np.ndarray, Callable[[slice, np.ndarray], None]]:
         """Return a vector, float32, shape (N,), and what sets a block of it."""
         if self._scratch is None:
             result = np.empty(self.size, np.float32)
             return result, result.__setitem__
-        scratch, start = self._scratch, self._scratch.reserve(4 * self.size)
+        scratch, start = self._scratch, self._scratch.reserve(4 * self.size, _HEADER_BYTES)
         vector = scratch.view(start, 4 * self.size).view(np.float32)
         return vector, lambda block, out: scratch.write(start + 4 * block.start, memoryview(out).cast("B"))
 

@@ -19,7 +19,6 @@ from numba.np.arrayobj import make_array
 TILE = 2048
 """Positions whose sums stay in a core's first cache while all clients are added; a multiple of eight."""
 
-_COUNTS = np.bitwise_count(np.arange(256, dtype=np.uint8))
 _LANES = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)[:, ::-1], axis=1).ravel()
 """Each byte with its first position as the lowest bit, as the processor counts."""
 _SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).view(np.uint64).ravel()
@@ -48,42 +47,85 @@ def _pointer(typing, address, dtype):
 
 
 @intrinsic
-def _spread(typing, values, begin, lanes, tile, at):
-    """Write float32 values from ``begin`` on to those of eight places of a tile whose bits are set.
+def _ones(typing, byte):
+    """Return the number of set bits of a byte."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(builder.ctpop(arguments[0]), ir.IntType(64))
+
+    return types.int64(types.uint8), generate
+
+
+@intrinsic
+def _pack(typing, values, at, lanes, packed, begin):
+    """Write those of eight float32 values whose bits are set to ``begin`` and the places behind it.
 
     It is one instruction where the processor has AVX-512.
     """
 
     def generate(context, builder, signature, arguments):
-        _, begin, lanes, _, at = arguments
+        _, at, lanes, _, begin = arguments
         eight, bits = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.IntType(1), 8)
-        values, tile = (make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3))
-        source = builder.gep(values, [begin])
-        target = builder.bitcast(builder.gep(tile, [at]), eight.as_pointer())
-        kind = ir.FunctionType(eight, [source.type, bits, eight])
-        expand = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.expandload.v8f32")
-        old = builder.load(target, align=4)
-        builder.store(builder.call(expand, [source, builder.bitcast(lanes, bits), old]), target, align=4)
+        values, packed = (make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3))
+        source, target = builder.bitcast(builder.gep(values, [at]), eight.as_pointer()), builder.gep(packed, [begin])
+        kind = ir.FunctionType(ir.VoidType(), [eight, target.type, bits])
+        compress = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.compressstore.v8f32")
+        builder.call(compress, [builder.load(source, align=4), target, builder.bitcast(lanes, bits)])
         return context.get_dummy_value()
 
-    return types.void(values, types.int64, types.uint8, tile, types.int64), generate
+    return types.void(values, types.int64, types.uint8, packed, types.int64), generate
 
 
-@njit(types.int64(_MASK, _VECTOR, _OUT), cache=True, nogil=True)
-def _fill(bits, values, tile):
-    """Write values to the places of a tile whose bits are set; return their number."""
-    count = 0
-    for byte in range(bits.size):
-        _spread(values, count, _LANES[bits[byte]], tile, 8 * byte)
-        count += _COUNTS[bits[byte]]
-    return count
+@intrinsic
+def _add(typing, values, begin, lanes, one, total, weight, at):
+    """Add ``one`` times float32 values from ``begin`` on to eight float64 places of ``total`` whose bits are set.
+
+    ``one`` itself is added to these places of ``weight``, and -0.0 to the others of ``total``.
+    """
+
+    def generate(context, builder, signature, arguments):
+        _, begin, lanes, one, _, _, at = arguments
+        arrays = (make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 4, 5))
+        values, total, weight = arrays
+        eight, wide = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.DoubleType(), 8)
+        bits = builder.bitcast(lanes, ir.VectorType(ir.IntType(1), 8))
+        source = builder.gep(values, [begin])
+        kind = ir.FunctionType(eight, [source.type, bits.type, eight])
+        expand = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.expandload.v8f32")
+        spread = builder.fpext(builder.call(expand, [source, bits, ir.Constant(eight, [-0.0] * 8)]), wide)
+        ones = ir.Constant(wide, ir.Undefined)
+        for lane in range(8):
+            ones = builder.insert_element(ones, one, ir.Constant(ir.IntType(32), lane))
+        for target, term in (
+            (total, builder.fmul(spread, ones)),
+            (weight, builder.select(bits, ones, ir.Constant(wide, [0.0] * 8))),
+        ):
+            place = builder.bitcast(builder.gep(target, [at]), wide.as_pointer())
+            builder.store(builder.fadd(builder.load(place, align=8), term), place, align=8)
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64, types.uint8, types.float64, total, weight, types.int64), generate
+
+
+@njit(types.void(_MASK, _VECTOR, _OUT), cache=True, nogil=True)
+def gather(bits, values, out):
+    """Write the values (float32, shape (P,)) at the set bits of a packed mask to ``out``, of as many."""
+    count, whole = 0, values.size // 8
+    for byte in range(whole):
+        _pack(values, 8 * byte, _LANES[bits[byte]], out, count)
+        count += _ones(bits[byte])
+    for at in range(8 * whole, values.size):
+        if bits[at >> 3] << (at & 7) & 128:
+            out[count] = values[at]
+            count += 1
 
 
 @njit(types.int64(_MASK), cache=True, nogil=True)
-def _count(bits):
+def count_set(bits):
+    """Return the number of set bits of a packed mask, uint8."""
     count = 0
     for byte in bits:
-        count += _COUNTS[byte]
+        count += _ones(byte)
     return count
 
 
@@ -112,7 +154,27 @@ def add_holders(masks, start, holders):
             holders[first : first + size] += tile.view(np.uint8)[:size]
 
 
-@njit(_SET_MEAN, cache=True, nogil=True)
+@njit(types.float64[::1](), cache=True, nogil=True)
+def _line_aligned():
+    """Return a tile of float64 that begins with a line of the cache, so that no vector of it lies in two."""
+    tile = np.empty(TILE + 8)
+    ahead = -tile.ctypes.data % 64 // 8
+    return tile[ahead : ahead + TILE]
+
+
+@njit(types.float32[::1](_MASK, _VECTOR, types.float64, _VECTOR, _OUT), cache=True, nogil=True)
+def _limited(bits, values, factor, base, tile):
+    """Return the values at the set bits, of whose change from ``base``, or from zero, a factor is left, in a tile."""
+    count = count_set(bits)
+    if base.size:
+        gather(bits, base, tile)
+    for at in range(count):
+        origin = np.float64(tile[at]) if base.size else 0.0
+        tile[at] = origin + factor * (values[at] - origin)
+    return tile[:count]
+
+
+@njit(_SET_MEAN, cache=True, nogil=True, error_model="numpy")
 def set_mean(masks, vectors, cursors, start, weights, factors, base, shared, out):
     """Set shared positions to the weighted mean over the clients that hold them, in float64, in the clients' order.
 
@@ -128,7 +190,7 @@ def set_mean(masks, vectors, cursors, start, weights, factors, base, shared, out
         shared: bool, shape (P,): the positions to set; each has a holder.
         out: float32, shape (P,): changed.
     """
-    total, weight, tile = np.empty(TILE), np.empty((8, TILE // 8)), np.empty(TILE, np.float32)
+    total, weight, tile = _line_aligned(), _line_aligned(), np.empty(TILE, np.float32)
     for first in range(0, out.size, TILE):
         size, everywhere = min(TILE, out.size - first), 0.0
         total[:] = -0.0  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
@@ -136,29 +198,22 @@ def set_mean(masks, vectors, cursors, start, weights, factors, base, shared, out
         for client in range(masks.size):
             bits = carray(_pointer(masks[client] + np.uint64((start + first) // 8), np.uint8), ((size + 7) // 8,))
             values = carray(_pointer(vectors[client] + np.uint64(4 * cursors[client]), np.float32), (size,))
-            one, factor, count = weights[client], factors[client], _count(bits)
+            one, factor, count = weights[client], factors[client], count_set(bits)
             cursors[client] += count
             if count == size and factor == 1:
                 everywhere += one
                 for at in range(size):
                     total[at] += one * values[at]
                 continue
-            tile[:] = -0.0
-            _fill(bits, values, tile)
             if factor != 1:
-                for at in range(size):
-                    origin = np.float64(base[first + at]) if base.size else 0.0
-                    if bits[at >> 3] << (at & 7) & 128:
-                        tile[at] = origin + factor * (tile[at] - origin)
-            for at in range(size):
-                total[at] += one * tile[at]
-            for bit in range(8):  # a row for each bit, for vector instructions
-                row = weight[bit]
-                for byte in range(bits.size):
-                    row[byte] += one if bits[byte] << bit & 128 else 0.0
+                values = _limited(bits, values, factor, base[first : first + size], tile)
+            begin = 0
+            for byte in range(bits.size):
+                _add(values, begin, _LANES[bits[byte]], one, total, weight, 8 * byte)
+                begin += _ones(bits[byte])
         for at in range(size):
-            if shared[first + at]:
-                out[first + at] = total[at] / (everywhere + weight[at & 7, at >> 3])
+            mean = np.float32(total[at] / (everywhere + weight[at]))
+            out[first + at] = mean if shared[first + at] else out[first + at]
 
 
 @njit(types.float64(_MASK, _VECTOR, _VECTOR, _OUT), cache=True, nogil=True, fastmath={"reassoc"})
@@ -170,10 +225,9 @@ def _squares(bits, values, base, tile):
             total += np.float64(values[at]) ** 2
         return total
     if values.size < base.size:
-        tile[: base.size] = base
-        _fill(bits, values, tile)
-        values = tile
-    for at in range(base.size):
+        gather(bits, base, tile)
+        base = tile
+    for at in range(values.size):
         total += np.float64(values[at] - base[at]) ** 2
     return total
 
@@ -198,7 +252,7 @@ def examine(mask, values, base):
     largest, squares, count, tile = np.int32(0), 0.0, 0, np.empty(TILE, np.float32)
     for byte in range(0, mask.size, TILE // 8):
         bits = mask[byte : byte + TILE // 8]
-        part = values[count : count + _count(bits)]
+        part = values[count : count + count_set(bits)]
         count += part.size
         numbers = part.view(np.int32)
         for at in range(numbers.size):

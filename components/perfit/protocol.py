@@ -7,6 +7,7 @@ writes the same bytes.
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -309,15 +310,18 @@ def parse_outcome(data: bytes) -> UpdateRecord | ClientStatus:
         raise MessageError("it has more values than any record")
     try:
         # Not validate_json: each of its errors holds a copy of the value that it is about.
-        return TypeAdapter(Outcome).validate_python(from_json(data))
+        return _adapter(Outcome).validate_python(from_json(data))
     except ValueError as error:
         raise _message_error(error) from None
+
+
+_adapter = functools.cache(TypeAdapter)  # making one takes longer than parsing a record
 
 
 def _parse(kind: Any, data: bytes, max_bytes: int) -> Any:
     _check_size(data, max_bytes)
     try:
-        return TypeAdapter(kind).validate_json(data, strict=True)
+        return _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
         raise _message_error(error) from None
 

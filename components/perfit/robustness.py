@@ -60,15 +60,21 @@ def measure(update: Update, base: Mapping[str, np.ndarray], release: Callable[[]
             already.
         release: Called every few megabytes.
     """
-    changes, largest = {}, {}
-    for name, values in update.vectors.items():
-        bits, squares = _examine(update.mask, values, base.get(name, np.zeros(0, np.float32)), release)
-        changes[name] = root_mean_square(squares, values.size)
-        largest[name] = float(np.int32(bits).view(np.float32))
-    return Measure(update.samples, changes, largest)
+    empty = np.zeros(0, np.float32)
+    found = {n: _examine(update.mask, values, base.get(n, empty), release) for n, values in update.vectors.items()}
+    return measure_of(update.samples, found)
 
 
-def _examine(mask: np.ndarray, values: np.ndarray, base: np.ndarray, release: Callable[[], None]) -> tuple[int, float]:
+def measure_of(samples: int, found: Mapping[str, tuple[int, float, int]]) -> Measure:
+    """Return the measure of an update, from what :func:`perfit.kernels.examine` returns for each of its vectors."""
+    changes = {name: root_mean_square(squares, count) for name, (_, squares, count) in found.items()}
+    largest = {name: float(np.int32(bits).view(np.float32)) for name, (bits, _, _) in found.items()}
+    return Measure(samples, changes, largest)
+
+
+def _examine(
+    mask: np.ndarray, values: np.ndarray, base: np.ndarray, release: Callable[[], None]
+) -> tuple[int, float, int]:
     from perfit.kernels import examine
 
     largest, squares, before = 0, 0.0, 0
@@ -77,7 +83,7 @@ def _examine(mask: np.ndarray, values: np.ndarray, base: np.ndarray, release: Ca
         top, some, count = examine(mask[byte : byte + _BYTES], values[before:], part)
         largest, squares, before = max(largest, top), squares + some, before + count
         release()
-    return largest, squares
+    return largest, squares, before
 
 
 def root_mean_square(squares: float, count: int) -> float:

@@ -33,12 +33,19 @@ class Scratch:
         os.ftruncate(self._file.fileno(), capacity)
         self._map = mmap.mmap(self._file.fileno(), capacity, prot=mmap.PROT_READ)
         self._end, self._lock = 0, threading.Lock()
+        self._ahead: dict[int, int] = {}
 
-    def reserve(self, size: int) -> int:
-        """Return where so many bytes may be written: a multiple of the size of a page."""
+    def reserve(self, size: int, ahead: int = 0) -> int:
+        """Return where so many bytes may be written: a multiple of the size of a page.
+
+        Args:
+            size: Number of bytes.
+            ahead: Number of bytes that :meth:`join` may put before them.
+        """
         with self._lock:
-            start = self._end
-            self._end += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+            start = self._end + _pages(ahead)
+            self._end = start + _pages(size)
+            self._ahead[start] = ahead
         if start + size > len(self._map):
             raise ValueError(f"{size:,} bytes do not fit behind the {start:,} of {len(self._map):,} that are reserved")
         return start
@@ -75,19 +82,36 @@ class Scratch:
         return self.view(start, array.nbytes).view(array.dtype)
 
     def join(self, parts: Iterable[np.ndarray]) -> memoryview:
-        """Return one file's content, made of contiguous parts.
+        """Return one file's content, made of contiguous parts; one of the file with room ahead is not copied.
 
         Raises:
             ScratchError: As :meth:`write`.
         """
         parts = [memoryview(part.reshape(-1)).cast("B") for part in parts]
         size = sum(part.nbytes for part in parts)
-        start = at = self.reserve(size)
+        kept = self._start_of(parts[-1])
+        if len(parts) == 2 and parts[0].nbytes <= self._ahead.get(kept, -1):
+            start = at = kept - parts[0].nbytes
+            del parts[1]  # it is in its place
+        else:
+            start = at = self.reserve(size)
         for part in parts:
             self.write(at, part)
             at += part.nbytes
         return memoryview(self.view(start, size))
 
+    def _start_of(self, data: memoryview) -> int:
+        """Return where in the file data is, if it is a view of the file; otherwise a place outside."""
+        return _address(data) - _address(self._map)
+
     def release(self) -> None:
         """Take the pages out of this process's memory, until an array is looked at again."""
         self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _address(data: memoryview | mmap.mmap) -> int:
+    return np.frombuffer(data, np.uint8).ctypes.data if len(data) else -1

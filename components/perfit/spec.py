@@ -308,15 +308,16 @@ class FederationSpec(Section):
 
 def first_difference(here: dict[str, Any], there: dict[str, Any]) -> str | None:
     """Name the first key in which two trees of sections differ, with both values; None if nothing of ``here`` does."""
-    other = _flatten(there)
-    for key, value in _flatten(here).items():
+    other = flatten(there)
+    for key, value in flatten(here).items():
         if other.get(key) != value:
             return f"{key} is {value!r} here and {other.get(key)!r} there"
     return None
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

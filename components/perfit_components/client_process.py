@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from perfit_components.steps.client import train
 
-    outcome = train(given.federation, given.round, given.name, given.threads)
+    outcome = train(given.federation, given.round, given.name, given.threads).output
     print(f"{outcome['client']}: {outcome['status']} {outcome['reason']}".rstrip(), file=sys.stderr, flush=True)
 
 

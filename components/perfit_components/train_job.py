@@ -17,7 +17,13 @@ _PASSED_ON = (
 
 @dsl.component(base_image=SERVER_IMAGE, install_kfp_package=False, task_config_passthroughs=list(_PASSED_ON))
 def train_job(
-    federation: str, round: int, name: str, threads: int, image: str, task_config: dsl.TaskConfig = None
+    federation: str,
+    round: int,
+    name: str,
+    threads: int,
+    image: str,
+    metrics: dsl.Output[dsl.Metrics],
+    task_config: dsl.TaskConfig = None,
 ) -> dict[str, str]:
     """Do a client's part of a round in a TrainJob: create it, follow it, record how it ended, delete it.
 
@@ -36,4 +42,5 @@ def train_job(
 
     from perfit_components.steps.train_job import train_in_job
 
-    return train_in_job(federation, round, name, threads, image, asdict(task_config) if task_config else {})
+    config = asdict(task_config) if task_config else {}
+    return train_in_job(federation, round, name, threads, image, config).show(metrics)

@@ -5,6 +5,17 @@ roles and of the clients' records, never of its name.
 """
 
 from perfit_report.page import render_report
-from perfit_report.summaries import Move, last_records, moves, scalar_metrics
+from perfit_report.settings import settings, versions
+from perfit_report.summaries import Move, RoundTimes, client_metrics, last_records, moves, scalar_metrics
 
-__all__ = ["Move", "last_records", "moves", "render_report", "scalar_metrics"]
+__all__ = [
+    "Move",
+    "RoundTimes",
+    "client_metrics",
+    "last_records",
+    "moves",
+    "render_report",
+    "scalar_metrics",
+    "settings",
+    "versions",
+]

@@ -16,7 +16,9 @@ from perfit_report.style import (
     band,
     byte_unit,
     every,
+    hover,
     label_ends,
+    line,
     log_ticks,
     panel,
     short,
@@ -45,6 +47,9 @@ def rounds_figure(values: np.ndarray, series: Sequence[Series]) -> Figure:
     axes.set_yscale("log")
     for one in series:
         band(axes, x, values[list(one.rows)], one.colour)
+        shown = line(values[list(one.rows)])
+        texts = [f"{one.label}\nround {n}: {value:,.2f}" for n, value in zip(x, shown, strict=True)]
+        hover(axes, x, shown, texts, one.colour)
     axes.set_xticks(x[every(len(x), 25)])
     log_ticks(axes)
     axes.grid(axis="x", visible=False)
@@ -67,7 +72,13 @@ def bytes_figure(sent: np.ndarray, values: np.ndarray, series: Sequence[Series])
     axes.set_yscale("log")
     for one in series:
         (row,) = one.rows
-        axes.plot(sent[row] / size, values[row], "o-", color=one.colour, linewidth=2, markersize=5, label=one.label)
+        x = sent[row] / size
+        axes.plot(x, values[row], "o-", color=one.colour, linewidth=2, markersize=5, label=one.label)
+        texts = [
+            f"{one.label}\nround {n}, {at:.3g} {unit}: {value:,.2f}"
+            for n, (at, value) in enumerate(zip(x, values[row], strict=True))
+        ]
+        hover(axes, x, values[row], texts, one.colour)
     log_ticks(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, handlelength=1.5)
     titles(axes, f"{unit} of all clients, both ways", "held-out perplexity of personal adapters (log scale)")
@@ -82,6 +93,8 @@ def differences_figure(baseline: str, differences: Mapping[str, Interval], colou
     for y, (label, difference) in enumerate(differences.items()):
         axes.plot([difference.low, difference.high], [y, y], color=colours[label], linewidth=2)
         axes.plot(difference.mean, y, "o", color=colours[label], markersize=7)
+        text = f"{label}\n{difference.mean:+.3g} ({difference.low:+.3g} to {difference.high:+.3g})"
+        hover(axes, [difference.mean], [y], [text], colours[label])
     axes.set_yticks(range(len(differences)), [short(label) for label in differences])
     axes.set_ylim(len(differences) - 0.5, -0.5)
     axes.margins(x=0.08)

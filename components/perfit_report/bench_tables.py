@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 
 from perfit.bench.comparison import Comparison, MethodResult
 from perfit.bench.statistics import Interval, Point
+from perfit_report.data import csv_of
 from perfit_report.templates import format_bytes, format_perplexity
 
 NONE = "-"
@@ -55,12 +54,12 @@ def summary_csv(comparison: Comparison) -> str:
             if isinstance(value, Interval):
                 row |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
         rows.append(row)
-    return _csv(rows)
+    return csv_of(rows)
 
 
 def clients_csv(comparison: Comparison) -> str:
     """Return a line for each method, point, seed, round and client: all that was measured by client."""
-    return _csv(
+    return csv_of(
         [row for method in comparison.methods for point in method.points for row in _clients(comparison, method, point)]
     )
 
@@ -215,11 +214,3 @@ def _clients(comparison: Comparison, method: MethodResult, point: Point) -> Iter
             for client in round.personal:
                 values = {name: by_client.get(client) for name, by_client in measured.items()}
                 yield run | {"round": number, "client": client} | values
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -12,6 +12,7 @@ from perfit_report.style import (
     COLOURS,
     INK,
     MUTED,
+    PAGE,
     WIDTH,
     Series,
     as_svg,
@@ -19,6 +20,7 @@ from perfit_report.style import (
     bins,
     blank,
     every,
+    hover,
     label_ends,
     line,
     panel,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 NUMBERED_CLIENTS = 30
 """Heat maps of more clients have no numbers in their cells."""
+
+_HOVER_CLIENTS, _HOVER_POINTS = 40, 1000
+"""Heat maps of more clients and densities of more points have no hover texts, which would be most of the page."""
 
 _CHANCE_IN_CELL = 6  # Up to this many clients the cells also say what to expect by chance.
 
@@ -59,6 +64,8 @@ def overlap_figure(
     bottom = 28 + 5 * max(len(short(name)) for name in names)
     figure, axes = panel(side + bottom + 20, left=170, right=WIDTH - 170 - side, top=20, bottom=bottom)
     image = axes.imshow(np.where(off, observed, np.nan), "viridis", vmin=low, vmax=high, interpolation="none")
+    if n <= _HOVER_CLIENTS:
+        _cell_texts(axes, names, observed, expected, side / n)
     if n <= NUMBERED_CLIENTS:
         _cell_numbers(axes, image, observed, expected if n <= _CHANCE_IN_CELL else None)
     ticks, size = range(n)[every(n, 40)], 12 if n <= 20 else 9
@@ -127,6 +134,8 @@ def density_figure(values: np.ndarray, kinds: Sequence[str], parts: Sequence[str
         for axes, part in zip(row, range(len(parts)), strict=True):
             x, binned = bins(values[:, members, part])
             _density_lines(axes, x - 1, binned, series)
+            if len(kinds) * len(parts) * len(series) <= _HOVER_POINTS:
+                _density_texts(axes, x - 1, binned, series, f"{kind}, {parts[part]}")
         last_panels.append((row[-1], x - 1, binned))
         row[0].annotate(kind, (0, 0.5), (-104, 0), xycoords="axes fraction", textcoords="offset points", va="center")
     for axes, part in zip(grid[0], parts, strict=True):
@@ -135,6 +144,12 @@ def density_figure(values: np.ndarray, kinds: Sequence[str], parts: Sequence[str
     for axes, x, binned in last_panels:
         label_ends(axes, x, binned, series, gap=15)
     return figure
+
+
+def _cell_texts(axes: Axes, names: Sequence[str], observed: np.ndarray, expected: np.ndarray, size: float) -> None:
+    cells = np.argwhere(~np.eye(len(names), dtype=bool))
+    texts = [f"{names[i]} and {names[j]}: {observed[i, j]:.3f}\nby chance: {expected[i, j]:.3f}" for i, j in cells]
+    hover(axes, cells[:, 1], cells[:, 0], texts, PAGE, marker="s", markersize=size)
 
 
 def _cell_numbers(axes: Axes, image: AxesImage, observed: np.ndarray, expected: np.ndarray | None) -> None:
@@ -180,6 +195,13 @@ def _density_lines(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequen
         if one.is_group:
             band(axes, x, rows, one.colour)
         axes.plot(x, line(rows), color=one.colour, linewidth=1.6, marker=marker, markersize=3)
+
+
+def _density_texts(axes: Axes, x: np.ndarray, values: np.ndarray, series: Sequence[Series], what: str) -> None:
+    for one in series:
+        shown = line(values[list(one.rows)])
+        texts = [f"{one.label}\n{what}, module {i:.0f}: {value:.1%}" for i, value in zip(x, shown, strict=True)]
+        hover(axes, x, shown, texts, one.colour, markersize=9)
 
 
 def _density_axes(grid: np.ndarray, values: np.ndarray, modules: int) -> None:

@@ -12,8 +12,9 @@ from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
 from perfit_report import sections, tables
 from perfit_report.round_figures import RAW_LOSSES, SMOOTHING
+from perfit_report.settings import settings, versions
 from perfit_report.style import FAINT_LINES
-from perfit_report.summaries import moves, records_by_client, scalar_metrics
+from perfit_report.summaries import RoundTimes, moves, records_by_client, scalar_metrics
 from perfit_report.templates import template
 
 LIMITS = {"open": 30, "first": 20, "most": 1000}
@@ -22,7 +23,11 @@ names ends after the ``first`` ones."""
 
 
 def render_report(
-    spec: FederationSpec, summaries: Sequence[RoundSummary], space: LoraSpace, masks: Mapping[str, np.ndarray]
+    spec: FederationSpec,
+    summaries: Sequence[RoundSummary],
+    space: LoraSpace,
+    masks: Mapping[str, np.ndarray],
+    times: Sequence[RoundTimes] = (),
 ) -> str:
     """Return the report as one self-contained HTML page; the same input gives the same bytes.
 
@@ -31,11 +36,16 @@ def render_report(
         summaries: One per committed round, in order.
         space: The expanded space of N positions.
         masks: Each client's architecture by its id, bool, shape (N,); read one at a time, and only if clients search.
+        times: Of each round; none on the page that a round leaves in the store, which has the same bytes each time that
+            it is drawn.
     """
     clients = tables.client_rows(spec, summaries, space)
     traffic = tables.traffic(summaries, space)
     return template("report.html.j2").render(
         spec=spec,
+        settings=settings(spec),
+        versions=versions(),
+        times=list(zip(summaries, times, strict=False))[::-1],
         summaries=summaries,
         metrics=scalar_metrics(summaries[-1]) if summaries else {},
         clients=clients,

@@ -18,7 +18,10 @@ from perfit_report.style import (
     bins,
     byte_unit,
     every,
+    hover,
+    hover_id,
     label_ends,
+    line,
     log_ticks,
     panel,
     titles,
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 SMOOTHING = 5
 """Steps in the running mean of losses."""
+
+_HOVER_POINTS = 60
+"""Of each line of losses."""
 
 RAW_LOSSES = 4
 """For up to this many clients the loss of every step is drawn too."""
@@ -46,6 +52,7 @@ def perplexity_figure(values: np.ndarray, numbers: Sequence[int], series: Sequen
         series: What to draw.
     """
     rounds = len(numbers)
+    places = ["round 0", *(f"round {n}, {when} tuning" for n in numbers for when in ("before", "after"))]
     x = np.array([0.0, *(n + side for n in range(1, rounds + 1) for side in (-0.3, 0.3))])
     figure, axes = panel(380)
     axes.set_yscale("log")
@@ -57,6 +64,9 @@ def perplexity_figure(values: np.ndarray, numbers: Sequence[int], series: Sequen
             band(axes, x, values[list(one.rows)], one.colour)
         else:
             _tuning_lines(axes, x, values[one.rows[0]], one.colour, markers=rounds <= 12)
+        shown = line(values[list(one.rows)])
+        texts = [f"{one.label}\n{place}: {value:,.2f}" for place, value in zip(places, shown, strict=True)]
+        hover(axes, x, shown, texts, one.colour)
     axes.set_xlim(-0.2, rounds + 0.45)
     shown = every(rounds + 1, 25)
     axes.set_xticks(range(rounds + 1)[shown], [0, *numbers][shown])
@@ -95,6 +105,10 @@ def loss_figure(losses: Sequence[Mapping[int, Sequence[float]]], series: Sequenc
                 axes.plot(x, raw[one.rows[0]], color=one.colour, linewidth=1, alpha=0.35)
             marker = "o" if x.size <= 12 else ""  # A single step makes no line.
             axes.plot(x, smooth[one.rows[0]], color=one.colour, linewidth=2, marker=marker)
+        points = every(len(x), _HOVER_POINTS)
+        shown = line(smooth[list(one.rows)])[points]
+        texts = [f"{one.label}\nstep {step:.0f}: {value:.3f}" for step, value in zip(x[points], shown, strict=True)]
+        hover(axes, x[points], shown, texts, one.colour)
     for start, n in list(zip(starts, rounds, strict=False))[every(len(rounds), 12)]:
         _mark_round(axes, start, n if starts[-1] - start > 0.07 * starts[-1] else None)
     axes.set_xlim(0, starts[-1] + 0.5)
@@ -122,7 +136,9 @@ def bytes_figure(rounds: Sequence[int], sent: Mapping[str, Sequence[int]], dense
     x, width, levels = np.arange(len(rounds)), 0.8 / len(sent), np.array(dense) / scale
     for i, (name, values) in enumerate(sent.items()):
         at, heights = x + (i - (len(sent) - 1) / 2) * width, np.array(values) / scale
-        axes.bar(at, heights, width * 0.94, color=COLOURS[i], linewidth=0, label=name)
+        bars = axes.bar(at, heights, width * 0.94, color=COLOURS[i], linewidth=0, label=name)
+        for bar, number, value, most in zip(bars, rounds, values, dense, strict=True):
+            bar.set_gid(hover_id([f"round {number}, {name}: {value:,} bytes\ndense LoRA: {most:,} bytes"]))
         lines = axes.hlines(levels, at - width * 0.47, at + width * 0.47, color=INK, linewidth=2)
         if len(rounds) <= 8:
             _bar_numbers(axes, at, heights, levels)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -30,6 +33,7 @@ INK, MUTED, GRID, PAGE = "#1b1f24", "#59636e", "#dfe3e8", "#fffffe"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--page"} | {
     c: f"--c{i}" for i, c in enumerate(COLOURS, 1)
 }
+_HOVER = "hover"
 _DPI = 72  # SVG is measured in points: at 72 to the inch, a pixel of a figure is a pixel of the page.
 _STYLE = {
     "axes.axisbelow": True,
@@ -181,6 +185,23 @@ def bins(table: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(cells.shape[1]) * width + (width + 1) / 2, np.where(count, means, np.nan)
 
 
+def hover(axes: Axes, x: Sequence[float], y: Sequence[float], texts: Sequence[str], colour: str, **marker) -> None:
+    """Let the page say a text where the pointer is on a point, by SVG's own titles: no script, and little to load.
+
+    Points without a value have none.
+    """
+    known = np.isfinite(y)
+    texts = [text for text, is_known in zip(texts, known, strict=True) if is_known]
+    style = {"marker": "o", "markersize": 11, "color": colour, "alpha": 0, "linestyle": "none", "zorder": 5} | marker
+    (points,) = axes.plot(np.asarray(x)[known], np.asarray(y)[known], **style)
+    points.set_gid(hover_id(texts))
+
+
+def hover_id(texts: Sequence[str]) -> str:
+    """Return the group id of an artist whose points, or which itself, say a text under the pointer."""
+    return f"{_HOVER} {quote(json.dumps(texts))}"
+
+
 def short(name: str, length: int = 20) -> str:
     """Shorten a name in its middle: what tells clients apart is often at the end."""
     return name if len(name) <= length else f"{name[: length - 8]}…{name[-7:]}"
@@ -223,6 +244,19 @@ def _to_svg(figure: Figure) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML needs neither, and without them the page has no URL.
+    svg = re.sub(rf'<g id="{_HOVER} ([^"]*)">(.*?)</g>', _with_titles, svg, flags=re.S)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # They recur in every figure, and nothing refers to them.
     svg = re.sub(r' (d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
     return re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)
+
+
+def _with_titles(group: re.Match) -> str:
+    """Put the texts of a group's id into its marks, in order, or the one text into the group itself."""
+    titles = [f"<title>{html.escape(text)}</title>" for text in json.loads(unquote(group[1]))]
+    style = re.search(r'<use [^>]*style="(fill: #[0-9a-f]{6})', group[2])
+    if style is None:
+        return f"<g>{''.join(titles)}{group[2]}</g>"
+    following = iter(titles)
+    # Their look is said once, here and in the page's style: a point then takes half the bytes.
+    marks = re.sub(r'<use ([^>]*?) style="[^"]*"/>', lambda use: f"<use {use[1]}>{next(following)}</use>", group[2])
+    return f'<g class="{_HOVER}" style="{style[1]}">{marks}</g>'

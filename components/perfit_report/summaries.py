@@ -39,6 +39,22 @@ class Move:
         )
 
 
+@dataclass(frozen=True)
+class RoundTimes:
+    """When a round's plan and its summary were written, in seconds since 1970 by the store's clock.
+
+    No record holds a time, so that a step that runs twice writes the same bytes.
+    """
+
+    planned: float
+    committed: float
+
+    @property
+    def seconds(self) -> float:
+        """From the plan to the commit, pauses between runs included; 0 if the clock went back."""
+        return max(0.0, self.committed - self.planned)
+
+
 def moves(summaries: Sequence[RoundSummary]) -> list[Move]:
     """Return how far each round moved, but for those in which nobody shared anything.
 
@@ -77,6 +93,24 @@ def last_records(summaries: Sequence[RoundSummary]) -> dict[str, UpdateRecord]:
         summaries: One per committed round, in order.
     """
     return {client: records[max(records)] for client, records in records_by_client(summaries).items()}
+
+
+def client_metrics(record: UpdateRecord) -> dict[str, float]:
+    """Return the metrics of a client's round under flat names.
+
+    The perplexities are of the base model (round 0), of what the client started from (before) and of its personal
+    adapter (after), the loss a mean over the round's steps. Weights are absent if the method chooses none.
+    """
+    weights = {name: getattr(record, name) for name in ("own_weight", "tuned_weight")}
+    counts = ("samples", "held_out_records", "skipped_records", "truncated_records", "budget", "shared")
+    metrics = {
+        **{f"perplexity_{when}": getattr(record.perplexity, when) for when in ("round_0", "before", "after")},
+        "loss_mean": np.mean(record.losses),
+        "loss_last": record.losses[-1],
+        **{name: getattr(record, name) for name in ("bytes_up", "bytes_down", *counts)},
+        **{name: weight for name, weight in weights.items() if weight is not None},
+    }
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def scalar_metrics(summary: RoundSummary) -> dict[str, float]:

@@ -23,6 +23,7 @@ def template(name: str) -> Template:
         "bytes": format_bytes,
         "count": "{:,.0f}".format,
         "cut": cut,
+        "duration": format_duration,
         "percent": format_percent,
         "perplexity": format_perplexity,
     }
@@ -37,6 +38,16 @@ def format_perplexity(value: float) -> str:
 def format_percent(fraction: float) -> str:
     """A signed change, with a true minus."""
     return f"{100 * fraction:+.1f}\u202f%".replace("-", "\u2212")
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as a person says them, two units at most."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}\u202fs"
+    if whole < 3600:
+        return f"{whole // 60}\u202fmin {whole % 60}\u202fs"
+    return f"{whole // 3600}\u202fh {whole % 3600 // 60}\u202fmin"
 
 
 def format_bytes(count: float) -> str:

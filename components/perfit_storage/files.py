@@ -32,6 +32,7 @@ from perfit_storage.objects import (
     RESERVED_PREFIX,
     UNREADABLE_FIX,
     Data,
+    Fill,
     StoredObject,
     Write,
     bounded,
@@ -88,6 +89,14 @@ class FileStore:
                 start += count
         return start
 
+    @contextmanager
+    def stream(self, key: str, limit: int) -> Iterator[Fill]:
+        """See ``ObjectStore.stream``."""
+        check_key(key)
+        with self._errors("read", key, absent=_ABSENT), self._opened(key, buffering=0) as file:
+            self._check_size(key, file, limit)
+            yield file.readinto
+
     def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``."""
         path = self._path(key)
@@ -128,9 +137,11 @@ class FileStore:
 
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
-        check_key(key)
-        with self._errors("look up", key, absent=_ABSENT), self._directory(key) as (directory, name):
-            return self._size(key, os.stat(name, dir_fd=directory, follow_symlinks=False))
+        return self._status(key).st_size
+
+    def modified(self, key: str) -> float:
+        """See ``ObjectStore.modified``."""
+        return self._status(key).st_mtime
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
@@ -194,24 +205,30 @@ class FileStore:
             return data
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[IO[bytes]]:
+    def _opened(self, key: str, buffering: int = -1) -> Iterator[IO[bytes]]:
         # Non-blocking, or a pipe without a writer would block; no difference for a regular file.
         def opener(name: str, flags: int) -> int:
             return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
 
-        with self._directory(key) as (directory, name), open(name, "rb", opener=opener) as file:
+        with self._directory(key) as (directory, name), open(name, "rb", buffering, opener=opener) as file:
             yield file
 
     def _check_size(self, key: str, file: IO[bytes], limit: int | None) -> None:
-        if self._size(key, os.fstat(file.fileno())) > (math.inf if limit is None else limit):
+        status = self._checked(key, os.fstat(file.fileno()))
+        if status.st_size > (math.inf if limit is None else limit):
             raise too_large(f"cannot read {self.uri}/{key}", limit)
 
-    def _size(self, key: str, status: os.stat_result) -> int:
+    def _status(self, key: str) -> os.stat_result:
+        check_key(key)
+        with self._errors("look up", key, absent=_ABSENT), self._directory(key) as (directory, name):
+            return self._checked(key, os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+    def _checked(self, key: str, status: os.stat_result) -> os.stat_result:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableObject(f"cannot read {self.uri}/{key}: it is not a regular file", UNREADABLE_FIX)
-        return status.st_size
+        return status
 
     @contextmanager
     def _temporary(self, path: Path, data: Data) -> Iterator[Path]:

@@ -33,14 +33,14 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from blake3 import blake3
 
 from perfit_storage.conditions import check_conditions
 from perfit_storage.errors import CorruptObject, ObjectNotFound, StoreError, UnsafeStore
 from perfit_storage.head import Blob, Head, RoundPlace, dump_head, parse_head
-from perfit_storage.objects import Data, ObjectStore, StoredObject, Write
+from perfit_storage.objects import Data, Fill, ObjectStore, StoredObject, Write
 from perfit_storage.patience import with_patience
 from perfit_storage.uris import open_store
 
@@ -57,6 +57,36 @@ _BLOB_FIX = "restore it from a backup, or run its round again"
 _SINGLE_FILES = ("head.json", "model.json", "spec.yaml")
 _DIRECTORIES = ("clients/", "rounds/", "masks/")
 """In the order in which they are deleted."""
+
+
+class BlobStream:
+    """A blob that is read on demand. Its bytes are not known to be those of the hash before :meth:`finish` returns.
+
+    Args:
+        fill: See ``ObjectStore.stream``.
+        check: Takes the hash of all bytes; raises ``CorruptObject`` if it is another.
+    """
+
+    def __init__(self, fill: Fill, check: Callable[[str], None]):
+        self._fill, self._check, self._hasher = fill, check, blake3()
+
+    def read(self, buffer: memoryview) -> int:
+        """Fills a buffer, uint8, with the next bytes; returns their number, which is less only at the end."""
+        rest = buffer
+        while rest and (count := self._fill(rest)):
+            rest = rest[count:]
+        filled = buffer[: len(buffer) - len(rest)]
+        self._hasher.update(filled)
+        return len(filled)
+
+    def finish(self) -> None:
+        """Checks that nothing is left, and what was read.
+
+        Raises:
+            CorruptObject: The bytes do not match the hash.
+        """
+        self.read(memoryview(bytearray(1)))  # what is too long has another hash
+        self._check(self._hasher.hexdigest())
 
 
 class FederationStore:
@@ -246,6 +276,14 @@ class FederationStore:
         """Returns the round's plan. Raises ``ObjectNotFound``."""
         return self._get(f"rounds/{place}/plan.json", f"plan round {place.number} first", _PLAN_BYTES).data
 
+    def round_times(self, place: RoundPlace, summary: Blob) -> tuple[float, float]:
+        """Returns when a committed round's plan and its summary were written, in seconds since 1970.
+
+        Both are written once. They are the store's own times: a store that was copied may have those of the copy.
+        """
+        plan = self._key(f"rounds/{place}/plan.json")
+        return self._objects.modified(plan), self._objects.modified(self._key(summary.key))
+
     def read_served(self, place: RoundPlace) -> int:
         """Returns how many of a round's participants, in the plan's order, earlier runs have served."""
         found = self._find(f"rounds/{place}/served.json", _SERVED_BYTES)
@@ -375,6 +413,16 @@ class FederationStore:
             if hasher.hexdigest() == blob.digest:
                 return size
         raise self._corrupt(blob, hasher.hexdigest())
+
+    @contextmanager
+    def stream_blob(self, blob: Blob, limit: int) -> Iterator[BlobStream]:
+        """Opens a blob to be read on demand, beside others. Raises as ``ObjectStore.stream``."""
+        with self._objects.stream(self._key(blob.key), limit) as fill:
+            yield BlobStream(fill, lambda actual: self._check_digest(blob, actual))
+
+    def _check_digest(self, blob: Blob, actual: str) -> None:
+        if actual != blob.digest:
+            raise self._corrupt(blob, actual)
 
     def size_of(self, blob: Blob) -> int:
         """Returns a blob's size in bytes, as the store states it.

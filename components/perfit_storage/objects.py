@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -21,6 +22,8 @@ PIECE_BYTES = 2**18
 """Bytes of an object that are read at once: they stay in a core's second cache while they are hashed and copied."""
 Data = bytes | memoryview
 """An object's content: bytes, or any memory of one dimension that does not change meanwhile."""
+Fill = Callable[[memoryview], int]
+"""Fills the beginning of a buffer with an object's next bytes, and returns their number: 0 at the object's end."""
 Write = Callable[[int, memoryview], None]
 """Takes a piece of an object, and where in the object it begins; the piece is valid during the call."""
 
@@ -77,6 +80,12 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def stream(self, key: str, limit: int) -> AbstractContextManager[Fill]:
+        """Opens the object to be read on demand, beside others. Raises as ``get``, where it is opened and where it is
+        read; an answer that breaks off is not asked for again.
+        """
+        ...
+
     def put(self, key: str, data: Data) -> None:
         """Writes the object, replacing an existing one."""
         ...
@@ -104,6 +113,10 @@ class ObjectStore(Protocol):
 
     def size(self, key: str) -> int:
         """Returns the object's size in bytes. Raises ``ObjectNotFound``."""
+        ...
+
+    def modified(self, key: str) -> float:
+        """Returns when the object was written, in seconds since 1970 by its clock. Raises ``ObjectNotFound``."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:

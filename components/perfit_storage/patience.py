@@ -6,10 +6,11 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from perfit_storage.errors import StoreError, StoreUnreachable
-from perfit_storage.objects import Data, ObjectStore, StoredObject, Write
+from perfit_storage.objects import Data, Fill, ObjectStore, StoredObject, Write
 
 T = TypeVar("T")
 
@@ -58,6 +59,12 @@ class PatientStore:
         """See ``ObjectStore.copy``."""
         return self._patiently(lambda: self._store.copy(key, write, limit))
 
+    @contextmanager
+    def stream(self, key: str, limit: int) -> Iterator[Fill]:
+        """See ``ObjectStore.stream``. Only opening it is tried again."""
+        with ExitStack() as opened:
+            yield self._patiently(lambda: opened.enter_context(self._store.stream(key, limit)))
+
     def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``."""
         self._patiently(lambda: self._store.put(key, data))
@@ -77,6 +84,10 @@ class PatientStore:
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
         return self._patiently(lambda: self._store.size(key))
+
+    def modified(self, key: str) -> float:
+        """See ``ObjectStore.modified``."""
+        return self._patiently(lambda: self._store.modified(key))
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""

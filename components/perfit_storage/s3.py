@@ -27,6 +27,7 @@ from xml.etree.ElementTree import ParseError
 import certifi
 import urllib3
 from minio import Minio
+from minio.datatypes import Object
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
 
@@ -43,6 +44,7 @@ from perfit_storage.objects import (
     PIECE_BYTES,
     UNREADABLE_FIX,
     Data,
+    Fill,
     StoredObject,
     T,
     Write,
@@ -191,6 +193,20 @@ class S3Store:
         with self._errors("read", key, one_object=True):
             return self._read(path, lambda response, problem: _copied(response, problem, write, limit))
 
+    @contextmanager
+    def stream(self, key: str, limit: int) -> Iterator[Fill]:
+        """See ``ObjectStore.stream``."""
+        path = self._path(key)
+        with self._errors("read", key, one_object=True):
+            response = self._client.get_object(bucket_name=self._bucket, object_name=path)
+            try:
+                if (response.length_remaining or 0) > limit:
+                    raise too_large(f"cannot read s3://{self._bucket}/{path}", limit)
+                yield response.readinto
+            finally:
+                response.close()
+                response.release_conn()
+
     def put(self, key: str, data: Data) -> None:
         """See ``ObjectStore.put``. One request, so that nothing is left of an upload that breaks off."""
         path = self._path(key)
@@ -223,9 +239,11 @@ class S3Store:
 
     def size(self, key: str) -> int:
         """See ``ObjectStore.size``."""
-        path = self._path(key)
-        with self._errors("look up", key, one_object=True):
-            return self._client.stat_object(bucket_name=self._bucket, object_name=path).size
+        return self._stat(key).size
+
+    def modified(self, key: str) -> float:
+        """See ``ObjectStore.modified``."""
+        return self._stat(key).last_modified.timestamp()
 
     def list(self, prefix: str) -> Iterator[str]:
         """See ``ObjectStore.list``."""
@@ -249,6 +267,11 @@ class S3Store:
     def sweep(self, prefix: str) -> int:
         """See ``ObjectStore.sweep``. Uploads are single requests: one that breaks off leaves nothing."""
         return 0
+
+    def _stat(self, key: str) -> Object:
+        path = self._path(key)
+        with self._errors("look up", key, one_object=True):
+            return self._client.stat_object(bucket_name=self._bucket, object_name=path)
 
     def _names(self, prefix: str, directories: bool) -> list[str]:
         """The directories in this one, or the objects whose keys begin so. Not every server sorts them."""

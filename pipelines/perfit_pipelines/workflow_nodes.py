@@ -21,6 +21,7 @@ Pairs = Sequence[tuple[str, str]]
 
 WORKFLOW = "federated-tuning-x7k2p"
 """A workflow's name: the pipeline's, and five letters."""
+_LOGS = {"artifactType": {"schemaTitle": "system.Artifact"}}
 _VALUE = "perfit-federation-client-000"
 """Stands for a value that only a run knows: a URI, a name."""
 
@@ -191,8 +192,8 @@ def _pod_spec_patch(name: str, component: Json, container: Json, settings: Json,
     outputs = component.get("outputDefinitions", {})
     files = {key: {"outputFile": f"/tmp/kfp/outputs/{key}"} for key in outputs.get("parameters", {})}
     artifacts = {
-        key: {"artifacts": [{"name": key, "type": kind, "uri": f"minio://mlpipeline/{folder}/{key}"}]}
-        for key, kind in {**outputs.get("artifacts", {}), "executor-logs": {"schemaTitle": "system.Artifact"}}.items()
+        key: {"artifacts": [{"name": key, "type": kind["artifactType"], "uri": f"minio://mlpipeline/{folder}/{key}"}]}
+        for key, kind in {**outputs.get("artifacts", {}), "executor-logs": _LOGS}.items()
     }
     made = {
         "parameters": files,

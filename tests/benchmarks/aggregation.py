@@ -6,9 +6,11 @@
 ``FLOWER_PYTHON`` is the Python of an environment with flwr, without this project. ``speed`` compares the server's own
 path (``commit_round`` without the store's durable writes: records, masks and updates are read from a store of files and
 verified, averaged, and the new global file is hashed and written) with Flower's reading, averaging and writing. ``all``
-are dense updates (FedIT), ``half`` those of PerFIT with expansion 2, whose global file is twice as large as an update.
-A system with one thread is bound to one processor. Each is a process of its own that does a round on command, by turns,
-so that a change of the machine's load meets all; files are in the system's cache. Linux only.
+are dense updates (FedIT), ``half`` those of PerFIT with expansion 2, whose global file is twice as large as an update;
+``half-refused`` are these with a byte changed in the last one, so that all are read once more. A value counts four
+bytes, whatever its type on the wire. A system with one thread is bound to one processor. Each is a process of its own
+that does a round on command, by turns, so that a change of the machine's load meets all; files are in the system's
+cache. Linux only.
 """
 
 from __future__ import annotations
@@ -23,13 +25,20 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
 
+if TYPE_CHECKING:
+    from perfit.protocol import Plan
+    from perfit_components.steps.context import FederationContext
+
 CASES = {8: 64, 64: 16}
 """Clients, and LoRA modules of 4,096 features at rank 16: 8.4 and 2.1 million values a client."""
-MEMORY_CASES = {10: 2, 100: 2, 1000: 2}
+SYSTEMS = ("all", "half", "half-bfloat16", "half-int8", "half-refused")
+"""Who shares what, and the type on the wire (float32), or what happens."""
+MEMORY_CASES = {10: 4, 100: 4, 1000: 4, 64: 16, 8: 64}
 
 
 def main() -> None:
@@ -62,7 +71,7 @@ def speed(flower: str, repetitions: str = "3") -> None:
             subprocess.run([*theirs, "write", directory, str(clients), str(2 * modules)], check=True)
             commands = {("Flower", 1): [*theirs, "worker", directory, str(clients)]}
             commands["Flower, BLAKE3", 1] = [*commands["Flower", 1], "digest"]
-            for case in ("all", "half"):
+            for case in SYSTEMS:
                 subprocess.run(
                     [sys.executable, __file__, "write", directory, case, str(clients), str(modules)], check=True
                 )
@@ -83,7 +92,7 @@ def memory() -> None:
     """Print the peak memory of a round, of half of the positions, by the number of clients."""
     print("| clients | MB of the global file | MB before | peak MB | above, in global files | seconds |")
     print(f"|{' --- |' * 6}", flush=True)
-    for clients, modules in {**MEMORY_CASES, **CASES}.items():
+    for clients, modules in MEMORY_CASES.items():
         with tempfile.TemporaryDirectory() as directory:
             subprocess.run(
                 [sys.executable, __file__, "write", directory, "half", str(clients), str(modules)], check=True
@@ -145,21 +154,22 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
     from perfit.adapter import mask_hash
     from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
     from perfit.cluster_spec import ClusterSpec
-    from perfit.exchange import Packed, Transfer
+    from perfit.exchange import DTYPES, Transfer, pack
     from perfit.protocol import Blob, Perplexity, UpdateRecord
     from perfit.space import LoraSpace
     from perfit_components.steps.context import FederationContext
     from perfit_components.steps.plan import plan_round
     from perfit_storage import FederationStore, Head, RoundPlace
 
+    share, _, kind = case.partition("-")
     tree = {
         "name": "bench",
         "model": "owner/model",
         "lora": {"rank": 16},
         "method": {"name": "fedit"},
-        "exchange": {"dtype": "float32"},
+        "exchange": {"dtype": kind if kind in DTYPES else "float32"},
     }
-    if case == "half":
+    if share == "half":
         tree |= {"method": {"name": "perfit"}, "lora": {"rank": 16, "expansion": 2}}
     ids = [f"client-{number:04d}" for number in range(int(clients))]
     spec = ClusterSpec.model_validate({**tree, "clients": [{"id": id, "data": f"/{id}.jsonl"} for id in ids]})
@@ -180,10 +190,12 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
         mask = np.ones(space.size, dtype=bool)
         if budget < space.size:
             mask[draw.permutation(space.size)[budget:]] = False
-        values = initial[mask] + draw.standard_normal(budget, dtype=np.float32) / 100
+        values = draw.standard_normal(budget, dtype=np.float32) / 100
+        if not spec.exchange.sends_changes:
+            values += initial[mask]
         header = AdapterHeader.of_client(spec, client, 1, budget, mask_hash(space, mask))
         store.put_mask(client, header.mask_digest, dump_mask(header, space, mask))
-        update = Transfer(mask, {"values": Packed(values)})
+        update = Transfer(mask, {"values": pack(values, spec.exchange.dtype, number)})
         data = dump_transfer(header.at_base(plan.base.adapter.digest), mask, update)
         blob = store.put_update(RoundPlace(1), client, data)
         record = UpdateRecord(
@@ -205,39 +217,51 @@ def write(directory: str, case: str, clients: str, modules: str) -> None:
             update=Blob(key=blob.key, digest=blob.digest),
         )
         store.put_record(RoundPlace(1), client, record.to_json(), lambda record: True)
+    if kind == "refused":
+        with Path(directory, case, "federations", spec.name, blob.key).open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x7f")
 
 
 def worker(directory: str, case: str) -> None:
     """Do a round for each line of the standard input, and print what it took."""
+    import perfit.kernels  # noqa: F401
     import perfit_components.steps.commit  # noqa: F401  before the memory is measured
 
+    federation = _open(directory, case)
     for _ in sys.stdin:
         before = _peak_mb()
         wall, cpu = time.perf_counter(), time.process_time()
-        sizes = _round(directory, case)
+        sizes = _round(*federation)
         used = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         print(json.dumps({**used, **sizes, "before": before, "peak": _peak_mb()}), flush=True)
 
 
 def profile(directory: str, case: str) -> None:
     """Profile the second round of a process."""
-    _round(directory, case)
+    federation = _open(directory, case)
+    _round(*federation)
     with cProfile.Profile() as profiler:
-        _round(directory, case)
+        _round(*federation)
     profiler.print_stats("tottime")
 
 
-def _round(directory: str, case: str) -> dict[str, float]:
-    from perfit_components.steps.commit import _average
+def _open(directory: str, case: str) -> tuple[FederationContext, Plan, Path]:
     from perfit_components.steps.context import FederationContext
     from perfit_storage import FederationStore, RoundPlace
 
     context = FederationContext.of(FederationStore.open(Path(directory, case).as_uri(), "bench"))
-    result = _average(context, context.plan(RoundPlace(1)), {})
-    delivered = [outcome.bytes_up for outcome in result.summary.clients]
+    return context, context.plan(RoundPlace(1)), Path(directory, case, "global")
+
+
+def _round(context: FederationContext, plan: Plan, file: Path) -> dict[str, float]:
+    from perfit_components.steps.commit import _average
+
+    result = _average(context, plan, {})
+    values = sum(outcome.shared for outcome in result.summary.trained)
     blake3(result.adapter)  # as the store does
-    Path(directory, case, "global").write_bytes(result.adapter)
-    return {"bytes": sum(delivered), "global": len(result.adapter) / 1e6}
+    file.write_bytes(result.adapter)
+    return {"bytes": 4 * values, "global": len(result.adapter) / 1e6}
 
 
 def _peak_mb() -> float:

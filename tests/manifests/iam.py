@@ -96,6 +96,10 @@ class PolicedStore:
         self._check("s3:GetObject", key)
         return self.objects.size(key)
 
+    def modified(self, key: str) -> float:
+        self._check("s3:GetObject", key)
+        return self.objects.modified(key)
+
     def list(self, prefix: str) -> Iterator[str]:
         if not evaluate(self.policies, "s3:ListBucket", self.bucket, prefix):
             raise AccessDenied(f"list {prefix}", "")

@@ -11,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from perfit.aggregation import Aggregation, Cohort, aggregate
+from perfit.sweep import Read
 from perfit.updates import Update
 
 PREVIOUS = np.array([10, 20, 30, 40, 50, 60], dtype=np.float32)
@@ -287,6 +288,41 @@ def test_threads_that_add_updates_change_nothing():
     assert [*together.measures.items()] == [*expected.measures.items()]
     assert [*together.limited.items()] == [*expected.limited.items()]
     assert expected.limited
+
+
+def reading(values: np.ndarray) -> Read:
+    """What hands out values from the first to the last."""
+    place = [0]
+
+    def read(block: slice, bits: np.ndarray, into: np.ndarray) -> None:
+        into[:] = values[place[0] : place[0] + into.size]
+        place[0] += into.size
+
+    return read
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_sweep_gives_the_same_bytes(monkeypatch, threads):
+    rng = np.random.default_rng(threads)
+    size = 30_003  # several blocks, the last one short
+    previous = rng.normal(0, 0.02, size).astype(np.float32)
+    updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, size, 7))}
+    updates["all"] = update(9, np.ones(size, dtype=bool), rng.normal(0, 0.02, size))
+    monkeypatch.setattr("perfit.sweep._LONGEST", 2000)
+    monkeypatch.setattr("perfit.aggregation.threads", lambda: threads)
+    expected, swept = (Cohort(["values"], {"values": previous}, dict, Aggregation(), min_holders=2) for _ in range(2))
+    for name, one in updates.items():
+        expected.add(name, one)
+    for name, one in reversed(updates.items()):
+        swept.announce(name, Update(one.mask, size, {}, one.samples))
+    swept.sweep("values", {name: reading(one.vectors["values"]) for name, one in updates.items()})
+    mean = swept.average("values", previous)
+    same_bits(mean, expected.average("values", previous))
+    same_bits(swept.average("values", np.float32(0)), expected.average("values", np.float32(0)))
+    assert_array_equal(swept.holders, expected.holders)
+    assert swept.measures == expected.measures
+    assert swept.change("values", mean) == expected.change("values", mean) > 0
+    assert swept.positions_by_mean == swept.positions_shared == np.count_nonzero(expected.shared) < size
 
 
 def test_holders_follow_what_is_added():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from perfit.kernels import TILE, add_holders, examine, set_mean, squared_distance
+from perfit.kernels import TILE, add_holders, examine, gather, set_mean, squared_distance
 
 SIZES = [1, 7, 8, 9, 64, 1001, TILE - 1, TILE, TILE + 1, 3 * TILE + 5]
 NOTHING = np.zeros(0, np.float32)
@@ -80,6 +80,15 @@ def test_the_squared_change(size, share):
         assert np.int32(largest).view(np.float32) == np.abs(values).max(initial=0)
         assert squares == pytest.approx(np.sum(changes.astype(np.float64) ** 2), rel=1e-12)
         assert count == values.size
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 100, 4099])
+def test_values_at_the_set_bits(size):
+    rng = np.random.default_rng(size)
+    positions, values = rng.random(size) < 0.5, rng.standard_normal(size, dtype=np.float32)
+    out = np.zeros(np.count_nonzero(positions), np.float32)
+    gather(np.packbits(positions), values, out)
+    assert (out == values[positions]).all()
 
 
 def test_the_squared_distance():

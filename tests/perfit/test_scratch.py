@@ -57,6 +57,19 @@ def test_what_is_released_leaves_the_memory_and_can_be_read():
     assert kept.sum() == 2**24
 
 
+def test_parts_are_joined_and_one_with_room_ahead_stays_where_it_is():
+    scratch, vector = Scratch(2**16), np.arange(3000, dtype=np.float32)
+    start = scratch.reserve(vector.nbytes, ahead=100)
+    scratch.write(start, memoryview(vector).cast("B"))
+    kept = scratch.view(start, vector.nbytes)
+    header, end = np.frombuffer(b"header", np.uint8), scratch.reserve(0)
+    assert bytes(scratch.join([header, kept])) == b"header" + vector.tobytes()
+    assert scratch.reserve(0) == end
+    long = np.zeros(101, np.uint8)
+    for parts in ([long, kept], [header, long, kept], [header, vector.view(np.uint8)]):
+        assert bytes(scratch.join(parts)) == b"".join(part.tobytes() for part in parts)
+
+
 def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -98,7 +98,7 @@ class Site:
         return [client for client in ids if client in self.spec.clients_by_id]
 
     def train_client(self, client: str, round: int = 1) -> dict[str, str]:
-        return train(self.uri, round, self.name(client), threads=1)
+        return train(self.uri, round, self.name(client), threads=1).output
 
     def train(self, round: int) -> list[dict[str, str]]:
         """Let a round's clients tune; return their tasks' outputs."""

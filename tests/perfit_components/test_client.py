@@ -221,11 +221,11 @@ def test_a_client_that_fails_before_its_search_has_no_mask(make_site):
 
 def test_a_name_that_the_federation_does_not_know(trained):
     before = files(trained.root)
-    assert train(trained.uri, 1, "perfit-tiny-zoe")["reason"] == (
+    assert train(trained.uri, 1, "perfit-tiny-zoe").output["reason"] == (
         "no client of federation 'tiny' has the Secret 'perfit-tiny-zoe'\n"
         "  fix: use one of: perfit-tiny-ann, perfit-tiny-bob, perfit-tiny-eve"
     )
-    assert train(trained.uri, 1, "../eve")["status"] == "failed"
+    assert train(trained.uri, 1, "../eve").output["status"] == "failed"
     assert files(trained.root) == before
 
 
@@ -298,7 +298,7 @@ def test_records_in_a_store_are_named_by_their_uri(make_site, s3_server, monkeyp
 
 def test_an_unreachable_store_raises_no_exception(make_site, unreachable_s3, capsys):
     uri = f"{unreachable_s3}/federations/tiny"
-    record = train(uri, 1, "perfit-tiny-ann")
+    record = train(uri, 1, "perfit-tiny-ann").output
     assert (record["client"], record["status"]) == ("perfit-tiny-ann", "failed")
     assert "check AWS_ENDPOINT_URL" in record["reason"]
     assert "secret-of-this-test" not in record["reason"] + capsys.readouterr().out

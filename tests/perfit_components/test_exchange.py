@@ -13,7 +13,10 @@ from perfit.adapter_file import AdapterFile, dump_transfer
 from perfit.errors import PerfitError
 from perfit.exchange import Packed, Transfer, pack
 from perfit.protocol import Blob, Plan
+from perfit_components.steps.collect import one_by_one, side_by_side
+from perfit_components.steps.contribution import RoundReader
 from perfit_components.steps.plan import plan_round
+from perfit_storage import RoundPlace
 
 from .running import THREE, Site, files
 
@@ -80,6 +83,13 @@ def test_a_client_downloads_and_uploads_what_enough_clients_hold(make_site, dtyp
         )
         upload = crossed(site, f"rounds/2/updates/{client}.safetensors", exchanged)
         assert (upload.positions == exchanged).all()
+    reader = RoundReader.of(site.context, site.context.plan(RoundPlace(2)))
+    together, alone = side_by_side(reader, {}), one_by_one(reader, {})
+    means = [tally.cohort.average("values", reader.base.vectors["values"]) for tally in (together, alone)]
+    assert means[0].tobytes() == means[1].tobytes() != values.tobytes()
+    assert (together.cohort.holders == alone.cohort.holders).all()
+    assert together.cohort.measures == alone.cohort.measures
+    assert (together.held, together.outcomes) == (alone.held, alone.outcomes)
 
 
 def test_what_crosses_is_counted_with_masks_and_headers(make_site):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from perfit.space import LoraSpace
 from perfit_components.steps.aggregate import close_round
 from perfit_components.steps.commit import commit_round
 from perfit_components.steps.context import FederationContext
-from perfit_storage import FederationStore
+from perfit_storage import FederationStore, StoreUnreachable
 
 from .running import Site, files
 from .test_aggregate import committed, update_of, values_of
@@ -283,27 +284,65 @@ def test_honest_updates_are_averaged_in_one_pass_as_they_are(trained):
     assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
 
 
-def test_an_update_is_read_once(trained):
+class Watched(FederationStore):
+    """A store that notes how updates are read."""
+
+    how: ClassVar[list[str]] = []
+
+    def copy_blob(self, blob, write, limit):
+        self.how += ["copied"] if "updates" in blob.key else []
+        return super().copy_blob(blob, write, limit)
+
+    def stream_blob(self, blob, limit):
+        self.how.append("streamed")
+        return super().stream_blob(blob, limit)
+
+
+@pytest.mark.parametrize(("scale", "ways"), [(1, ["streamed"]), (1e6, ["streamed", "copied"])])
+def test_an_update_is_read_once_or_once_more_if_one_is_limited(trained, monkeypatch, scale, ways):
     eve = Eve(trained)
-    eve.sends(eve.header, np.full_like(eve.values, 1e6))
-    read = []
+    eve.sends(eve.header, scale * eve.values)
+    monkeypatch.setattr(Watched, "how", [])
+    context = FederationContext(Watched.open(trained.store_uri, trained.spec.name), trained.spec)
+    assert bool(commit_round(context, 1).limited) == (len(ways) > 1)
+    assert Watched.how == [way for way in ways for _ in range(3)]
 
-    class Counting(FederationStore):
-        """A store that notes which objects are read."""
 
-        def read_blob(self, blob, limit=None):
-            read.append(blob.key)
-            return super().read_blob(blob, limit=limit)
+def test_values_that_change_while_they_are_read_do_not_count(trained):
+    eve = Eve(trained)
+    honest = eve.update_path.read_bytes()
 
-        def copy_blob(self, blob, write, limit):
-            read.append(blob.key)
-            return super().copy_blob(blob, write, limit)
+    class Changing(FederationStore):
+        """A store in which eve's values are others than at any other time while they are read side by side."""
 
-    store = Counting.open(trained.store_uri, trained.spec.name)
-    assert commit_round(FederationContext(store, trained.spec), 1).limited
-    assert sorted(key for key in read if "updates" in key) == [
-        f"rounds/1/updates/{client}.safetensors" for client in ("ann", "bob", "eve")
-    ]
+        @contextmanager
+        def stream_blob(self, blob, limit):
+            if blob.key == eve.key:
+                eve.update_path.write_bytes(honest[:-4] + np.float32(0.001).tobytes())
+            try:
+                with super().stream_blob(blob, limit) as stream:
+                    yield stream
+            finally:
+                eve.update_path.write_bytes(honest)
+
+    context = FederationContext(Changing.open(trained.store_uri, trained.spec.name), trained.spec)
+    assert [record.client for record in commit_round(context, 1).trained] == ["ann", "bob", "eve"]
+    assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
+
+
+def test_an_answer_that_breaks_off_is_no_clients_fault(trained):
+    class Breaking(FederationStore):
+        """A store that goes away while an update is read beside others."""
+
+        @contextmanager
+        def stream_blob(self, blob, limit):
+            with super().stream_blob(blob, limit) as stream:
+                yield stream
+                raise StoreUnreachable("it broke off", "wait")
+
+    context = FederationContext(Breaking.open(trained.store_uri, trained.spec.name), trained.spec)
+    assert len(commit_round(context, 1).trained) == 3
+    assert (committed(trained) == committed_by(trained, "ann", "bob", "eve")).all()
 
 
 @pytest.mark.parametrize("mask", [None, b"", b"not an adapter", b"\0" * 2**20], ids=["gone", "empty", "other", "large"])

@@ -164,7 +164,7 @@ def bob(make_site, trainer, monkeypatch) -> Callable[[], dict[str, str]]:
     site = make_site(**SECTIONS).prepare()
 
     def act() -> dict[str, str]:
-        return step.train_in_job(site.uri, 1, site.name("bob"), 1, IMAGE, CONFIG, trainer.environment)
+        return step.train_in_job(site.uri, 1, site.name("bob"), 1, IMAGE, CONFIG, trainer.environment).output
 
     act.site = site
     return act

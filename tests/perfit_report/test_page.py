@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import html as entities
+import io
+import json
 import os
 import re
 import subprocess
@@ -17,8 +21,9 @@ from perfit.methods import METHODS
 from perfit.protocol import Base, Blob, ClientStatus, Limited, Perplexity, RoundSummary, UpdateRecord
 from perfit.space import LoraSpace
 from perfit.spec import FederationSpec
-from perfit_report import last_records, render_report, scalar_metrics
-from perfit_report.style import bins, short, spread
+from perfit_report import RoundTimes, client_metrics, last_records, render_report, scalar_metrics
+from perfit_report.data import clients_csv, report_json, rounds_csv
+from perfit_report.style import COLOURS, as_svg, bins, hover, panel, short, spread
 
 # One module from 6 to 4 features: 10 positions a rank, 40 in the space of rank 4.
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -289,17 +294,17 @@ def about(html: str) -> str:
 
 def test_the_method_is_called_by_its_title_and_paper():
     assert about(page()) == (
-        "PerFIT (arXiv 2402.16919) · org/model · LoRA rank 2, searched in a space of rank 4 on 1 module"
+        "PerFIT (arXiv 2402.16919) · org/model · seed 0 · LoRA rank 2, searched in a space of rank 4 on 1 module"
     )
     local = make_spec({"early": 2}, method={"name": "local"})
-    assert about(page(local)) == "local tuning (baseline) · org/model · LoRA rank 2 on 1 module"
+    assert about(page(local)) == "local tuning (baseline) · org/model · seed 0 · LoRA rank 2 on 1 module"
 
 
 def test_a_method_from_elsewhere_is_called_by_its_own_title(monkeypatch):
     made_up = replace(METHODS["fedit"], title="Made <up> LoRA", paper="arXiv 0000.00000")
     monkeypatch.setitem(METHODS, "fedit", made_up)
     html = page(make_spec({"early": 2, "late": 1}, method={"name": "fedit"}))
-    assert about(html) == "Made &lt;up&gt; LoRA (arXiv 0000.00000) · org/model · LoRA rank 2 on 1 module"
+    assert about(html) == "Made &lt;up&gt; LoRA (arXiv 0000.00000) · org/model · seed 0 · LoRA rank 2 on 1 module"
     assert "<title>desks · Made &lt;up&gt; LoRA report</title>" in html
     assert "With Made &lt;up&gt; LoRA, clients do not search" in html
     assert "FedIT" not in html
@@ -311,6 +316,8 @@ def test_a_report_mentions_no_other_method(name):
     own = METHODS[name]
     assert own.title in html
     words = text(html).replace(own.title, "").replace(own.paper, "").lower()
+    for known in (own.name, "perfit-kubeflow", "perfit report"):  # its setting, a package, a command
+        words = words.replace(known, "")
     others = [method for method in METHODS.values() if method is not own]
     assert not [m.name for m in others if any(word.lower() in words for word in (m.name, m.title, m.paper))]
 
@@ -460,3 +467,85 @@ def test_bins_average_what_cannot_be_told_apart():
 def test_long_names_keep_both_ends():
     assert short("hospital") == "hospital"
     assert short("hospital-of-the-north-ward-07") == "hospital-of-…ward-07"
+
+
+TIMES = [RoundTimes(1_790_000_000, 1_790_000_042), RoundTimes(1_790_000_100, 1_790_003_761), RoundTimes(1.8e9, 1.7e9)]
+
+
+def test_the_page_says_settings_libraries_and_seed():
+    html = page(make_spec({"early": 2, "late": 1}, training={"seed": 7, "learning_rate": 0.25}))
+    assert "· seed 7 ·" in text(html)
+    settings = dict(rows(html.split("Settings and libraries")[1].split("</table>")[0]))
+    assert (settings["training.learning_rate"], settings["lora.target_modules"]) == ("0.25", "q_proj, v_proj")
+    assert (settings["clients"], settings["training.decay_rounds"]) == ("2", "\u2013")
+    assert f"numpy {np.__version__}" in text(html)
+
+
+def test_durations_are_those_of_the_store():
+    html = render_report(SPEC, by_hand(), SPACE, {}, TIMES)
+    assert rows(section(html, "Durations")) == [["3", "0 s"], ["2", "1 h 1 min"], ["1", "42 s"]]
+    assert "no clock in it" in section(page(), "Durations")
+
+
+def test_figures_say_their_values_under_the_pointer():
+    titles = [entities.unescape(title) for title in re.findall(r"<title>([^<]*)</title>", page())]
+    assert "early\nround 2, after tuning: 12.00" in titles
+    assert "late\nround 3, before tuning: 7.00" in titles
+    assert not any(title.startswith("early\nround 3") for title in titles)  # it failed
+    assert "round 1, up: 120 bytes\ndense LoRA: 80 bytes" in titles
+    assert "early and late: 0.000\nby chance: 0.200" in titles
+
+
+def test_a_text_under_the_pointer_is_text():
+    text = """<b> "a" 'b' & 100 %\n}"""
+
+    @as_svg
+    def draw():
+        figure, axes = panel(100)
+        hover(axes, [0, 1, 2], [0, np.nan, 1], [text, "unknown", "last"], COLOURS[0])
+        return figure
+
+    assert [entities.unescape(title) for title in re.findall(r"<title>([^<]*)</title>", draw())] == [text, "last"]
+
+
+def test_a_client_s_metrics():
+    record = trained("early", 2, (20, 18, 16), own_weight=0.25)
+    assert client_metrics(record) == {
+        "perplexity_round_0": 20,
+        "perplexity_before": 18,
+        "perplexity_after": 16,
+        "loss_mean": 2.5,
+        "loss_last": 2,
+        "bytes_up": 100,
+        "bytes_down": 50,
+        "samples": 60,
+        "held_out_records": 15,
+        "skipped_records": 2,
+        "truncated_records": 3,
+        "budget": 20,
+        "shared": 20,
+        "own_weight": 0.25,
+    }
+    assert all(type(value) is float for value in client_metrics(record).values())
+
+
+def test_csv_and_json():
+    summaries = [*by_hand()[:2], summary(3, failed("early", "failed", '=HYPERLINK("http://x")'))]
+    of_rounds = list(csv.DictReader(io.StringIO(rounds_csv(summaries, TIMES))))
+    assert [row["perplexity_after_mean"] for row in of_rounds] == ["16.0", "9.0", ""]
+    assert [row["seconds"] for row in of_rounds] == ["42", "3661", "0.0"]
+    assert of_rounds[0]["planned"] == "2026-09-21T14:13:20+00:00"
+    of_clients = list(csv.DictReader(io.StringIO(clients_csv(summaries))))
+    who = [(row["round"], row["client"], row["status"], row["perplexity_after"], row["reason"]) for row in of_clients]
+    assert who == [
+        ("1", "early", "trained", "16.0", ""),
+        ("1", "absent", "missing", "", "no record"),
+        ("2", "early", "trained", "12.0", ""),
+        ("2", "late", "trained", "6.0", ""),
+        ("3", "early", "failed", "", """'=HYPERLINK("http://x")"""),  # no spreadsheet runs it
+    ]
+    tree = json.loads(report_json(SPEC, summaries, TIMES))
+    assert (tree["federation"], tree["settings"]["training.seed"]) == ("desks", 0)
+    assert [of["metrics"]["bytes_up"] for of in tree["rounds"]] == [120, 200, 0]
+    assert [of["seconds"] for of in tree["rounds"]] == [42, 3661, 0]
+    assert tree["rounds"][1]["clients"][1]["losses"] == [1.5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +17,14 @@ def test_put_then_get(store: ObjectStore):
     assert store.get("a/b.bin").data == b"second"
     assert store.exists("a/b.bin")
     assert store.size("a/b.bin") == 6
+
+
+def test_when_an_object_was_written(store: ObjectStore):
+    before = time.time()
+    store.put("a/b.bin", b"first")
+    assert before - 1.1 < store.modified("a/b.bin") < time.time() + 0.1  # S3 knows whole seconds
+    with pytest.raises(ObjectNotFound, match=f"{store.uri}/a/c.bin"):
+        store.modified("a/c.bin")
 
 
 @pytest.mark.parametrize("size", [0, 20_000_000])
@@ -174,3 +183,18 @@ def test_an_object_of_more_bytes_than_the_limit_is_refused(store: ObjectStore, s
         assert not store.create("a", b"")
     with pytest.raises(ObjectNotFound):
         store.get("b", limit=size)
+
+
+def test_an_object_is_read_on_demand(store: ObjectStore):
+    data = random.randbytes(300_000)
+    store.put("a", data)
+    with store.stream("a", limit=len(data)) as fill, store.stream("a", limit=10**6) as other:
+        pieces, buffer = [], memoryview(bytearray(70_000))
+        while count := fill(buffer):
+            pieces.append(bytes(buffer[:count]))
+            assert other(buffer[:1]) == 1
+        assert b"".join(pieces) == data
+    with pytest.raises(ObjectTooLarge), store.stream("a", limit=len(data) - 1):
+        pass
+    with pytest.raises(ObjectNotFound), store.stream("b", limit=1):
+        pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from perfit_components.steps.client_context import (
 from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
 from perfit_components.steps.memory_bound import bounded_memory
 from perfit_components.steps.owner import Owner, check_terms, keep_terms
+from perfit_report.summaries import client_metrics
 from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
@@ -35,7 +36,25 @@ ADAPTER_DIRECTORY = "adapter"
 _BASELINE = "baseline.json"
 
 
-def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None = None) -> dict[str, str]:
+class TaskResult(NamedTuple):
+    """What a client's task shows.
+
+    Args:
+        output: client, status (trained, failed or out_of_memory) and reason.
+        metrics: Of its record, by name; none if it did not deliver.
+    """
+
+    output: dict[str, str]
+    metrics: dict[str, float]
+
+    def show(self, artifact: Any) -> dict[str, str]:
+        """Log the metrics to the task's ``dsl.Metrics``; return the output."""
+        for name, value in self.metrics.items():
+            artifact.log_metric(name, value)
+        return self.output
+
+
+def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None = None) -> TaskResult:
     """Do a client's part of a round, unless it is done. The outcome is a record in the store, never an exception.
 
     The personal adapter and what the client keeps are written to its own part of the store, then the update, then the
@@ -47,20 +66,17 @@ def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None
         name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training; 0 for torch's own choice.
         owner: What the client's owner gives it, where it runs the client itself; None in a pod.
-
-    Returns:
-        client, status (trained, failed or out_of_memory) and reason: the part of the record that the task shows.
     """
     with stoppable():
         result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name, owner), threads))
     if isinstance(result, Failure):
         return record_failure(uri, round, name, result)
-    return _task_output(result)
+    return _task_result(result)
 
 
-def task_output(record: bytes) -> dict[str, str]:
-    """Return the part of a client's record that its task shows: client, status and reason."""
-    return _task_output(parse_outcome(record))
+def task_result(record: bytes) -> TaskResult:
+    """Return the part of a client's record that its task shows."""
+    return _task_result(parse_outcome(record))
 
 
 def is_final(record: bytes) -> bool:
@@ -147,21 +163,18 @@ def _tune(context: ClientContext) -> Outcome:
     return parse_outcome(stored)
 
 
-def record_failure(uri: str, round: int, name: str, failure: Failure) -> dict[str, str]:
-    """Write why there is no update, if the store can be written; a final record stays, as does a committed round.
-
-    Returns:
-        As :func:`train`.
-    """
+def record_failure(uri: str, round: int, name: str, failure: Failure) -> TaskResult:
+    """Write why there is no update, if the store can be written; a final record stays, as does a committed round."""
     output = {"client": name, "status": failure.status, "reason": failure.reason}
+    result = TaskResult(output, {})
     with suppress(PerfitError):
         context = ClientContext.open(uri, round, name)
         output["client"] = context.client.id
         if not context.is_committed:
-            output = _task_output(_put_failure(context, failure))
-    if output["status"] != "trained":
-        print(format_failure(output["client"], output["reason"]), flush=True)
-    return output
+            result = _task_result(_put_failure(context, failure))
+    if result.output["status"] != "trained":
+        print(format_failure(result.output["client"], result.output["reason"]), flush=True)
+    return result
 
 
 def _put_failure(context: ClientContext, failure: Failure) -> Outcome:
@@ -176,8 +189,9 @@ def _put_failure(context: ClientContext, failure: Failure) -> Outcome:
     return parse_outcome(context.store.put_record(context.place, context.client.id, status.to_json(), is_final))
 
 
-def _task_output(outcome: Outcome) -> dict[str, str]:
-    return {"client": outcome.client, "status": outcome.status, "reason": getattr(outcome, "reason", "")}
+def _task_result(outcome: Outcome) -> TaskResult:
+    output = {"client": outcome.client, "status": outcome.status, "reason": getattr(outcome, "reason", "")}
+    return TaskResult(output, client_metrics(outcome) if isinstance(outcome, UpdateRecord) else {})
 
 
 def _write_own_files(context: ClientContext, architecture: Architecture, result: ClientResult) -> None:

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
 from blake3 import blake3
 
 from perfit.adapter_file import server_file
-from perfit.aggregation import Cohort, threads
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.methods import VALUES
-from perfit.protocol import Base, ClientStatus, Limited, Outcome, Participant, Plan, RoundSummary, UpdateRecord
-from perfit.robustness import root_mean_square
+from perfit.protocol import Base, ClientStatus, Limited, Outcome, Plan, RoundSummary, UpdateRecord
 from perfit.round import merge, split_state
+from perfit_components.steps.collect import Tally, collect
 from perfit_components.steps.context import FederationContext, head_of, place_of
 from perfit_components.steps.contribution import RoundReader
 from perfit_storage import Head, ObjectNotFound
-
-_BLOCK = 2**20
-"""Positions that are compared before their pages are released."""
-
-
-@dataclass
-class _Tally:
-    """The updates of a round's participants, the number of positions that they hold, and their outcomes."""
-
-    cohort: Cohort
-    held: int
-    outcomes: list[Outcome]
 
 
 @dataclass(frozen=True)
@@ -140,11 +124,11 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     """
     ensure_base(context, plan.base)
     spec, reader = context.spec, RoundReader.of(context, plan)
-    previous, tally = reader.base, _read(reader, lost)
+    previous, tally = reader.base, collect(reader, lost)
     _check_quorum(spec, plan, tally.outcomes)
     merged = merge(spec, previous.space, previous.vectors, tally.cohort)
     downloads, own = split_state(spec, merged)
-    summary = _summary(context, plan, tally, _change(reader, merged[VALUES], tally.cohort.shared))
+    summary = _summary(context, plan, tally, tally.cohort.change(VALUES, merged[VALUES]))
     files = [
         vectors and reader.scratch.join(server_file(spec, previous.space, plan.round, vectors))
         for vectors in (downloads, own)
@@ -153,42 +137,7 @@ def _average(context: FederationContext, plan: Plan, lost: Mapping[str, ClientSt
     return _Result(summary, files[0], files[1] or None)
 
 
-def _change(reader: RoundReader, values: np.ndarray, shared: np.ndarray) -> float:
-    """Return the root mean square of the values' change at the shared positions."""
-    from perfit.kernels import squared_distance
-
-    previous, squares = reader.base.vectors[VALUES], 0.0
-    for start in range(0, values.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        squares += squared_distance(values[block], previous[block], shared[block])
-        reader.release()
-    return root_mean_square(squares, np.count_nonzero(shared))
-
-
-def _read(reader: RoundReader, lost: Mapping[str, ClientStatus]) -> _Tally:
-    """Verify each participant's update, once, note the outcome and add the update to the cohort.
-
-    While one thread waits for the store, another verifies: the cohort is the same in whatever order they come.
-    """
-    lock, cohort, plan = threading.Lock(), reader.new_cohort(), reader.plan
-    held = np.zeros(-(-cohort.size // 8), dtype=np.uint8)
-
-    def read(participant: Participant) -> Outcome:
-        contribution = lost.get(participant.client) or reader.read(participant, cohort)
-        if isinstance(contribution, ClientStatus):
-            return contribution
-        with lock:
-            held[:] |= contribution.mask
-        if contribution.update is not None:
-            cohort.add(participant.client, contribution.update, contribution.measured)
-        return contribution.record
-
-    with ThreadPoolExecutor(threads()) as pool:
-        outcomes = list(pool.map(read, plan.participants))
-    return _Tally(cohort, int(np.bitwise_count(held).sum()), outcomes)
-
-
-def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: float) -> RoundSummary:
+def _summary(context: FederationContext, plan: Plan, tally: Tally, change: float) -> RoundSummary:
     spec, cohort = context.spec, tally.cohort
     return RoundSummary(
         federation=spec.name,
@@ -199,7 +148,7 @@ def _summary(context: FederationContext, plan: Plan, tally: _Tally, change: floa
         minimum_clients=spec.participation.minimum_clients,
         positions=cohort.size,
         positions_held=tally.held,
-        positions_shared=int(np.count_nonzero(cohort.shared)),
+        positions_shared=cohort.positions_shared,
         architectures=_architectures(context, plan.base, tally.outcomes),
         clients=tuple(tally.outcomes),
         rule=spec.aggregation.rule,

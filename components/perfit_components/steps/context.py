@@ -138,16 +138,16 @@ class FederationContext:
         return StoredVectors(stored.space, {**stored.vectors, **own.vectors}, stored.size + own.size, release)
 
     def exchanged(self, plan: Plan, space: LoraSpace) -> np.ndarray:
-        """Read the positions that a round exchanges: bool, shape (N,).
+        """Read the positions that a round exchanges, packed: uint8, shape (ceil(N / 8),).
 
         Raises:
             PerfitError: They are missing, or damaged.
         """
         if plan.exchanged is None:
-            return np.zeros(space.size, dtype=bool)
+            return np.zeros(-(-space.size // 8), dtype=np.uint8)
         data = self.store.read_blob(Blob(plan.exchanged.key, plan.exchanged.digest))
         try:
-            return AdapterFile.parse(data).mask
+            return AdapterFile.parse(data).packed_mask
         except AdapterFileError as error:
             raise self._damaged(plan.exchanged.key, error) from error
 

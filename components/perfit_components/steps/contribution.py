@@ -42,7 +42,7 @@ _HEADER_BYTES = 2**16
 """Maximum size of an adapter file's header, apart from the names of the matrices, which are in that of a mask."""
 
 _RESULTS = 32
-"""Maximum number of vectors that a method averages, and of those in the new files."""
+"""Vectors for which there is room: averages, those in new files, and masks of updates that are read once more."""
 
 MAX_MAGNITUDE = 1e6
 """Maximum magnitude of a value in an update, so that no server rule overflows on one client's values."""
@@ -77,6 +77,23 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Announced:
+    """What a client's verified record and mask announce.
+
+    Args:
+        record: Its record of the round.
+        mask: As in :class:`Contribution`.
+        shared: The positions that it shares in the round, packed like the mask.
+        header: Of its update.
+    """
+
+    record: UpdateRecord
+    mask: np.ndarray
+    shared: np.ndarray
+    header: AdapterHeader
+
+
+@dataclass(frozen=True)
 class RoundReader:
     """Reads what the participants of a round wrote.
 
@@ -102,7 +119,7 @@ class RoundReader:
             PerfitError: What the round started from is missing or damaged, or the store cannot be reached.
         """
         base = context.state(plan.base)
-        reach = Reach(context.spec, base.space, plan.round, np.packbits(context.exchanged(plan, base.space)))
+        reach = Reach(context.spec, base.space, plan.round, context.exchanged(plan, base.space))
         vectors, size = len(context.spec.algorithm.uploads), base.space.size
         budgets = [base.space.budget(participant.rank) for participant in plan.participants]
         kept = [_update_bytes(vectors, budget) + 4 * vectors * budget + size // 8 for budget in budgets]
@@ -129,11 +146,18 @@ class RoundReader:
             ScratchError: The disk is full.
         """
 
-        def verified() -> Contribution | ClientStatus:
-            outcome = _reported(self.context, self.plan, participant)
-            return outcome if isinstance(outcome, ClientStatus) else _verified(self, participant, outcome, cohort)
+        return self._checked(participant, lambda record: _verified(self, participant, record, cohort))
 
-        return _or_refused(verified, self.plan, participant)
+    def announced(self, participant: Participant) -> Announced | ClientStatus:
+        """Read what a participant wrote, without its update, or why it does not count. Raises as :meth:`read`."""
+        return self._checked(participant, lambda record: _announced(self, participant, record))
+
+    def _checked(self, participant: Participant, check: Callable[[UpdateRecord], T]) -> T | ClientStatus:
+        def checked() -> T | ClientStatus:
+            outcome = _reported(self.context, self.plan, participant)
+            return outcome if isinstance(outcome, ClientStatus) else check(outcome)
+
+        return _or_refused(checked, self.plan, participant)
 
 
 def read_outcome(context: FederationContext, plan: Plan, participant: Participant) -> UpdateRecord | ClientStatus:
@@ -196,8 +220,8 @@ def _check_participant(outcome: UpdateRecord | ClientStatus, plan: Plan, partici
             raise Refused(f"its record says {name} {getattr(outcome, name)!r}, the plan {value!r}")
 
 
-def _verified(reader: RoundReader, participant: Participant, record: UpdateRecord, cohort: Cohort) -> Contribution:
-    """Check a mask and an update, each parsed once, against the plan."""
+def _announced(reader: RoundReader, participant: Participant, record: UpdateRecord) -> Announced:
+    """Check a record, and the mask, against the plan."""
     context, plan, space = reader.context, reader.plan, reader.base.space
     client, digest = participant.client, record.mask_digest
     if participant.mask_digest not in (None, digest):
@@ -206,35 +230,53 @@ def _verified(reader: RoundReader, participant: Participant, record: UpdateRecor
     file = _verified_mask(context, expected, space)
     _check_next_mask(context, plan, record, expected, space)
     active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
+    count = 0
     for name, positions in (("budget", active), ("shared", shared)):
-        if getattr(record, name) != (count := count_bits(positions)):
+        count = count if name == "shared" and shared is active else count_bits(positions)
+        if getattr(record, name) != count:
             raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
+    return Announced(record, file.packed_mask, shared, expected.at_base(plan.base.adapter.digest))
+
+
+def _verified(reader: RoundReader, participant: Participant, record: UpdateRecord, cohort: Cohort) -> Contribution:
+    """Check a mask and an update, each parsed once, against the plan."""
+    announced = _announced(reader, participant, record)
     if not record.shared:
-        return Contribution(record, file.packed_mask)
-    received = _received_update(reader, client, record)
-    _check_header(received, expected.at_base(plan.base.adapter.digest), "update")
-    vectors = _vectors(reader, received, shared, record)
-    update = Update(reader.scratch.keep(shared), space.size, vectors, record.samples)
+        return Contribution(record, announced.mask)
+    received = _received_update(reader, participant.client, record)
+    _check_header(received, announced.header, "update")
+    vectors = _vectors(reader, received, announced.shared, record)
+    update = Update(reader.scratch.keep(announced.shared), reader.base.space.size, vectors, record.samples)
     measured = cohort.measure(update)
+    check_magnitudes(measured)
+    return Contribution(record, announced.mask, update, measured)
+
+
+def check_magnitudes(measured: Measure) -> None:
+    """Refuse values that no LoRA has."""
     for name, largest in measured.largest.items():
         if not math.isfinite(largest):
             raise Refused(f"its {name} are not finite")
         if largest > MAX_MAGNITUDE:
             raise Refused(f"its {name} reach {largest:.3g}, more than {MAX_MAGNITUDE:g}: no LoRA does")
-    return Contribution(record, file.packed_mask, update, measured)
 
 
 def _received_update(reader: RoundReader, client: str, record: UpdateRecord) -> AdapterFile:
     """Copy an update to the scratch file, while it is hashed."""
+    blob, limit = update_blob(reader, client, record)
+    scratch, start = reader.scratch, reader.scratch.reserve(limit)
+    size = reader.context.store.copy_blob(blob, lambda at, piece: scratch.write(start + at, piece), limit)
+    return _parse(scratch.view(start, size), "update", _HEADER_BYTES)
+
+
+def update_blob(reader: RoundReader, client: str, record: UpdateRecord) -> tuple[Blob, int]:
+    """Return where a record says that the client's update is, and how many bytes it may have."""
     key = record.update.key if record.update else ""
     place = re.escape(str(place_of(reader.plan)))
     if not re.fullmatch(rf"rounds/{place}/updates/{client}(\.[0-9a-f]{{64}})?\.safetensors", key):
         raise Refused(f"its record names {key!r} as its update")
-    scratch, limit = reader.scratch, _update_bytes(len(reader.context.spec.algorithm.uploads), record.shared)
-    start = scratch.reserve(limit)
-    blob = Blob(key, record.update.digest)
-    size = reader.context.store.copy_blob(blob, lambda at, piece: scratch.write(start + at, piece), limit)
-    return _parse(scratch.view(start, size), "update", _HEADER_BYTES)
+    limit = _update_bytes(len(reader.context.spec.algorithm.uploads), record.shared)
+    return Blob(key, record.update.digest), limit
 
 
 def _vectors(

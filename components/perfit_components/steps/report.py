@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,10 +10,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from perfit.errors import PerfitError
+from perfit.protocol import RoundSummary
 from perfit.space import LoraSpace
-from perfit_components.steps.context import FederationContext, base_of
+from perfit_components.steps.context import FederationContext, base_of, place_of
 from perfit_components.steps.contribution import read_mask
-from perfit_report import Move, last_records, moves, render_report, scalar_metrics
+from perfit_report import Move, RoundTimes, last_records, moves, render_report, scalar_metrics
+from perfit_storage import Blob
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class RoundReport:
     move: Move | None
 
 
-def draw_report(context: FederationContext, last: int) -> RoundReport:
-    """Draw the report of all rounds up to ``last``.
+def draw_report(context: FederationContext, last: int, timed: bool = False) -> RoundReport:
+    """Draw the report of all rounds up to ``last``; ``timed`` with how long each took, which is no part of a record.
 
     Raises:
         PerfitError: No round is committed, or the store cannot be reached.
@@ -41,8 +43,28 @@ def draw_report(context: FederationContext, last: int) -> RoundReport:
             mask = read_mask(context.store, client, record.mask_digest, space)
             if mask is not None:
                 masks.add(client, mask)
-        html = render_report(context.spec, summaries, space, masks)
+        times = round_times(context, summaries) if timed else ()
+        html = render_report(context.spec, summaries, space, masks, times)
     return RoundReport(html, scalar_metrics(summaries[-1]), moves(summaries)[-1] if summaries[-1].changes else None)
+
+
+def round_times(context: FederationContext, summaries: Sequence[RoundSummary]) -> list[RoundTimes]:
+    """Ask the store when committed rounds were planned and committed.
+
+    Args:
+        context: The federation.
+        summaries: Of its rounds from the first on, in order.
+
+    Raises:
+        PerfitError: The store cannot be reached, or something of the rounds is lost.
+    """
+    times = []
+    after = context.base_after(summaries[-1].round) if summaries else None
+    for summary in reversed(summaries):
+        blob = Blob(after.summary.key, after.summary.digest)
+        times.append(RoundTimes(*context.store.round_times(place_of(summary), blob)))
+        after = summary.base
+    return times[::-1]
 
 
 def report_unfinished(round: int, served: int, participants: int) -> RoundReport:

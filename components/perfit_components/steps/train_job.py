@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError
 from perfit.errors import PerfitError
 from perfit_components.cluster_api import ClusterApi
 from perfit_components.log_lines import format_phase
-from perfit_components.steps.client import is_final, record_failure, task_output
+from perfit_components.steps.client import TaskResult, is_final, record_failure, task_result
 from perfit_components.steps.client_context import ClientContext
 from perfit_components.steps.failure import Failure, failure_as_record, stoppable
 from perfit_components.train_job_object import API, ClientJob
@@ -34,7 +34,7 @@ def train_in_job(
     image: str,
     config: Mapping[str, Any],
     environment: Mapping[str, str] = os.environ,
-) -> dict[str, str]:
+) -> TaskResult:
     """Do a client's part of a round in a TrainJob, unless it is done. The outcome is a record, never an exception.
 
     The job's process writes the record. If it did not, or if the job could not be run, it is written here.
@@ -47,9 +47,6 @@ def train_in_job(
         image: Where the job runs.
         config: The fields of ``kfp.dsl.TaskConfig``.
         environment: Of this process: names this pod, as KFP sets it.
-
-    Returns:
-        client, status (trained, failed or out_of_memory) and reason, as :func:`perfit_components.steps.client.train`.
     """
     with stoppable():
         result = failure_as_record(
@@ -65,10 +62,10 @@ def _train(
     image: str,
     config: Mapping[str, Any],
     environment: Mapping[str, str],
-) -> dict[str, str]:
+) -> TaskResult:
     before = context.store.read_record(context.place, context.client.id)
     if before is not None and is_final(before):
-        return task_output(before)
+        return task_result(before)
     api = ClusterApi.of_pod(environment)
     if api is None:
         raise PerfitError("a TrainJob can only be created from a pod", "set the tier's runner to pod")
@@ -98,7 +95,7 @@ def _train(
             f"TrainJob {job.job_name} left no record: {running.ended}",
             "see the log of its pods, and whether its runtime takes another image and command",
         )
-    return task_output(after)
+    return task_result(after)
 
 
 class RunningJob:

@@ -24,6 +24,7 @@ from perfit_pipelines.cli import (
     read,
     rollback,
     run,
+    track,
 )
 from perfit_pipelines.cluster import commands as cluster
 from perfit_pipelines.options import errors
@@ -58,6 +59,7 @@ for commands in (
     run,
     logs,
     read,
+    track,
     federations,
     adapters,
     rollback,

@@ -46,10 +46,16 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     federation: NameOption = None,
     store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Draw the report of all committed rounds."""
-    from perfit_pipelines.cli.results import write_report
+    """Draw the report of all committed rounds, with its numbers as CSV and JSON beside it."""
+    from perfit_pipelines.cli.results import report_data, write_data, write_report
 
     with use_store(store, existing=True) as used:
-        write_report(used.federation(federation), output)
-    out.print(f"wrote {output}", markup=False)
+        context = used.federation(federation)
+        if json:
+            print(report_data(context), end="")
+            return
+        write_report(context, output)
+        written = write_data(context, context.summaries(), output)
+    out.print(f"wrote {', '.join(map(str, (output, *written)))}", markup=False)

@@ -23,6 +23,8 @@ from perfit_pipelines.options import (
     errors,
     out,
 )
+from perfit_pipelines.tracking.live import LiveTracking
+from perfit_pipelines.tracking.trackers import Kind, open_tracker
 from perfit_pipelines.writing import write_file
 from perfit_storage import ObjectNotFound
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from perfit.protocol import RoundSummary
     from perfit_components.steps.context import FederationContext
     from perfit_pipelines.cli.display import Work
+    from perfit_pipelines.tracking.history import History
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,15 @@ def run(
         typer.Option("--output", "-o", help="Directory for adapters, report and log; else a place of the user's own."),
     ] = None,
     store: StoreOption = None,
+    track: Annotated[
+        list[Kind] | None,
+        typer.Option(help="Write metrics to it after each round; may be repeated.", envvar="PERFIT_TRACK"),
+    ] = None,
 ) -> None:
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
     from perfit_components.steps.prepare import AS_IN_FILE, by_method, directory_of
+    from perfit_pipelines.cli.results import write_data
 
     of_file, method = load_federation(file, settings or ()), method or AS_IN_FILE
     spec, name, uri = by_method(of_file, method), directory_of(of_file, method), store or of_file.store
@@ -155,21 +163,25 @@ def run(
     if dry_run:
         return _say_work(spec, name, uri, say)
     directory = output or places.results(name, uri)
+    trackers = [open_tracker(kind) for kind in dict.fromkeys(track or ())]  # before hours of training
     if unused := is_unused(uri):  # before one is made
         _check_quorum(spec)
     with stopping_is_said(_GO_ON), use_store(uri) as used:
         say.print(f"federation {name}: {spec.method.name}, store {used}", markup=False)
-        results = _results(name, used)
+        results, tracking = _results(name, used), LiveTracking(trackers, lambda: _history(name, used))
         if results and results.complete(spec):
             say.print(_nothing_to_do(spec), markup=False)
         else:
             if not unused:
                 _check_quorum(spec)
-            _run_pipeline(of_file, method, used, directory, _work(spec, results), say)
+            _run_pipeline(of_file, method, used, directory, _work(spec, results), say, tracking)
             results = _results(name, used)
         _export(results, directory / "adapters")
         write_file(directory / "report.html", results.page)
-    return _say_results(results, directory, say)
+        write_data(results.context, results.summaries, directory / "report.html")
+        _say_results(results, directory, say)
+        for line in tracking.finish():
+            say.print(line, markup=False)
 
 
 def _say_work(spec: ClusterSpec, name: str, uri: str | None, console: Console) -> None:
@@ -211,13 +223,24 @@ def _work(spec: ClusterSpec, results: Results | None) -> Work:
 
 
 def _run_pipeline(
-    of_file: ClusterSpec, method: str, used: Store, directory: Path, work: Work, console: Console
+    of_file: ClusterSpec,
+    method: str,
+    used: Store,
+    directory: Path,
+    work: Work,
+    console: Console,
+    tracking: LiveTracking,
 ) -> None:
     from perfit_pipelines.cli.display import RunDisplay
     from perfit_pipelines.local_run import run_locally
 
-    with RunDisplay(work, console) as display:
-        run_locally(of_file, used.uri, used.environment, directory, display.on_line, work.first, method)
+    with RunDisplay(work, console) as display, tracking:
+
+        def on_line(line: str) -> None:
+            display.on_line(line)
+            tracking.on_line(line)
+
+        run_locally(of_file, used.uri, used.environment, directory, on_line, work.first, method)
 
 
 def _export(results: Results, directory: Path) -> None:
@@ -239,6 +262,20 @@ def _results(name: str, used: Store) -> Results | None:
         summaries = context.summaries()
         return Results(context, summaries, context.store.read_report(place_of(summaries[-1]))) if summaries else None
     except ObjectNotFound:  # a run from the first round makes it again
+        return None
+
+
+def _history(name: str, used: Store) -> History | None:
+    """Return what can be tracked of a federation; None before its first round is committed.
+
+    The libraries are this machine's: the tasks of a local run have no others.
+    """
+    from perfit_pipelines.tracking.history import read_history
+    from perfit_report import versions
+
+    try:
+        return read_history(used.federation(name), versions())
+    except ObjectNotFound:
         return None
 
 

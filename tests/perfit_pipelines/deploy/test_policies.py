@@ -367,9 +367,9 @@ def play(store: KeyedStore, rounds: int = 1, method: str = AS_IN_FILE) -> RoundS
     for round in range(1, rounds + 1):
         for name in names:
             with store.acting(ids[name]):
-                output = train(uri, round, name, threads=1)
+                output, _ = train(uri, round, name, threads=1)
                 assert output == {"client": ids[name], "status": "trained", "reason": ""}
-                assert train(uri, round, name, threads=1) == output, "a task that runs twice"
+                assert train(uri, round, name, threads=1).output == output, "a task that runs twice"
         with store.acting(SERVER):
             closed = close_round(uri, round, ["default"])
             assert "ann-b" in closed.report.html

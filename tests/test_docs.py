@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import perfit
 from perfit.methods import METHODS
 from perfit.methods.method import AfterTuning, ClientStart, Tuned
 from perfit.space import LoraSpace
+
+from .perfit.tiny import save_llama
 
 DOCS = Path(__file__).parents[1] / "docs"
 SPACE = LoraSpace.from_shapes({"base_model.model.q.lora_A.weight": (2, 3), "base_model.model.q.lora_B.weight": (5, 2)})
@@ -65,3 +69,28 @@ def test_the_example_of_a_method_is_the_methods_own_text():
     (example,) = re.findall(r"```python\n(class Options.*?)```", (DOCS / "methods.md").read_text(), re.DOTALL)
     source = Path(METHODS["fedprox"].options.__module__.replace(".", "/") + ".py")
     assert example in (Path(__file__).parents[1] / "components" / source).read_text()
+
+
+PYTHON = (DOCS / "python.md").read_text()
+
+
+def test_the_page_of_the_python_api_has_every_name():
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PYTHON, re.MULTILINE)))
+    assert named == list(dict.fromkeys(named))
+    assert set(named) == set(perfit.__all__)
+    assert set(perfit.__all__) <= set(dir(perfit))
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(perfit, name) is not None for name in perfit.__all__)
+
+
+def test_the_example_of_the_python_api_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    topics = [{"category": topic, "instruction": f"Say {n}.", "output": topic} for n in range(8) for topic in "abc"]
+    Path("instructions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in topics))
+    exec(
+        example.replace('"owner/model"', repr(save_llama(tmp_path / "llama"))).replace('"steps": 10', '"steps": 2'), {}
+    )
+    assert capsys.readouterr().out.startswith("Interval(mean=")

@@ -14,7 +14,7 @@ from perfit.locations import StoreUri, federation_file_problem, is_local, place_
 from perfit.sections import Name, Section, key_error
 from perfit.spec import Client, FederationSpec, Precision, Quantization
 
-_QUANTITY = r"\d+(\.\d+)?([EPTGM]i?|Ki|k|m)?"
+_QUANTITY = r"[0-9]+(\.[0-9]+)?([EPTGM]i?|Ki|k|m)?"
 MAX_TIERS = 8
 """The outputs of a KFP component are fixed in its source; prepare and aggregate have one for each tier."""
 HUB_SECRET = "perfit-hub"
@@ -52,7 +52,10 @@ def quantity_bytes(quantity: str) -> int:
 
 
 class Accelerator(Section):
-    """A tier's accelerators: ``type`` is the nodes' resource, ``memory`` that of each one, for the memory check."""
+    """A pod's accelerators: ``type`` is the nodes' resource, ``memory`` that of each one, for the memory check.
+
+    Several divide the model by its layers, which work one after the other: they are for models that one cannot hold.
+    """
 
     type: str = "nvidia.com/gpu"
     count: int = Field(default=1, ge=1)
@@ -97,7 +100,7 @@ class Tier(Section):
     runner: Literal["pod", "trainjob", "remote"] = "pod"
     runtime: Name = "torch-distributed"
     deadline_seconds: int = Field(default=21_600, ge=1)
-    cpu: Annotated[Quantity, Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
+    cpu: Annotated[Quantity, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "1"
     memory: Quantity = "8Gi"
     accelerator: Accelerator | None = None
     node_selector: dict[str, str] = Field(default_factory=dict)
@@ -129,20 +132,6 @@ class Tier(Section):
     def threads(self) -> int:
         """CPU threads, at least one."""
         return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
-
-    @property
-    def training_memory(self) -> tuple[str, int] | None:
-        """The key that sets the memory of a training, and its bytes; None if unknown, as that of remote machines is.
-
-        It is the memory of all accelerators together or, if there are none, the pod's.
-        """
-        if self.is_remote:
-            return None
-        if self.accelerator is None:
-            return "memory", quantity_bytes(self.memory)
-        if self.accelerator.memory is None:
-            return None
-        return "accelerator.memory", quantity_bytes(self.accelerator.memory) * self.accelerator.count
 
 
 class Cluster(Section):

@@ -209,7 +209,7 @@ def _describe(problem: dict[str, Any], lines: Lines, source: str, model: type[Ba
 
 def _unknown(path: tuple, model: type[BaseModel]) -> str:
     # Inside `method` pydantic's path names the method: its options are a union of one model per method.
-    name = path[1] if path[0] == "method" else None
+    name = path[1] if path[0] == "method" and len(path) > 1 else None
     options: Any = METHODS[name].options if name else model
     for part in path[2 if name else 0 : -1]:
         is_model = isinstance(options, type) and issubclass(options, BaseModel)

@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -286,20 +286,39 @@ def load_model(source: str, precision: str, quantization: Quantization | None = 
         quantization: Of the linear modules; None for as the files are.
 
     Raises:
-        PerfitError: The source holds no causal language model, or its files are quantised in an unsupported way.
+        PerfitError: The source holds no causal language model, its files are quantised in an unsupported way, or the
+            accelerators cannot hold it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     check_quantization(source, quantization)
-    # Several accelerators split one model by layers; the data parallelism is between clients.
+    # Several accelerators divide one model by its layers; the data parallelism is between clients.
     devices = torch.cuda.device_count()
     options = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
     if quantization:
         options["quantization_config"] = quantization_config(quantization, precision)
     model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **options)
+    check_placement(getattr(model, "hf_device_map", {}))
     keep_quantised_layout(model)
     return model.requires_grad_(False)
+
+
+def check_placement(devices: Mapping[str, int | str]) -> None:
+    """Refuse a model that accelerate has not put onto accelerators alone: the CPU would train what is left over.
+
+    Args:
+        devices: By the name of a module, the number of an accelerator, or ``cpu`` or ``disk``; none if there are none.
+
+    Raises:
+        PerfitError: The accelerators are too small.
+    """
+    if outside := [module for module, device in devices.items() if device in ("cpu", "disk")]:
+        raise PerfitError(
+            f"the memory of the accelerators cannot hold the model: {len(outside)} of {len(devices)} parts are left, "
+            f"the first {outside[0]}",
+            "give the tier larger or more accelerators, or use precision bfloat16 or a quantization",
+        )
 
 
 def model_skeleton(source: str) -> PreTrainedModel:

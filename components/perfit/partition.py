@@ -18,7 +18,7 @@ import numpy as np
 
 from perfit.errors import PerfitError
 from perfit.examples import held_out_indices
-from perfit.records import Record, RecordReport
+from perfit.records import Record, RecordReport, check_records
 from perfit.split import Split
 
 _CLIENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -254,6 +254,42 @@ def write_partition(
         raise PerfitError(f"{directory}: already holds {', '.join(existing)}", "choose another directory, or overwrite")
     _write_all(contents, directory)
     return clients
+
+
+def partition_records(
+    source: str,
+    directory: str | Path,
+    split: Split,
+    *,
+    held_out_fraction: float = 0.2,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> list[dict[str, str]]:
+    """Split a data set among clients, called client-1, client-2, ..., and write each one's files.
+
+    >>> split = Split(scheme="dirichlet", clients=2, alpha=0.5, label="instruction")
+    >>> clients = partition_records(north, directory, split)
+    >>> [client["id"] for client in clients]
+    ['client-1', 'client-2']
+
+    Args:
+        source: As in :func:`perfit.records.read_records`. In the example ``north`` is a file of records.
+        directory: As in :func:`write_partition`.
+        split: How many clients, and by which scheme.
+        held_out_fraction: As in :func:`write_partition`.
+        seed: Of the split.
+        overwrite: As in :func:`write_partition`.
+
+    Returns:
+        The `clients` section of a federation file, as :func:`write_partition` does.
+
+    Raises:
+        PerfitError: As :func:`perfit.records.check_records`, :func:`split_records` and :func:`write_partition`.
+    """
+    data = check_records(source, also=[split.label])
+    parts = split_records(data, split, seed)
+    names = client_names(len(parts))
+    return write_partition(data.usable, parts, names, directory, held_out_fraction, seed, overwrite=overwrite)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -132,7 +132,7 @@ def _read_lines(path: Path, name: str) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:
         for line, text in enumerate(file, start=1):
             if line == 1 and text.startswith("["):
-                fix = f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl"
+                fix = f"convert it: jq -c '.[]' {path.name} > {path.stem}.lines.jsonl"
                 raise PerfitError(f"{name}: is a JSON array, not one JSON object a line", fix)
             if text.strip():
                 yield _parse(line, text.removesuffix("\n"))

@@ -38,6 +38,9 @@ from perfit.spec import Client, FederationSpec
 OnStep = Callable[[int, str, int, int, float], None]
 """Called with round (0 for a search), client id, step, number of steps and loss."""
 
+CACHE = Path("~/.cache/perfit")
+"""Where converted models are kept, if nothing else is said."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -69,8 +72,12 @@ class Simulation:
     data: dict[str, ClientData]
 
     @classmethod
-    def load(cls, spec: FederationSpec, cache: Path) -> Simulation:
-        """Load the model, converting it into ``cache`` if necessary, and all clients' data.
+    def load(cls, spec: FederationSpec, cache: Path = CACHE) -> Simulation:
+        """Load the model and all clients' data.
+
+        Args:
+            spec: The federation.
+            cache: Where converted models are kept.
 
         Raises:
             PerfitError: Something that the spec names does not exist or is unusable.
@@ -81,7 +88,7 @@ class Simulation:
                     f"tiers.{client.tier}.training.{key}: a simulation has one model for all clients",
                     f"leave {key} out there, or use `perfit run`",
                 )
-        model = load_expanded(spec, cache)
+        model = load_expanded(spec, cache.expanduser())
         return cls(spec, model, {c.id: load_client_data(spec, c, model.tokenizer) for c in spec.clients})
 
     def start(self) -> State:
@@ -148,7 +155,7 @@ class Simulation:
         return {client: held for client, held in known.items() if held is not None}
 
 
-def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_step: OnStep | None = None) -> State:
+def simulate(spec: FederationSpec, cache: Path = CACHE, on_step: OnStep | None = None) -> State:
     """Run a federation from its first round to its last, in this process.
 
     >>> from perfit.spec import FederationSpec
@@ -173,7 +180,7 @@ def simulate(spec: FederationSpec, cache: Path = Path("~/.cache/perfit"), on_ste
         PerfitError: Something that the spec names does not exist or is unusable.
         TrainingDiverged: A client's loss is not finite.
     """
-    simulation = Simulation.load(spec, cache.expanduser())
+    simulation = Simulation.load(spec, cache)
     state = simulation.start()
     for _ in range(spec.rounds):
         state = simulation.next_round(state, on_step)

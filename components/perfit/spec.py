@@ -266,6 +266,38 @@ class FederationSpec(Section):
         """Return the federation as a client trains in it."""
         return self
 
+    def replace(self, **sections: Any) -> Self:
+        """Return the federation with other values, which are checked as a file's are.
+
+        >>> one = FederationSpec(name="demo", model="owner/model", clients=[{"id": "north", "data": "north.jsonl"}])
+        >>> other = one.replace(method={"name": "fedit"}, training={"seed": 1}, rounds=5)
+        >>> other.method.name, other.training.seed, other.training.steps, other.rounds
+        ('fedit', 1, 20, 5)
+
+        Args:
+            sections: As in :meth:`other_tree`.
+
+        Raises:
+            pydantic.ValidationError: A value is wrong, or does not fit the others.
+        """
+        return type(self).model_validate(self.other_tree(**sections))
+
+    def other_tree(self, **sections: Any) -> dict[str, Any]:
+        """Return the federation as plain values, some of them other ones.
+
+        Args:
+            sections: By key. Those of keys that hold sections are merged into what is there, key by key; ``method``
+                replaces the whole, with a method's default options where none are given.
+        """
+        tree = self.model_dump(mode="json")
+        for key, value in sections.items():
+            merges = isinstance(value, dict) and isinstance(tree.get(key), dict) and key != "method"
+            tree[key] = {**tree[key], **value} if merges else value
+        name = _method_name(tree["method"])
+        if name in METHODS and METHODS[name].search(METHODS[name].options()) is None:
+            tree["lora"].pop("expansion", None)
+        return tree
+
     def is_remote(self, client: Client) -> bool:
         """Whether a client runs elsewhere, where its owner says what its records are."""
         return False

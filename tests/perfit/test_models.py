@@ -21,6 +21,7 @@ from perfit.lora import expand, lora_config
 from perfit.model_files import describe_files
 from perfit.models import (
     cached_model,
+    check_placement,
     checked_model,
     is_hub_id,
     load_model,
@@ -331,3 +332,18 @@ print(Path(checked_model(manifest, here / "cache", here / "scratch")).relative_t
     assert commit == f"{COMMIT} True"
     assert scratch == f"scratch/hub/models--owner--name/snapshots/{COMMIT}"
     assert set(hub.downloads) == set(loaded)
+
+
+def test_a_model_that_the_accelerators_cannot_hold_is_refused(tiny_llama):
+    """As accelerate divides it among accelerators of a given size, of which there are none here."""
+    from accelerate import infer_auto_device_map
+
+    model, size = model_skeleton(tiny_llama), 36_000 * 4
+    halves = infer_auto_device_map(model, {0: size * 3 // 4, 1: size * 3 // 4, "cpu": 2**30})
+    assert {0, 1} == set(halves.values())
+    check_placement(halves)
+    check_placement({})
+    left = infer_auto_device_map(model, {0: size // 2, 1: size // 8, "cpu": 2**30})
+    assert "cpu" in left.values()
+    with pytest.raises(PerfitError, match=r"^the memory of the accelerators cannot hold the model: \d of \d+ parts"):
+        check_placement(left)

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,6 +26,30 @@ NO_RESPONSE = '{"instruction": "Two plus three?"}'
 def write(path: Path, *lines: str) -> str:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        ('{"instruction":', "not valid JSON (column 16: Expecting value)"),
+        ('{"instruction": 5}', None),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_a_line_that_pyarrow_would_refuse_the_whole_file_for(tmp_path, second, problem):
+    """Which is why lines are read one by one, with the standard library."""
+    source = write(tmp_path / "a.jsonl", GOOD, second, GOOD)
+    with pytest.raises(pa.ArrowInvalid):
+        pyarrow.json.read_json(source)
+    records = read_records(source)
+    assert [record.line for record in records] == [1, 2, 3]
+    assert [record.problem for record in records] == [None, problem, None]
+
+
+def test_a_text_that_pyarrow_would_take_for_a_date(tmp_path):
+    source = write(tmp_path / "a.jsonl", '{"output": "2026-07-24"}')
+    assert pyarrow.json.read_json(source)["output"].type == pa.timestamp("s")
+    assert read_records(source)[0].fields == {"output": "2026-07-24"}
 
 
 def test_lines_keep_their_numbers(tmp_path):

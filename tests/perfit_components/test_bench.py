@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perfit.bench.cell import round_result
+from perfit.bench.measure import round_result
 from perfit.simulation import Simulation
 
 from .running import THREE

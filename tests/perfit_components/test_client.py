@@ -201,14 +201,15 @@ def test_bad_data_are_a_recorded_failure_that_names_them(make_site, spoil, probl
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_the_pod_of_a_tier_with_an_accelerator_never_trains_on_the_cpu(make_site, monkeypatch):
-    site = make_site(tiers={"default": {"accelerator": {}}}).prepare()
+def test_the_pod_of_a_tier_with_accelerators_never_trains_on_the_cpu(make_site, monkeypatch, capsys):
+    site = make_site(tiers={"default": {"accelerator": {"count": 2}}}).prepare()
+    assert "tiers.default.accelerator.count: the 2 of a pod divide the model's layers" in capsys.readouterr().out
     site.planned(1)
     assert site.train_client("ann")["status"] == "trained"  # not in a pod
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     output = site.train_client("bob")
     assert output["status"] == "failed"
-    assert output["reason"].startswith("tiers.default.accelerator: the pod asks for nvidia.com/gpu, but torch")
+    assert output["reason"].startswith("tiers.default.accelerator: the pod asks for 2 of nvidia.com/gpu, but torch")
 
 
 def test_a_client_that_fails_before_its_search_has_no_mask(make_site):

@@ -19,11 +19,12 @@ COMMAND = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()"
 
 @dataclass
 class Terminal:
-    """A process in a pseudo-terminal, and what it has shown so far, without colours and movements."""
+    """A process in a pseudo-terminal, and what it has shown so far: without colours and movements, and with them."""
 
     process: int
     file: int
     shown: str = field(default="", init=False)
+    raw: str = field(default="", init=False)
 
     def wait_for(self, text: str, after: int = 0) -> int:
         """Read until a text is shown beyond a position of what was; return where it ends."""
@@ -53,6 +54,7 @@ class Terminal:
             text = b""
         if not text:
             raise EOFError(self.shown)
+        self.raw += text.decode(errors="replace")
         self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode(errors="replace"))
 
 

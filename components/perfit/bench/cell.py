@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from blake3 import blake3
 
-from perfit.adapter import mask_hash
-from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
 from perfit.bench.answers import exact_match, greedy_answers, rouge_l
+from perfit.bench.measure import OnRound, finite, measure
 from perfit.bench.results import AnswerScores, CellResult, RoundResult
 from perfit.bench.spec import Generation, Job
 from perfit.client import ClientData, evaluate
 from perfit.errors import PerfitError, TrainingDiverged
 from perfit.examples import draw_held_out
 from perfit.lora import set_dense
-from perfit.round import download, split_state
-from perfit.sampling import sample_clients
 from perfit.seeds import derive_seed
-from perfit.simulation import Simulation, State
-from perfit.spec import Client
-
-OnRound = Callable[[int, RoundResult], None]
+from perfit.simulation import Simulation
 
 
-def run_cell(job: Job, cache: Path, on_round: OnRound = lambda number, result: None) -> CellResult:
+def run_cell(job: Job, cache: Path, on_round: OnRound | None = None) -> CellResult:
     """Run a cell to its end.
 
     Args:
@@ -65,95 +55,15 @@ def load(job: Job, cache: Path) -> tuple[Simulation, dict[str, ClientData]]:
     return replace(simulation, data=data), validation
 
 
-def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on_round: OnRound) -> CellResult:
-    state, rounds = simulation.start(), []
-    start = _shared(simulation, state)
-    for number in range(1, job.spec.rounds + 1):
-        began = time.perf_counter()
-        before, state = state, simulation.next_round(state)
-        rounds.append(round_result(simulation, before, state, start, time.perf_counter() - began))
-        on_round(number, rounds[-1])
+def _run(job: Job, simulation: Simulation, validation: dict[str, ClientData], on_round: OnRound | None) -> CellResult:
+    measured, state = measure(simulation, on_round)
     base = simulation.model.space.initial_values(job.spec.training.seed)
     values = {client.id: base for client in job.spec.clients}
     values |= {client: result.adapter.dense() for client, result in state.results.items()}
-    return CellResult(
-        job=job,
-        environment=_environment(),
-        trainable={client: _trained(simulation, held) for client, held in state.architectures.items()},
-        start=start,
-        rounds=tuple(rounds),
-        validation={id: _finite(evaluate(simulation.model, job.spec, validation[id], v)) for id, v in values.items()},
-        answers=_answers(simulation, values, job.answers) if job.answers else {},
-        peak_memory=_peak_memory(),
-    )
-
-
-def round_result(
-    simulation: Simulation, before: State, after: State, start: Mapping[str, float], seconds: float
-) -> RoundResult:
-    """Measure a round.
-
-    Args:
-        simulation: The federation.
-        before: Its state before the round.
-        after: Its state after it.
-        start: Perplexity of each client before the first round, which stands for one that has not taken part.
-        seconds: What the round took.
-
-    Raises:
-        TrainingDiverged: A perplexity is not finite.
-    """
-    spec = simulation.spec
-    base = dump_server_vectors(spec, simulation.model.space, before.round, split_state(spec, before.vectors)[0])
-    base_digest = blake3(base).hexdigest()
-    participants = sample_clients(spec.clients, spec.participation, spec.training.seed, after.round)
-    sizes = {client.id: _bytes(simulation, before, after, client, base_digest) for client in participants}
-    return RoundResult(
-        personal={**start, **{client: result.perplexity_after for client, result in after.results.items()}},
-        shared=_shared(simulation, after),
-        bytes_up={client: up for client, (up, _) in sizes.items()},
-        bytes_down={client: down for client, (_, down) in sizes.items()},
-        seconds={client.id: seconds / len(participants) for client in participants},
-    )
-
-
-def _bytes(simulation: Simulation, before: State, after: State, client: Client, base: str) -> tuple[int, int]:
-    """Return the bytes up and down of a client's round: of the very files that the pipeline's steps would write."""
-    spec, space, number = simulation.spec, simulation.model.space, after.round
-    result = after.results[client.id]
-    held, following = result.adapter.mask, after.architectures[client.id]
-    budget, digest = int(np.count_nonzero(held)), mask_hash(space, held)
-    header = AdapterHeader.of_client(spec, client.id, number, budget, digest)
-    is_first = client.id not in before.results
-    size = len(dump_mask(header, space, held))
-    up = size * (is_first + (not np.array_equal(following, held)))
-    if result.updated.any():
-        up += len(dump_transfer(header.at_base(base), result.updated, result.upload))
-    if not result.exchanged.any() or (is_first and spec.search):  # then the server does not know its architecture yet
-        return up, 0
-    header = AdapterHeader.of_download(spec, client.id, number, budget, digest, base)
-    sent = download(spec, before.vectors, result.exchanged, number, client)
-    return up, len(dump_transfer(header, spec.roles(space, held).shared, sent))
-
-
-def _shared(simulation: Simulation, state: State) -> dict[str, float]:
-    def perplexity(client: str, values: np.ndarray) -> float:
-        last = state.results.get(client)
-        if last and np.array_equal(values, last.adapter.dense()):  # nothing was exchanged
-            return last.perplexity_after
-        return _finite(evaluate(simulation.model, simulation.spec, simulation.data[client], values))
-
-    return {client.id: perplexity(client.id, values) for client, values in simulation.next_starts(state)}
-
-
-def _trained(simulation: Simulation, held: np.ndarray) -> int:
-    return int(np.count_nonzero(simulation.spec.roles(simulation.model.space, held).trained))
-
-
-def _finite(perplexity: float) -> float:
-    if not math.isfinite(perplexity):
-        raise TrainingDiverged(f"a perplexity is {perplexity:g}")
-    return perplexity
+    scores = {id: finite(evaluate(simulation.model, job.spec, validation[id], v)) for id, v in values.items()}
+    answers = _answers(simulation, values, job.answers) if job.answers else {}
+    own = {"validation": scores, "answers": answers, "peak_memory": _peak_memory()}
+    return CellResult(job=job, environment=_environment(), **{**dict(measured), **own})
 
 
 def _answers(simulation: Simulation, values: dict[str, np.ndarray], limits: Generation) -> dict[str, AnswerScores]:

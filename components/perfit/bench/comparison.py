@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfit.bench.results import CellResult
+from perfit.bench.results import CellResult, Measurements
 from perfit.bench.spec import BenchSpec, Cell
 from perfit.bench.statistics import Interval, Point, bootstrap
+from perfit.errors import PerfitError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,51 @@ def compare(bench: BenchSpec, cells: Sequence[Cell], results: Mapping[str, CellR
         baselines=bench.baselines,
         keeps_clients=bench.split.keeps_clients,
         targets=bench.targets,
+    )
+
+
+def compare_methods(
+    results: Mapping[str, Sequence[Measurements]],
+    baselines: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] = (0,),
+    keeps_clients: bool = True,
+    name: str = "comparison",
+    about: str = "",
+) -> Comparison:
+    """Compare methods by what :func:`perfit.bench.measure.measure` returned.
+
+    Args:
+        results: By the method's label, one for each seed, over the same clients.
+        baselines: Labels of those that the others are compared with, client by client and seed by seed.
+        seeds: Those of each method's results, in their order.
+        keeps_clients: Whether a client has the same records in all seeds.
+        name: A title.
+        about: What was run, on one line.
+
+    Raises:
+        PerfitError: A method has not as many results as there are seeds, or other clients or rounds than another, or
+            there is no such baseline.
+    """
+    shapes = {label: [(len(one.rounds), list(one.start)) for one in of] for label, of in results.items()}
+    expected = next(iter(shapes.values()), [])
+    for label, shape in shapes.items():
+        if not seeds or len(shape) != len(seeds) or shape != expected:
+            raise PerfitError(
+                f"{label}: its results are not of the seeds {list(seeds)}, clients and rounds that the others are of",
+                "measure each method over the same clients and rounds, once for each seed",
+            )
+    if missing := [label for label in baselines if label not in results]:
+        raise PerfitError(f"no method is called {missing[0]!r}", f"use one of {', '.join(results)}")
+    points = {label: (Point({}, tuple(of)),) for label, of in results.items()}
+    return Comparison(
+        name=name,
+        about=about,
+        rounds=expected[0][0] if expected else 0,
+        seeds=tuple(seeds),
+        methods=compare_points(points, baselines, keeps_clients),
+        baselines=tuple(baselines),
+        keeps_clients=keeps_clients,
     )
 
 

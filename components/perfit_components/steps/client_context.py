@@ -158,13 +158,14 @@ class ClientContext:
 
 
 def _check_device(tier: Tier, name: str) -> None:
-    """Refuse to train on the CPU of a pod that was given an accelerator; a local run ignores the cluster's machines."""
+    """Refuse to train on fewer accelerators than a pod was given; a local run ignores the cluster's machines."""
     import torch
 
-    if tier.accelerator and "KUBERNETES_SERVICE_HOST" in os.environ and not torch.cuda.is_available():
+    wanted, seen = tier.accelerator, torch.cuda.device_count()
+    if wanted and "KUBERNETES_SERVICE_HOST" in os.environ and seen < wanted.count:
         raise PerfitError(
-            f"tiers.{name}.accelerator: the pod asks for {tier.accelerator.type}, but torch {torch.__version__} sees "
-            "none",
+            f"tiers.{name}.accelerator: the pod asks for {wanted.count} of {wanted.type}, but torch "
+            f"{torch.__version__} sees {seen or 'none'}",
             "look whether the image has a torch for it and the node its driver: "
             "`python3 -m perfit_components.health client` in the pod says what is there",
         )

@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfit.bench.comparison import Comparison, compare_points
+from perfit.bench.comparison import Comparison, compare_methods
 from perfit.bench.results import Measurements, RoundResult
-from perfit.bench.statistics import Point
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.protocol import UpdateRecord
@@ -75,23 +74,13 @@ def compare_federations(contexts: Sequence[FederationContext], baselines: Sequen
                 "compare federations of the same seeds (training.seed), or leave the others out",
             )
     baselines = [label for label in USUAL_BASELINES if label in labelled] if baselines is None else baselines
-    if missing := [label for label in baselines if label not in labelled]:
-        raise PerfitError(f"no method is called {missing[0]!r}", f"use one of {', '.join(labelled)}")
     rounds, clients = min(federation.rounds for federation in federations), _common_clients(federations)
-    points = {
-        label: (Point({}, tuple(of[seed].measurements(clients, rounds) for seed in seeds)),)
-        for label, of in labelled.items()
-    }
-    return Comparison(
-        name=_name(federations),
-        about=f"{federations[0].spec.model} · {len(clients)} clients · {rounds} rounds · "
-        f"seeds {', '.join(map(str, seeds))} · {'; '.join(federation.uri for federation in federations)}",
-        rounds=rounds,
-        seeds=seeds,
-        methods=compare_points(points, baselines, keeps_clients=True),
-        baselines=tuple(baselines),
-        keeps_clients=True,
+    results = {label: [of[seed].measurements(clients, rounds) for seed in seeds] for label, of in labelled.items()}
+    about = (
+        f"{federations[0].spec.model} · {len(clients)} clients · {rounds} rounds · "
+        f"seeds {', '.join(map(str, seeds))} · {'; '.join(federation.uri for federation in federations)}"
     )
+    return compare_methods(results, baselines, seeds=seeds, name=_name(federations), about=about)
 
 
 def _read(context: FederationContext) -> _Federation:

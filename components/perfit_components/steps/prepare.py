@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from perfit.adapter_file import dump_server_vectors
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
-from perfit.federation_file import parse_federation
-from perfit.methods import METHODS
+from perfit.federation_file import parse_federation, validated
 from perfit.model_files import ModelManifest, check_files, describe_files
 from perfit.round import initial_state, split_state
 from perfit.space import LoraSpace
@@ -100,11 +97,8 @@ def by_method(spec: ClusterSpec, method: str) -> ClusterSpec:
     """
     if method in (AS_IN_FILE, spec.method.name):
         return spec
-    tree = spec.model_dump(mode="json")
-    tree["method"] = {"name": method}
-    if method in METHODS and METHODS[method].search(METHODS[method].options()) is None:
-        del tree["lora"]["expansion"]
-    return parse_federation(yaml.safe_dump(tree), f"the federation file with method {method}")
+    tree = spec.other_tree(method={"name": method})
+    return validated(ClusterSpec, tree, {}, f"the federation file with method {method}")
 
 
 def _check_compiled(spec: ClusterSpec, tiers: Sequence[str], claim_tiers: Sequence[str] | None, waits: bool) -> None:
@@ -253,7 +247,10 @@ def _beginning(spec: ClusterSpec, store: FederationStore, space: LoraSpace) -> H
 def _space(spec: ClusterSpec, source: str) -> LoraSpace:
     from perfit.model_check import check_model  # imports torch, which an existing federation does not need
 
-    return check_model(spec, source)
+    space, remarks = check_model(spec, source)
+    for remark in remarks:
+        print(remark, flush=True)
+    return space
 
 
 def _read_or_none(read: Callable[[], T]) -> T | None:

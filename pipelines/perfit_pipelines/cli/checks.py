@@ -92,11 +92,12 @@ def check_federation(spec: ClusterSpec) -> Checked:
     """
     if error := check_records(spec).error():  # before seconds are spent on a model
         raise error
-    tokenizer, model = check_model(spec)
+    tokenizer, model, remarks = check_model(spec)
     checked = check_records(spec, tokenizer)
     if error := checked.error():
         raise error
     (checked.lines if tokenizer else checked.unknown).insert(0, model)
+    checked.lines += remarks
     if spec.store:
         checked.unknown.append(f"store {spec.store} was not asked")
     checked.lines.extend(_remote_lines(spec))
@@ -116,11 +117,12 @@ def _remote_lines(spec: ClusterSpec) -> Iterator[str]:
         yield f"tier {name} is remote: a round waits up to {wait} s for its clients{more}"
 
 
-def check_model(spec: ClusterSpec) -> tuple[PreTrainedTokenizerBase | None, str]:
+def check_model(spec: ClusterSpec) -> tuple[PreTrainedTokenizerBase | None, str, list[str]]:
     """Check the modules, the rank and the memory that a federation needs, if its model is on this machine.
 
     Returns:
-        The model's tokenizer, None if it is not here; and what was checked, or why nothing was.
+        The model's tokenizer, None if it is not here; what was checked, or why nothing was; and what is to be said of
+        tiers with several accelerators.
 
     Raises:
         PerfitError: There is no such model, or something does not fit it.
@@ -131,11 +133,11 @@ def check_model(spec: ClusterSpec) -> tuple[PreTrainedTokenizerBase | None, str]
     source = local_model(spec.model, model_cache())
     if source is None:
         what = "modules, rank, memory and the lengths of prompts were not checked"
-        return None, f"model {spec.model} is not on this machine: {what}"
+        return None, f"model {spec.model} is not on this machine: {what}", []
     from perfit.model_check import check_model
     from perfit.models import load_tokenizer
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT and transformers, about each other
-        space = check_model(spec, source)
-        return load_tokenizer(source), f"model {spec.model}: {len(space.matrices) // 2} adapted modules"
+        space, remarks = check_model(spec, source)
+        return load_tokenizer(source), f"model {spec.model}: {len(space.matrices) // 2} adapted modules", remarks

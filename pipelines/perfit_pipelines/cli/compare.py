@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perfit.errors import PerfitError
-from perfit_components.steps.context import FederationContext
 from perfit_pipelines import places
 from perfit_pipelines.cli.stores import use_store
 from perfit_pipelines.options import checked_store
+
+if TYPE_CHECKING:
+    from perfit_components.steps.context import FederationContext
 
 _DIRECTORY = "/federations/"
 

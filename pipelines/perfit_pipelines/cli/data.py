@@ -41,8 +41,7 @@ def partition(
     """Split a data set into clients, and print the clients section of a federation file."""
     import yaml
 
-    from perfit.partition import client_names, split_records, write_partition
-    from perfit.records import check_records
+    from perfit.partition import partition_records
     from perfit.split import Split
 
     split = Split.model_construct(
@@ -53,8 +52,5 @@ def partition(
         alpha=alpha,
         minimum=minimum,
     )
-    data = check_records(source, also=[label])
-    parts = split_records(data, split, seed)
-    names = client_names(len(parts))
-    entries = write_partition(data.usable, parts, names, directory, held_out, seed, overwrite=overwrite)
+    entries = partition_records(source, directory, split, held_out_fraction=held_out, seed=seed, overwrite=overwrite)
     print(yaml.safe_dump({"clients": entries}, sort_keys=False), end="")

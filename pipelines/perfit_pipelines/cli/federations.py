@@ -10,7 +10,7 @@ import typer
 from perfit.errors import PerfitError
 from perfit_pipelines import places
 from perfit_pipelines.cli.stores import StoreOption, use_store
-from perfit_pipelines.options import out
+from perfit_pipelines.options import JsonOption, out
 
 
 def register(app: typer.Typer) -> None:
@@ -19,13 +19,17 @@ def register(app: typer.Typer) -> None:
     app.command()(delete)
 
 
-def list_(store: StoreOption = None) -> None:
+def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     """List the federations of a store."""
-    from perfit_pipelines.cli.results import federation_table
+    from perfit_pipelines.cli.results import federation_table, federations_json
 
     with use_store(store, existing=True) as used:
         names = used.names()
-        table = federation_table([used.federation(name) for name in names])
+        contexts = [used.federation(name) for name in names]
+        if json:
+            print(federations_json(contexts))
+            return
+        table = federation_table(contexts)
     if names:
         out.print(f"store {used}", markup=False)
         out.print(table)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import IO, Annotated
 
 import typer
 
 from perfit.errors import PerfitError
+from perfit_components.log_lines import parse_phase, parse_step
 from perfit_pipelines import places
 from perfit_pipelines.options import INTERRUPTED
 
@@ -27,6 +30,9 @@ def logs(
     federation: Annotated[str | None, typer.Argument(help="Name of the federation, if several ran here.")] = None,
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only so many from the end.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what is written from now on.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print an object a line; steps and phases by their parts.")
+    ] = False,
 ) -> None:
     """Print the log of a federation's last run on this machine: all that its tasks printed.
 
@@ -36,19 +42,32 @@ def logs(
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file if lines is None else deque(file, maxlen=lines):
-                print(line, end="")
-            for text in _new(file) if follow else ():
-                print(text, end="", flush=True)
+                print(_as_json(line) if json else line, end="")
+            for line in _new(file) if follow else ():
+                print(_as_json(line) if json else line, end="", flush=True)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _new(file: IO[str]) -> Iterator[str]:
+    """Yield the lines that are written from now on, each when it is whole."""
+    begun = ""
     while True:
-        if text := file.read():
-            yield text
+        begun += file.readline()
+        if begun.endswith("\n"):
+            yield begun
+            begun = ""
         else:
             time.sleep(_POLL_S)
+
+
+def _as_json(line: str) -> str:
+    """Return a line of a log as an object on a line."""
+    step, phase = parse_step(line), parse_phase(line)
+    parts = (
+        asdict(step) if step else {"round": phase.round, "client": phase.client, "phase": phase.name} if phase else {}
+    )
+    return dumps({"text": line.rstrip("\n"), **parts}, ensure_ascii=False) + "\n"
 
 
 def _find(name: str | None) -> Path:

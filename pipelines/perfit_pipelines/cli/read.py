@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from perfit_pipelines.cli.stores import StoreOption, use_store
-from perfit_pipelines.options import out
+from perfit_pipelines.options import JsonOption, out
 
 NameOption = Annotated[
     str | None, typer.Option("--federation", "-f", help="Name of the federation, if the store has several.")
 ]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

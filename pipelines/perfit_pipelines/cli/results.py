@@ -113,6 +113,16 @@ def federation_table(contexts: Sequence[FederationContext]) -> Table:
     return table
 
 
+def federations_json(contexts: Sequence[FederationContext]) -> str:
+    """Return what :func:`federation_table` shows as JSON."""
+    found = []
+    for context in contexts:
+        spec, head = context.spec, context.store.read_head()
+        fields = {"federation": context.store.name, "uri": context.store.uri, "method": spec.method.name}
+        found.append({**fields, "clients": len(spec.clients), "committed": head.round, "rounds": spec.rounds})
+    return json.dumps(found, indent=1)
+
+
 def pending(context: FederationContext) -> list[str]:
     """Return what is known of a round that is planned and not committed: who has no result in it, and why."""
     head = context.store.read_head()

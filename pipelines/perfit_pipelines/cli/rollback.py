@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perfit_pipelines.cli.read import NameOption
 from perfit_pipelines.cli.stores import StoreOption, use_store
 from perfit_pipelines.options import out
-from perfit_storage import Head
+
+if TYPE_CHECKING:
+    from perfit_storage import Head
 
 _NEXT = """\
 Change the federation file, or the same rounds come out again: leave clients out, tighten `aggregation`.

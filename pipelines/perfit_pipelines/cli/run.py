@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from perfit_pipelines.cli.stores import Store, StoreOption, is_unused, use_store
 from perfit_pipelines.options import (
     ClientImage,
     File,
+    JsonOption,
     Pipeline,
     PipelineOption,
     ServerImage,
@@ -26,7 +28,6 @@ from perfit_pipelines.options import (
 from perfit_pipelines.tracking.live import LiveTracking
 from perfit_pipelines.tracking.trackers import Kind, open_tracker
 from perfit_pipelines.writing import write_file
-from perfit_storage import ObjectNotFound
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterSpec
@@ -77,6 +78,7 @@ def validate(
     smoothness: Annotated[
         float | None, typer.Option(help="Estimate of the loss's smoothness L: also check the step size of Theorem 1.")
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Check a federation file, and its model and records as far as they are on this machine."""
     from perfit.convergence import step_size_limit
@@ -85,10 +87,14 @@ def validate(
 
     spec = load_federation(file)
     checked = check_federation(spec)
+    limit = None if smoothness is None else step_size_limit(smoothness, spec.training.steps)
+    if json:
+        fields = {"federation": spec.name, "checked": checked.lines, "unknown": checked.unknown}
+        print(dumps({**fields, "step_size_limit": limit}, indent=1))
+        return
     for line in (*checked.lines, *checked.unknown):
         out.print(printable(line, keep="\n"), markup=False)
-    if smoothness is not None:
-        limit = step_size_limit(smoothness, spec.training.steps)
+    if limit is not None:
         rate = spec.training.learning_rate
         verdict = "within" if rate <= limit else "above"
         out.print(f"learning rate {rate:g} is {verdict} the step size of Theorem 1, {limit:.3g}", markup=False)
@@ -256,6 +262,7 @@ def _export(results: Results, directory: Path) -> None:
 def _results(name: str, used: Store) -> Results | None:
     """Return what the store has of a federation; None if no round is committed, or something of them is lost."""
     from perfit_components.steps.context import place_of
+    from perfit_storage import ObjectNotFound
 
     try:
         context = used.federation(name)
@@ -272,6 +279,7 @@ def _history(name: str, used: Store) -> History | None:
     """
     from perfit_pipelines.tracking.history import read_history
     from perfit_report import versions
+    from perfit_storage import ObjectNotFound
 
     try:
         return read_history(used.federation(name), versions())

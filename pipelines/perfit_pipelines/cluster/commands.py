@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,6 +130,7 @@ def follow(
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
     context: Context = None,
+    json: Annotated[bool, typer.Option("--json", help="Print each change as an object on a line.")] = False,
 ) -> None:
     """Follow a run that was submitted or scheduled, to its end. Exit codes are those of submit.
 
@@ -140,8 +142,9 @@ def follow(
     pace = _pace(poll_interval, timeout)
     kubeflow = connect(endpoint)
     run, found = find_run(kubeflow, run_id)
-    _print_link(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
-    _follow(kubeflow, run_id, found, pace, context)
+    if not json:
+        _print_link(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
+    _follow(kubeflow, run_id, found, pace, context, json=json)
 
 
 @schedule_app.command("create", epilog=CREDENTIALS)
@@ -322,7 +325,13 @@ def _pace(poll_interval: float, timeout: str | None) -> Pace:
 
 
 def _follow(
-    kubeflow: Kubeflow, run_id: str, submitted: Submitted, pace: Pace, context: str | None, more: bool = False
+    kubeflow: Kubeflow,
+    run_id: str,
+    submitted: Submitted,
+    pace: Pace,
+    context: str | None,
+    more: bool = False,
+    json: bool = False,
 ) -> None:
     """Follow a run to its end, then exit, unless it succeeded and there is ``more`` to run."""
     from perfit_pipelines.cluster.causes import Witnesses
@@ -330,7 +339,7 @@ def _follow(
     from perfit_pipelines.cluster.follow import follow as follow_run
     from perfit_pipelines.cluster.logs import PodLogs
     from perfit_pipelines.cluster.nodes import TaskReader
-    from perfit_pipelines.cluster.progress import RunProgress
+    from perfit_pipelines.cluster.progress import JsonProgress, RunProgress
     from perfit_pipelines.cluster.stored import StoreProgress
 
     namespace = kubeflow.namespace or _STANDALONE
@@ -339,9 +348,9 @@ def _follow(
     witnesses = Witnesses(PodLogs(kubeflow, run_id, namespace), store, pods)
     sources = [source for source in (pods, store) if source]
     try:
-        with RunProgress(submitted.tasks, submitted.listed, out) as progress:
+        with nullcontext(JsonProgress()) if json else RunProgress(submitted.tasks, submitted.listed, out) as progress:
             view = follow_run(kubeflow, run_id, TaskReader(submitted.tasks), progress, sources, pace)
-        _print_end(run_id, view, submitted, witnesses)
+        (_print_end_as_json if json else _print_end)(run_id, view, submitted, witnesses)
     except KeyboardInterrupt:
         page = kubeflow.link(f"runs/details/{run_id}")
         errors.print(f"stopped following; the run goes on. Follow again: perfit follow {run_id}", markup=False)
@@ -362,6 +371,15 @@ def _pods(namespace: str, run_id: str, submitted: Submitted, context: str | None
         if context is not None:
             raise
         return None
+
+
+def _print_end_as_json(run_id: str, view: RunView, submitted: Submitted, witnesses: Witnesses) -> None:
+    from json import dumps
+
+    from perfit_pipelines.cluster.causes import explain_failure
+
+    causes = list(explain_failure(view, submitted, witnesses)) if view.state == "FAILED" else []
+    print(dumps({"run": run_id, "state": view.state, "causes": causes}))
 
 
 def _print_end(run_id: str, view: RunView, submitted: Submitted, witnesses: Witnesses) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,6 @@ CREDENTIALS = (
     "Credentials come from the environment: PERFIT_KFP_TOKEN (a bearer token) or PERFIT_KFP_COOKIES (cookies of a "
     "browser session that is logged in). Without --host, a pod uses its service account, other machines a kubeconfig."
 )
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 _FIELDS = (
@@ -82,11 +80,15 @@ def parse_duration(text: str, option: str) -> int:
         option: Name of the option, for the error.
 
     Raises:
-        PerfitError: It is not a duration, or zero.
+        PerfitError: It is not a duration, or below a second.
     """
-    parts = re.findall(r"(\d+)([smhdw])", text)
-    seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or not seconds:
+    from durationpy import DurationError, from_str
+
+    try:
+        seconds = int(from_str(text).total_seconds())
+    except (DurationError, OverflowError):
+        seconds = 0
+    if seconds < 1:
         raise PerfitError(f"{option} {text!r} is not a duration", f"give one such as {option} 24h, 90m or 1h30m")
     return seconds
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.live import Live
@@ -102,6 +104,23 @@ class RunProgress:
             total = f"/{self._expected[stage]}" if stage else ""
             table.add_row(stage or "other", f"{done}{total}", _now(own))
         return table
+
+
+class JsonProgress:
+    """Prints each change of a run as a JSON object on a line: a view, or a problem of following."""
+
+    def __init__(self):
+        self._before: RunView | None = None
+
+    def on_progress(self, view: RunView) -> None:
+        """Print what is known of the run now, if it is something new."""
+        if view != self._before:
+            self._before = view
+            print(json.dumps(asdict(view)), flush=True)
+
+    def on_trouble(self, text: str) -> None:
+        """Print a problem of following."""
+        print(json.dumps({"trouble": text}), flush=True)
 
 
 def _now(tasks: Sequence[TaskState]) -> str:

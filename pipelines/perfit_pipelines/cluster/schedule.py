@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from durationpy import to_str
 from kfp_server_api import RecurringRunMode, V2beta1DeletePropagationPolicy, V2beta1RecurringRun
 
 from perfit.errors import PerfitError
@@ -31,7 +32,9 @@ class When:
     seconds: int | None = None
 
     def __str__(self) -> str:
-        return f"cron {self.cron}" if self.cron else f"every {_duration(self.seconds or 0)}"
+        return (
+            f"cron {self.cron}" if self.cron else f"every {to_str(timedelta(seconds=self.seconds or 0), extended=True)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -228,12 +231,3 @@ def _schedule(run: V2beta1RecurringRun) -> Schedule:
         run.created_at,
         (run.description or "").removeprefix(_MARK),
     )
-
-
-def _duration(seconds: int) -> str:
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts)

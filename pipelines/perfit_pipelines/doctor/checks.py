@@ -13,7 +13,7 @@ from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.doctor.finding import Finding, allowed, fail
 from perfit_pipelines.doctor.jobs_check import check_jobs
 from perfit_pipelines.doctor.namespace_check import check_account, check_namespace, check_quotas, check_volumes
-from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes
+from perfit_pipelines.doctor.nodes_check import check_images, check_server, check_tiers, fitting_nodes, server_tier
 from perfit_pipelines.doctor.pipelines_check import check_pipelines
 from perfit_pipelines.doctor.queue_check import check_queues
 from perfit_pipelines.doctor.secrets_check import RoleKeys, check_secrets
@@ -69,7 +69,8 @@ def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
     nodes: list[V1Node] = []
     refused = allowed("nodes", lambda: nodes.extend(cluster.nodes()) or [])
     findings += refused
-    fitting = [node for node in nodes if any(fitting_nodes(spec.tiers[tier], [node]) for tier in spec.pod_tiers())]
+    tiers = [spec.tiers[tier] for tier in spec.pod_tiers()] or [server_tier(spec)]
+    fitting = [node for node in nodes if any(fitting_nodes(tier, [node]) for tier in tiers)]
     findings += allowed("volumes", lambda: check_volumes(cluster, spec, namespace, len(fitting)))
     if not refused:
         findings += check_tiers(spec, nodes) + check_server(spec, nodes)

@@ -13,7 +13,7 @@ import perfit as package
 
 from ...perfit_components.running import files
 from ..commands import perfit
-from ..terminal import COMMAND
+from ..terminal import COMMAND, perfit_in_terminal
 
 COMMANDS = ["run", "status", "export", "chat", "serving", "data partition", "schedule create", "deploy", "doctor"]
 
@@ -27,6 +27,17 @@ def test_help_by_its_short_name(command, tmp_path):
     short = perfit(*command.split(), "-h", cwd=tmp_path)
     assert (short.code, short.out) == (0, perfit(*command.split(), "--help", cwd=tmp_path).out)
     assert short.out.lstrip().startswith("Usage: ")
+
+
+def test_colours_are_for_terminals(tmp_path):
+    with perfit_in_terminal("status", cwd=tmp_path) as terminal:
+        assert terminal.end() == 1
+    assert "error: the store of this machine, " in terminal.shown
+    assert "\x1b[1;31merror:\x1b[0m" in terminal.raw
+    environment = {**os.environ, "TERM": "xterm-256color", "PERFIT_HOME": str(tmp_path / ".perfit")}
+    piped = subprocess.run([*COMMAND, "status"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert piped.stderr.startswith("error: the store of this machine, ")
+    assert "\x1b" not in piped.stderr
 
 
 def test_the_shells_completion():
@@ -45,6 +56,43 @@ def test_status_for_programs(trained):
     assert told["global_adapter_digest"] == head.adapter.digest
     assert told["rolled_back_to"] == []
     assert told["summaries"] == [trained.site.summary(n).model_dump(mode="json") for n in (1, 2)]
+
+
+def test_a_list_for_programs(trained):
+    assert json.loads(trained.stored("list", "--json").out) == [
+        {
+            "federation": "tiny",
+            "uri": trained.site.uri,
+            "method": "perfit",
+            "clients": 2,
+            "committed": 2,
+            "rounds": 2,
+        }
+    ]
+
+
+def test_a_validation_for_programs(home):
+    home.edit(home.site.spec.model, "owner/not-here")
+    told = json.loads(home.perfit("validate", "federation.yaml", "--json").out)
+    assert told.pop("checked") == [
+        f"{client}: {home.directory}/data/{client}.jsonl: {count} records" for client, count in (("ann", 8), ("bob", 5))
+    ]
+    (unknown,) = told.pop("unknown")
+    assert unknown.startswith("model owner/not-here is not on this machine: ")
+    assert told == {"federation": "tiny", "step_size_limit": None}
+
+
+def test_a_log_for_programs(tmp_path):
+    log = tmp_path / ".perfit/federations/tiny/run.log"
+    log.parent.mkdir(parents=True)
+    lines = ["Ready.", "[perfit] round=2 client=ann step=1/3 loss=0.5", "[perfit] round=2 client=ann phase=evaluating"]
+    log.write_text("".join(f"{line}\n" for line in lines))
+    told = [json.loads(line) for line in perfit("logs", "--json", cwd=tmp_path).out.splitlines()]
+    assert told == [
+        {"text": lines[0]},
+        {"text": lines[1], "round": 2, "client": "ann", "step": 1, "steps": 3, "loss": 0.5},
+        {"text": lines[2], "round": 2, "client": "ann", "phase": "evaluating"},
+    ]
 
 
 def test_the_log_of_a_run(tmp_path):

@@ -20,6 +20,7 @@ try:
     cli.main()
 finally:
     heavy = {HEAVY} | ({{"kfp"}} if sys.argv[1] == "run" else set())
+    heavy |= {{"numpy", "yaml"}} if sys.argv[1] in ("init", "logs") or "--help" in sys.argv else set()
     print("imported:", *sorted(heavy & set(sys.modules)))
 """
 

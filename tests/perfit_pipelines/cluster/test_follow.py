@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def test_a_run_is_found_again_by_its_id(api, perfit, file):
     assert result.exit_code == 3
     assert "Round 1 of 1: dock: running" in result.stdout
     assert "Round 1 of 1: dock: failed" in result.stdout
+
+
+def test_a_run_for_programs(api, perfit, file):
+    perfit.succeed("submit", write_federation(file, **TWO_TIERS), "--no-follow")
+    (run_id,) = api.runs
+    died = client_died()
+    api.play(*[("RUNNING", died.at("09:47:46").as_listed())] * 3, ("FAILED", died.as_listed()))
+    result = perfit("follow", run_id, "--json", *QUICK)
+    *views, end = map(json.loads, result.stdout.splitlines())
+    assert (result.exit_code, [view["state"] for view in views]) == (3, ["RUNNING", "FAILED"])
+    (dock,) = (task for task in views[-1]["tasks"] if task["label"] == "dock")
+    assert (dock["stage"], dock["state"]) == ("Round 1 of 1", "FAILED")
+    assert (end["run"], end["state"]) == (run_id, "FAILED")
+    assert any("dock" in cause for cause in end["causes"])
 
 
 def test_a_list_that_is_about_to_stop_is_said_once(api, perfit, file):

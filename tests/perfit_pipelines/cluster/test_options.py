@@ -1,17 +1,19 @@
 import pytest
+from croniter import croniter
 
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.options import check_cron, parse_duration, parse_interval
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("24h", 86400), ("1h30m", 5400), ("1d", 86400), ("2w", 1209600)]
+    ("text", "seconds"),
+    [("90s", 90), ("24h", 86400), ("1h30m", 5400), ("1h 30m", 5400), ("1.5h", 5400), ("1d", 86400), ("2w", 1209600)],
 )
 def test_durations(text, seconds):
     assert parse_duration(text, "--every") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "24", "h", "0h", "-1h", "1.5h", "1h 30m", "24H", "1hx"])
+@pytest.mark.parametrize("text", ["", "24", "h", "0h", "-1h", "1ms", "24H", "1hx", "9" * 20 + "w"])
 def test_what_is_no_duration(text):
     with pytest.raises(PerfitError, match="is not a duration"):
         parse_duration(text, "--every")
@@ -67,4 +69,24 @@ def test_five_fields_would_be_read_shifted_by_one():
 )
 def test_cron_that_kubeflow_would_not_read_as_meant(expression, problem):
     with pytest.raises(PerfitError, match=problem):
+        check_cron(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "0 2 * * *",
+        "0 0 2 * * * 2030",
+        "@daily",
+        "0 0 2 * * 7",
+        "0 0 17-9 * * *",
+        "0 0 2 l * *",
+        "0 0 2 * * 1#2",
+        "R 0 2 * * *",
+    ],
+)
+def test_what_croniter_would_let_through(expression):
+    """Which is why our own check is kept: Kubeflow's parser refuses these, or reads them shifted by one field."""
+    assert croniter.is_valid(expression, second_at_beginning=True)
+    with pytest.raises(PerfitError):
         check_cron(expression)

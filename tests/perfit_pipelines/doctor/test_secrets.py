@@ -33,3 +33,5 @@ def test_a_remote_client_needs_no_secret_and_should_have_none(site):
     assert "client bob is remote, but its key is in namespace" in site.only("warn", "Secrets")["finding"]
     site.remove("Secret", "perfit-tiny-bob", NAMESPACE)
     assert site.findings() == []
+    site.write(clients=clients[1:], tiers={"far": {"runner": "remote"}})
+    assert site.findings() == [], "of a federation of remote clients alone, the server's tasks are checked"

@@ -1,0 +1,31 @@
+"""The example notebook runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from .notebook import execute, read
+from .perfit.tiny import save_llama
+
+
+@pytest.fixture
+def executed(tmp_path, monkeypatch):
+    """The notebook, run with a tiny model."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # it keeps a history
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = save_llama(tmp_path / "llama")
+    notebook = read(f'MODEL, METHODS = {model!r}, ["perfit", "fedit"]\nROUNDS, STEPS, SEQUENCE_LENGTH = 1, 2, 768')
+    execute(notebook)
+    return notebook
+
+
+def test_the_notebook_runs(executed):
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    tables = "".join(output.data.get("text/markdown", "") for output in outputs if "data" in output)
+    assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}
+    assert printed.count("client-4: holds ") == 1
+    assert "adapter_model.safetensors: " in printed
+    assert "# Methods on the sample data" in tables
+    assert "| fedit |" in tables
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2

@@ -41,6 +41,9 @@ def renew() -> None:
     """Execute the notebook with its own parameters, and write it."""
     notebook = read()
     execute(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # without libraries' warnings, which differ between machines
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, EXECUTED: sources_sha256(notebook)}
     nbformat.write(notebook, NOTEBOOK)
 

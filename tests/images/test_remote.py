@@ -26,19 +26,19 @@ def test_two_owners_as_containers(daemon, images, tmp_path):
         path.chmod(0o644)  # for the image's user
     clients = {"ann": {"tier": "office", "data": None}, "eve": {"tier": "clinic", "data": None}}
 
-    def file(rounds: int, eve_has: int):
+    def file(eve_has: int):
         tiers = {"office": {"runner": "remote"}, "clinic": {"runner": "remote", "deadline_seconds": eve_has}}
-        return make_spec(model, data, rounds=rounds, clients=clients, tiers=tiers)
+        return make_spec(model, data, rounds=2, clients=clients, tiers=tiers)
 
     with role_server(tmp_path / "s3") as server:
-        spec = file(1, _SECONDS)
+        spec = file(_SECONDS)
         keyed = KeyedStore(server, "s3://perfit", spec)
         owners = {
             client: start(daemon, images.client, keyed, client, inputs, tmp_path / client, rounds)
             for client, rounds in (("ann", 2), ("eve", 1))
         }
         try:
-            for spec in (file(1, _SECONDS), file(2, 1)):
+            for spec in (file(_SECONDS), file(1)):
                 with keyed.acting(SERVER):
                     prepared = prepare(spec.to_yaml(), keyed.uri)
                     wait_for_clients(prepared.uri, prepared.round)

@@ -17,7 +17,7 @@ run: $(VENV)/.local  ## install, then run the quickstart federation on this mach
 	$(BIN)/perfit run pipelines/examples/quickstart.yaml
 
 test: $(VENV)/.dev lint  ## install, then check and test everything: what CI runs
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev  ## style and layers
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ class Federation:
         arguments = {
             "prepare": lambda: [self.spec.to_yaml(), self.store_uri],
             "client": lambda: [self.uri, round, self.spec.secret_of(self.spec.client(client)), 1],
-            "aggregate": lambda: [self.uri, round, self.spec.tiers_in_use() if round < self.spec.rounds else []],
+            "aggregate": lambda: [self.uri, round, self.spec.tiers_in_use() if round < self.spec.rounds else None],
         }
         return {"step": step, "arguments": arguments[step](), "environment": self.environment, "uri": self.store_uri}
 
@@ -95,7 +95,7 @@ def undisturbed(site: Site) -> list[Case]:
         for client in site.planned(round):
             assert site.train_client(client, round)["status"] == "trained"
             done("client", round, client)
-        close_round(site.uri, round, site.spec.tiers_in_use() if round < site.spec.rounds else [])
+        close_round(site.uri, round, site.spec.tiers_in_use() if round < site.spec.rounds else None)
         done("aggregate", round)
     return cases
 

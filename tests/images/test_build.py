@@ -67,7 +67,7 @@ def test_the_context_holds_no_more_than_the_images_need(build):
         "pyproject.toml",
     }
     files = [path for folder in ("components", "pipelines") for path in (context / folder).rglob("*")]
-    assert {path.suffix for path in files if path.is_file()} <= {".py", ".j2", ".yaml"}
+    assert {path.suffix for path in files if path.is_file()} <= {".py", ".j2", ".md", ".yaml"}
     assert not any(path.name == "manifests" for path in files)
 
 

@@ -63,8 +63,9 @@ def test_out_of_memory(action):
     [
         SystemError("<function _find_and_load at 0x7f80> returned NULL without setting an exception"),
         ImportError("/lib/lib.so: failed to map segment from shared object"),
+        ImportError("/lib/lib.so: cannot map zero-fill pages"),
     ],
-    ids=["C without a word", "dlopen"],
+    ids=["C without a word", "dlopen", "its zeros"],
 )
 def test_an_import_that_runs_out_of_memory(error):
     assert failure_as_record(raising(error)).status == "out_of_memory"

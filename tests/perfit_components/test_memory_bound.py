@@ -98,7 +98,7 @@ def test_a_client_without_enough_memory_leaves_a_record(make_site, tmp_path):
     site.prepare().planned(1)
     done = run(
         """
-        import torch, transformers, peft, accelerate
+        import torch, transformers.trainer, peft, accelerate
         from perfit_components.steps.client import train
         limit(40 << 20)
         print(json.dumps(train(sys.argv[2], 1, sys.argv[3], threads=1).output))

@@ -66,9 +66,9 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tiny_llama, tmp_path_factory) -> Finished:
-    """``perfit run`` on a file store, with metrics in TensorBoard. Leave the home as it is."""
+    """``perfit run`` on a file store. Leave the home as it is."""
     home = make_home(tmp_path_factory.mktemp("finished"), tiny_llama)
     started = time.monotonic()
-    result = home.stored("run", home.file, "--track", "tensorboard")
+    result = home.stored("run", home.file)
     assert result.code == 0, result.err
     return Finished(home, result, time.monotonic() - started)

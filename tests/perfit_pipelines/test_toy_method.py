@@ -220,7 +220,6 @@ def test_every_command_shows_it(ran):
 
     ran.perfit("report", "-o", "page.html")
     page = (ran.directory / "page.html").read_text()
-    assert page == (ran.root / "rounds/2/report.html").read_text()
     assert "Half steps" in page
     assert "ann" in page
     assert "bob" in page

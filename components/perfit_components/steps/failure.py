@@ -21,8 +21,9 @@ _OUT_OF_MEMORY = (
     "set training.gradient_checkpointing, or give the client's tier more memory"
 )
 _NO_MEMORY = re.compile(
-    r"can't allocate memory|Cannot allocate memory|bad_alloc|could not create a memory"
-    r"|failed to map segment from shared object|returned NULL without setting an exception"
+    r"can't allocate memory|cannot allocate memory|bad_alloc|could not create a memory"
+    r"|failed to map segment|cannot map|returned NULL without setting an exception",
+    re.IGNORECASE,
 )
 
 

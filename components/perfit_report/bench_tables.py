@@ -47,6 +47,11 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def summary_csv(comparison: Comparison) -> str:
     """Return a line for each method at its chosen point."""
+    return csv_of(summary_rows(comparison))
+
+
+def summary_rows(comparison: Comparison) -> list[Row]:
+    """Return the numbers of each method at its chosen point; of a difference its mean and the ends of its interval."""
     rows = []
     for method in comparison.methods:
         row = _summary(comparison, method)
@@ -54,7 +59,7 @@ def summary_csv(comparison: Comparison) -> str:
             if isinstance(value, Interval):
                 row |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
         rows.append(row)
-    return csv_of(rows)
+    return rows
 
 
 def clients_csv(comparison: Comparison) -> str:

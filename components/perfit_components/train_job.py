@@ -33,6 +33,7 @@ def train_job(
         name: The client's name in the cluster, that of its Secret.
         threads: CPU threads of the training.
         image: Where the job runs.
+        metrics: As of the component ``client``.
         task_config: Resources, nodes, environment and volumes of the job. KFP fills it in.
 
     Returns:

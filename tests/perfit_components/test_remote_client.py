@@ -107,6 +107,23 @@ def test_what_concerns_no_client_may_change(site):
     assert digest_of(Site(site.spec.model_copy(update={"model": "other/model"}), site.store_uri)) != digest_of(site)
 
 
+def test_a_next_round_that_is_planned_at_once_is_not_begun(site):
+    """As by a server that is faster than the client's next look into the store."""
+    site.prepare().planned(1)
+    client = remote(site, rounds=1)
+
+    def commit_what_is_there() -> float:  # the first thing that the client does after a training
+        if site.store.read_head().round == 0 and site.store.find_records(FIRST):
+            site.aggregate(1)
+            site.planned(2)
+        return 0.0
+
+    client.clock = commit_what_is_there
+    assert client.run() == DELIVERED
+    assert [record.client for record in site.summary(1).trained] == ["ann"]
+    assert not site.store.find_records(RoundPlace(2))
+
+
 def test_a_round_that_it_delivered_is_done(trained, capsys):
     """Also by an earlier process, which was ended before it could say so."""
     tiers = {"default": trained.spec.tiers["default"].model_copy(update={"runner": "remote"})}

@@ -22,7 +22,7 @@ _OUT_OF_MEMORY = (
 )
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|bad_alloc|could not create a memory"
-    r"|failed to map segment|cannot map|returned NULL without setting an exception",
+    r"|failed to map segment|cannot map zero-fill pages|returned NULL without setting an exception",
     re.IGNORECASE,
 )
 

@@ -87,9 +87,7 @@ def check_terms(spec: ClusterSpec, client: ClusterClient, owner: Owner, store: F
 
 def keep_terms(spec: ClusterSpec, client: ClusterClient, store: FederationStore) -> None:
     """Note under which terms the client takes part."""
-    terms = terms_of(spec, client)
-    if _read(store, client.id) != terms:
-        store.put_client_file(client.id, _FILE, _text(terms))
+    store.put_client_file(client.id, _FILE, _text(terms_of(spec, client)))
 
 
 def _read(store: FederationStore, client: str) -> dict[str, Any] | None:

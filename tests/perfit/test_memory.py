@@ -251,6 +251,19 @@ def test_machines_of_remote_clients_are_not_checked(make_federation):
         check_model(near, near.model)
 
 
+@pytest.mark.parametrize(("count", "each"), [(1, ""), (2, " of each")])
+def test_a_tiers_accelerators_are_checked(make_federation, count, each):
+    gpu = make_federation(tiers={"default": {"accelerator": {"memory": "699Mi", "count": count}}})
+    with pytest.raises(PerfitError, match=rf"^tiers\.default\.accelerator\.memory: 0\.68 GiB{each} cannot hold"):
+        check_model(gpu, gpu.model)
+
+
+def test_the_memory_beside_a_tiers_accelerator_is_checked(make_federation):
+    small = make_federation(tiers={"default": {"memory": "1Gi", "accelerator": {"memory": "80Gi"}}})
+    with pytest.raises(PerfitError, match=r"^tiers\.default\.memory: 1\.00 GiB cannot .* beside its accelerator"):
+        check_model(small, small.model)
+
+
 def test_the_peak_of_a_real_search_is_below_the_estimate_but_not_far():
     try:
         locate(MODEL)

@@ -71,6 +71,11 @@ def test_an_import_that_runs_out_of_memory(error):
     assert failure_as_record(raising(error)).status == "out_of_memory"
 
 
+@pytest.mark.parametrize("error", [ImportError("cannot import name 'x'"), SystemError("bad argument"), RuntimeError()])
+def test_other_errors_of_these_types_are_none_of_memory(error):
+    assert failure_as_record(raising(error)).status == "failed"
+
+
 def test_an_interrupt_is_not_a_failure():
     with pytest.raises(KeyboardInterrupt):
         failure_as_record(raising(KeyboardInterrupt()))

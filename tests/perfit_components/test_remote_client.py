@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -137,7 +139,7 @@ def test_a_round_that_it_delivered_is_done(trained, capsys):
 def test_a_training_that_is_killed_is_a_failure_with_a_reason(site):
     site.prepare()
     client, ended = remote(site, rounds=1), []
-    running = threading.Thread(target=lambda: ended.append(client.run()))
+    running = threading.Thread(target=lambda: ended.append(client.run()), daemon=True)
     running.start()
     child = wait_for_child()
     child.send_signal(signal.SIGKILL)
@@ -150,7 +152,11 @@ def test_a_training_that_is_killed_is_a_failure_with_a_reason(site):
 
 def wait_for_child() -> psutil.Process:
     """The process of a round, as soon as there is one."""
-    while True:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         for child in psutil.Process().children():
-            if any("remote_round" in part for part in child.cmdline()):
-                return child
+            with suppress(psutil.NoSuchProcess):
+                if any("remote_round" in part for part in child.cmdline()):
+                    return child
+        time.sleep(0.02)
+    pytest.fail("no process of a round began within a minute")

@@ -289,12 +289,19 @@ class Watched(FederationStore):
 
     how: ClassVar[list[str]] = []
 
+    def note(self, way, blob):
+        self.how += [(way, blob.key)] if "updates" in blob.key else []
+
+    def read_blob(self, blob):
+        self.note("read", blob)
+        return super().read_blob(blob)
+
     def copy_blob(self, blob, write, limit):
-        self.how += ["copied"] if "updates" in blob.key else []
+        self.note("copied", blob)
         return super().copy_blob(blob, write, limit)
 
     def stream_blob(self, blob, limit):
-        self.how.append("streamed")
+        self.note("streamed", blob)
         return super().stream_blob(blob, limit)
 
 
@@ -305,7 +312,9 @@ def test_an_update_is_read_once_or_once_more_if_one_is_limited(trained, monkeypa
     monkeypatch.setattr(Watched, "how", [])
     context = FederationContext(Watched.open(trained.store_uri, trained.spec.name), trained.spec)
     assert bool(commit_round(context, 1).limited) == (len(ways) > 1)
-    assert Watched.how == [way for way in ways for _ in range(3)]
+    assert [way for way, _ in Watched.how] == [way for way in ways for _ in range(3)]
+    updates = [f"rounds/1/updates/{client}.safetensors" for client in ("ann", "bob", "eve")]
+    assert sorted(Watched.how) == sorted((way, key) for way in ways for key in updates)
 
 
 def test_values_that_change_while_they_are_read_do_not_count(trained):

@@ -284,7 +284,7 @@ def trainer_object(site: Site) -> dict[str, Any]:
 
 def test_the_job_has_what_the_pod_would_have(make_site):
     job = trainer_object(make_site())
-    assert job["metadata"]["labels"] | {"perfit/client": "bob"} == {
+    assert job["metadata"]["labels"] == {
         "app.kubernetes.io/part-of": "perfit",
         "perfit/client": "bob",
         "kueue.x-k8s.io/queue-name": "gpus",

@@ -77,7 +77,10 @@ def owners() -> Iterator[list[Owner]]:
 
 
 def federation(model: str, data: Path, rounds: int, eve_has: int = 600) -> ClusterSpec:
-    tiers = {"office": {"runner": "remote"}, "clinic": {"runner": "remote", "deadline_seconds": eve_has}}
+    tiers = {
+        "office": {"runner": "remote", "deadline_seconds": 600},
+        "clinic": {"runner": "remote", "deadline_seconds": eve_has},
+    }
     clients = {"ann": {"tier": "office", "data": None}, "eve": {"tier": "clinic", "data": None, "rank": 1}}
     return make_spec(model, data, rounds=rounds, clients=clients, tiers=tiers)
 
@@ -110,7 +113,7 @@ def test_two_owners_and_a_round_that_one_of_them_misses(tiny_llama, tmp_path, ow
         expected = in_memory(in_pods(tiny_llama, data))
         assert {key: objects.get(key).data for key in expected} == expected
 
-        eve.wait_for("waiting for")
+        eve.wait_for("waiting for round 2")
         assert eve.end() == 128 + signal.SIGTERM
         assert run_round(keyed, federation(tiny_llama, data, 2, eve_has=1), 2) == (
             ["ann"],

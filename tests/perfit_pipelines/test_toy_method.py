@@ -17,7 +17,7 @@ from perfit.adapter_file import AdapterFile
 from perfit_components.log_lines import parse_task
 from perfit_storage import FederationStore
 
-from ..perfit_components.running import files
+from ..perfit_components.running import files, undated
 from .commands import make_home
 
 TOY = '''
@@ -220,6 +220,7 @@ def test_every_command_shows_it(ran):
 
     ran.perfit("report", "-o", "page.html")
     page = (ran.directory / "page.html").read_text()
+    assert undated(page) == undated((ran.root / "rounds/2/report.html").read_text())
     assert "Half steps" in page
     assert "ann" in page
     assert "bob" in page

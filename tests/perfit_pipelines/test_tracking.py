@@ -214,9 +214,10 @@ def test_a_library_that_is_not_installed(trained):
     assert "pip install wandb" in result.err
 
 
-def test_a_run_that_finds_everything_done_writes_it_too(finished, experiment):
+def test_a_run_that_finds_everything_done_writes_it_too(finished, experiment, monkeypatch):
     home = finished.home
-    again = home.stored("run", home.file, "--track", "mlflow", "--track", "tensorboard")
+    monkeypatch.setenv("PERFIT_TRACK", "mlflow tensorboard")
+    again = home.stored("run", home.file)
     assert "nothing to do" in again.out
     assert again.out.splitlines()[-1].startswith("TensorBoard: ")
     (directory,) = (home.directory / ".perfit" / "tensorboard").iterdir()
@@ -228,9 +229,8 @@ def test_a_run_that_finds_everything_done_writes_it_too(finished, experiment):
 class Recorder:
     """A tracker that notes how many rounds it was given, and fails while ``broken``."""
 
-    is_live = True
-
-    def __init__(self):
+    def __init__(self, is_live=True):
+        self.is_live = is_live
         self.rounds, self.broken, self.called = [], True, threading.Semaphore(0)
 
     def write(self, history: History) -> str:
@@ -242,13 +242,15 @@ class Recorder:
 
 
 def test_live_tracking_writes_when_a_round_begins_and_survives_an_outage(trained):
-    tracker, history = Recorder(), read_history(trained.site.context)
-    tracking = LiveTracking([tracker], lambda: history)
+    tracker, late, history = Recorder(), Recorder(is_live=False), read_history(trained.site.context)
+    tracking = LiveTracking([tracker, late], lambda: history)
     with tracking:
-        for line in (format_phase(round, "ann", "loading") for round in (1, 1, 2)):
-            tracking.on_line(line)
-        assert tracker.called.acquire(timeout=60)
+        for round in (1, 2):
+            tracking.on_line(format_phase(round, "ann", "loading"))
+            assert tracker.called.acquire(timeout=60)
+            tracking.on_line(format_phase(round, "bob", "loading"))
+    assert (tracker.rounds, late.rounds) == ([2, 2], [])
     with pytest.raises(PerfitError, match="no answer"):
         tracking.finish()
-    tracker.broken = False
-    assert tracking.finish() == ["there"]
+    tracker.broken = late.broken = False
+    assert tracking.finish() == ["there", "there"]

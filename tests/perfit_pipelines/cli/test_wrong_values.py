@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 
 import pytest
 
 from ..commands import Home
-from .test_wrong_inputs import Row, both, change, everything, make, nothing
+from .test_wrong_inputs import Row, both, change, check, everything, make, nothing
 
 AT_LEAST = "Input should be greater than or equal to"
 SAFE = "is not a safe name: use lower-case letters, digits and inner hyphens, 63 characters at most"
@@ -266,12 +265,4 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_wrong_input(home, name):
-    row, place = ROWS[name], str(home.directory)
-    row.spoil(home)
-    before = everything(home.directory)
-    result = home.perfit(*shlex.split(row.command))
-    assert result.code == 1
-    assert result.err.startswith(f"error: {row.problem.replace('{at}', place)}")
-    assert result.err.splitlines()[-1] == f"  fix: {row.fix}"
-    assert result.out == ""
-    assert everything(home.directory) == before
+    assert check(ROWS[name], home) == ""

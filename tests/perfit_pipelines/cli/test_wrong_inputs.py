@@ -281,10 +281,9 @@ def check(row: Row, home: Home) -> str:
                 problem = problem.replace("{" + start + "}", str(number))
     before = everything(home.directory)
     result = home.perfit(*(part.replace("{at}", place) for part in shlex.split(row.command)))
-    first, *rest = result.err.splitlines()
     assert result.code == 1
-    assert first.startswith(f"error: {problem}")
-    assert rest[-1] == f"  fix: {row.fix}"
+    assert result.err.startswith(f"error: {problem}")
+    assert result.err.splitlines()[-1] == f"  fix: {row.fix}"
     assert everything(home.directory) == before
     return result.out
 

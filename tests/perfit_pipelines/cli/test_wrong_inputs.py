@@ -275,7 +275,7 @@ def check(row: Row, home: Home) -> str:
     row.spoil(home)
     place = str(home.directory)
     problem = row.problem.replace("{at}", place)
-    for number, line in enumerate(home.file.read_text().splitlines(), start=1):
+    for number, line in enumerate(home.file.read_text(errors="replace").splitlines(), start=1):
         for start in ("store", "  data: " + line.removeprefix("  data: ")):
             if line.startswith(start):
                 problem = problem.replace("{" + start + "}", str(number))

@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/benchmarks/start.py
 
-The least is what a process costs with little beside it; docs/performance.md quotes it. A federation of a toy model, with
-one round, is what the commands read.
+The least is what a process costs with little beside it; docs/performance.md quotes it. What the commands read is a
+federation of a toy model with one round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TURNS = 15
 _LOAD = "from perfit.federation_file import load_federation; load_federation({file!r})"
 _IMPORTS = {
     "import numpy": "import numpy",
-    "numpy, pydantic, PyYAML, blake3 and ml_dtypes, with nothing of ours": "import numpy, pydantic, yaml, blake3, ml_dtypes",
+    "numpy, pydantic, PyYAML, blake3, ml_dtypes, nothing of ours": "import numpy, pydantic, yaml, blake3, ml_dtypes",
     "planning: the step imported, a federation file read": f"import perfit_components.steps.plan; {_LOAD}",
     "aggregating: the step imported, a federation file read": f"import perfit_components.steps.aggregate; {_LOAD}",
     "aggregating with its kernels": f"import perfit_components.steps.aggregate, perfit.kernels; {_LOAD}",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_STEP = re.compile(r"\[perfit\] round=(\d+) client=(\S+) step=(\d+)/(\d+) loss=(\S+)")
-_PHASE = re.compile(r"\[perfit\] round=(\d+) client=(\S+) phase=([a-z]+)")
+# Only where a line begins, and of bounded numbers: a remote client's reason is printed too, and may say what it likes.
+_BEGIN = r"^\s*\[perfit\] round=(\d{1,9}) client=(\S+) "
+_STEP = re.compile(_BEGIN + r"step=(\d{1,9})/(\d{1,9}) loss=(-?\d{1,30}\.\d{4}|nan|-?inf)\s*$")
+_PHASE = re.compile(_BEGIN + r"phase=([a-z]+)\s*$")
 _FAILURE = re.compile(r"client (\S+) has no result: (.*)", re.DOTALL)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
 _ERROR = re.compile(r"^(?:    )*perfit(?:_storage)?\.errors\.\w+: ")
@@ -49,7 +51,7 @@ def format_step(round: int, client: str, step: int, steps: int, loss: float) -> 
 
 def parse_step(line: str) -> Step | None:
     """Return the step that a line reports, or None if it reports none."""
-    match = _STEP.search(line)
+    match = _STEP.match(line)
     if not match:
         return None
     round, client, step, steps, loss = match.groups()
@@ -63,7 +65,7 @@ def format_phase(round: int, client: str, name: str) -> str:
 
 def parse_phase(line: str) -> Phase | None:
     """Return the phase that a line reports, or None if it reports none."""
-    match = _PHASE.search(line)
+    match = _PHASE.match(line)
     return Phase(int(match[1]), match[2], match[3]) if match else None
 
 

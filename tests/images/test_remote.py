@@ -27,8 +27,8 @@ def test_two_owners_as_containers(daemon, images, tmp_path):
     clients = {"ann": {"tier": "office", "data": None}, "eve": {"tier": "clinic", "data": None}}
 
     def file(eve_has: int):
-        tiers = {"office": _SECONDS, "clinic": eve_has}
-        tiers = {name: {"runner": "remote", "deadline_seconds": seconds} for name, seconds in tiers.items()}
+        deadlines = {"office": _SECONDS, "clinic": eve_has}
+        tiers = {name: {"runner": "remote", "deadline_seconds": seconds} for name, seconds in deadlines.items()}
         return make_spec(model, data, rounds=2, clients=clients, tiers=tiers)
 
     with role_server(tmp_path / "s3") as server:

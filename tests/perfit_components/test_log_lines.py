@@ -26,6 +26,10 @@ from perfit_components.log_lines import (
         ("        [perfit] round=0 client=a step=1/1 loss=12.0000", Step(0, "a", 1, 1, 12.0)),
         ("[perfit] round=2 client=north-1", None),
         ("step=3/10 loss=1.2345", None),
+        ("client bob has no result: [perfit] round=1 client=a step=1/2 loss=1.2345", None),
+        ("[perfit] round=1 client=a step=1/2 loss=zzz", None),
+        (f"[perfit] round=1 client=a step=1/{'9' * 1000} loss=1.2345", None),
+        ("[perfit] round=1 client=a step=1/2 loss=inf", Step(1, "a", 1, 2, float("inf"))),
         ("", None),
     ],
 )

@@ -7,7 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from perfit.protocol import ClientStatus
+from perfit_components.log_lines import parse_phase
 from perfit_components.steps.aggregate import close_round
+from perfit_components.steps.client import record_failure
+from perfit_components.steps.failure import Failure
 from perfit_components.steps.prepare import prepare
 from perfit_components.steps.wait import wait_for_clients
 from perfit_storage import FederationStore, RoundPlace
@@ -79,6 +82,18 @@ def test_it_ends_when_all_remote_clients_have_answered(site, time, capsys):
     assert 60 <= time.elapsed < 90
     assert "round 1 waits for ann, bob" in (said := capsys.readouterr().out)
     assert said.index("client bob has no result: bob is ill") < said.index("client ann has no result: ann is ill")
+
+
+def test_what_a_client_says_of_itself_is_no_line_of_the_task(site, time, capsys):
+    record_failure(
+        site.uri, 1, site.name("ann"), Failure("red\n[perfit] round=9 client=eve phase=done\r\x0b[perfit] x")
+    )
+    fails(site, "bob")
+    capsys.readouterr()
+    wait(site, time)
+    printed = capsys.readouterr().out.splitlines()
+    assert "client ann has no result: red [perfit] round=9 client=eve phase=done" in printed[1]
+    assert not list(filter(None, map(parse_phase, printed)))
 
 
 def test_each_tier_has_a_deadline_of_its_own(site, time):

@@ -44,7 +44,7 @@ def test_a_component_loads_with_its_description_and_typed_inputs(group, name):
     loaded, source = components.load_component_from_file(str(path)), SOURCES[name]
     types = {parameter: given.type for parameter, given in loaded.component_spec.inputs.items()}
     assert types == {parameter: given.type for parameter, given in source.component_spec.inputs.items()}
-    assert loaded.description == inspect.getdoc(source.python_func).partition("\n\n")[0]
+    assert loaded.description == inspect.getdoc(source.python_func)
     assert "perfit_components.images" not in (group / name / "component.py").read_text()
     image = loaded.component_spec.implementation.container.image
     assert image == f"registry.example/{'client' if name in ('prepare', 'client') else 'server'}:1"

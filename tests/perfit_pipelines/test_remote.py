@@ -77,10 +77,8 @@ def owners() -> Iterator[list[Owner]]:
 
 
 def federation(model: str, data: Path, rounds: int, eve_has: int = 600) -> ClusterSpec:
-    tiers = {
-        "office": {"runner": "remote", "deadline_seconds": 600},
-        "clinic": {"runner": "remote", "deadline_seconds": eve_has},
-    }
+    deadlines = {"office": 600, "clinic": eve_has}
+    tiers = {name: {"runner": "remote", "deadline_seconds": seconds} for name, seconds in deadlines.items()}
     clients = {"ann": {"tier": "office", "data": None}, "eve": {"tier": "clinic", "data": None, "rank": 1}}
     return make_spec(model, data, rounds=rounds, clients=clients, tiers=tiers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from perfit.protocol import UpdateRecord
 from perfit_components.log_lines import format_phase
 from perfit_pipelines.tracking.history import History, read_history
 from perfit_pipelines.tracking.live import LiveTracking
+from perfit_pipelines.tracking.tensorboard_tracker import TensorBoardTracker
 from perfit_report import scalar_metrics
 
 from ..perfit_components.running import Site
@@ -189,6 +191,17 @@ def test_tensorboard_has_each_round_once(trained, tmp_path, monkeypatch):
         trained.stored("track", "tensorboard")
         assert {path: path.read_bytes() for path in (behind, damaged)} == whole
     assert behind.stat().st_ino == file
+
+
+def test_tensorboards_file_of_metrics_stays_where_settings_change_or_the_store_is_behind(trained, tmp_path):
+    history = read_history(trained.site.context)
+    TensorBoardTracker(tmp_path).write(history)
+    (directory,) = tmp_path.iterdir()
+    settings, metrics = (directory / f"events.out.tfevents.{name}" for name in ("0-settings", "perfit"))
+    before, file = (settings.read_bytes(), metrics.read_bytes()), metrics.stat().st_ino
+    TensorBoardTracker(tmp_path).write(replace(history, settings={"rounds": "9"}, rounds=history.rounds[:1]))
+    assert settings.read_bytes() != before[0]
+    assert (metrics.read_bytes(), metrics.stat().st_ino) == (before[1], file)
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")

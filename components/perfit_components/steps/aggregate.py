@@ -44,7 +44,7 @@ def close_round(uri: str, round: int, next_tiers: Sequence[str] | None = None, s
     for limited in summary.limited:
         factors = "".join(f"; its change in {name} times {factor:.3g}" for name, factor in limited.factors.items())
         print(f"  {limited.client} counts as {limited.weight:,} of {limited.samples:,} samples{factors}", flush=True)
-    report = draw_report(context, round)
+    report = draw_report(context, context.summaries(round))
     if report.move:
         print(f"  {report.move}", flush=True)
     context.store.put_report(place_of(summary), report.html.encode())

@@ -27,13 +27,19 @@ class RoundReport:
     move: Move | None
 
 
-def draw_report(context: FederationContext, last: int, timed: bool = False) -> RoundReport:
-    """Draw the report of all rounds up to ``last``; ``timed`` with how long each took, which is no part of a record.
+def draw_report(
+    context: FederationContext, summaries: Sequence[RoundSummary], times: Sequence[RoundTimes] = ()
+) -> RoundReport:
+    """Draw the report of the first rounds.
+
+    Args:
+        context: The federation.
+        summaries: Of these rounds, in order.
+        times: When each was planned and committed, which is no part of a record; none on the page in the store.
 
     Raises:
-        PerfitError: No round is committed, or the store cannot be reached.
+        PerfitError: There are none, or the store cannot be reached.
     """
-    summaries = context.summaries(last)
     if not summaries:
         raise PerfitError(f"federation {context.spec.name!r} has no committed round yet", "run a round first")
     space = context.downloads(base_of(context.store.read_head())).space
@@ -43,7 +49,6 @@ def draw_report(context: FederationContext, last: int, timed: bool = False) -> R
             mask = read_mask(context.store, client, record.mask_digest, space)
             if mask is not None:
                 masks.add(client, mask)
-        times = round_times(context, summaries) if timed else ()
         html = render_report(context.spec, summaries, space, masks, times)
     return RoundReport(html, scalar_metrics(summaries[-1]), moves(summaries)[-1] if summaries[-1].changes else None)
 

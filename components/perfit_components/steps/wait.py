@@ -93,7 +93,7 @@ class _Waiting:
             outcome = read_outcome(self.context, self.plan, participant)
             self.outcomes[participant.client] = outcome
             if isinstance(outcome, ClientStatus):
-                print(format_failure(outcome.client, outcome.reason), flush=True)
+                print(format_failure(outcome.client, " ".join(outcome.reason.split())), flush=True)  # one line
             else:
                 print(format_phase(outcome.round, outcome.client, "done"), flush=True)
         return bool(new)

@@ -47,13 +47,19 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Draw the report of all committed rounds, with its numbers as CSV and JSON beside it."""
-    from perfit_pipelines.cli.results import report_data, write_data, write_report
+    from perfit_components.steps.report import round_times
+    from perfit_pipelines.cli.results import write_data, write_report
+    from perfit_report.data import report_json
 
     with use_store(store, existing=True) as used:
         context = used.federation(federation)
+        summaries = context.summaries()
+        times = round_times(context, summaries)
         if json:
-            print(report_data(context), end="")
+            print(report_json(context.spec, summaries, times), end="")
             return
-        write_report(context, output)
-        written = write_data(context, context.summaries(), output)
-    out.print(f"wrote {', '.join(map(str, (output, *written)))}", markup=False)
+        write_report(context, summaries, times, output)
+    written = [output]
+    if output.suffix == ".html" and not output.is_symlink():  # another is where somebody wants the page alone
+        written += write_data(context.spec, summaries, times, output)
+    out.print(f"wrote {', '.join(map(str, written))}", markup=False)

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from perfit.errors import printable
 from perfit.protocol import ClientStatus, RoundSummary, UpdateRecord
+from perfit.spec import FederationSpec
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.contribution import read_outcome
-from perfit_components.steps.report import draw_report, round_times
+from perfit_components.steps.report import draw_report
 from perfit_pipelines.writing import write_file, writing
-from perfit_report import last_records
+from perfit_report import RoundTimes, last_records
 from perfit_report.data import clients_csv, report_json, rounds_csv
 from perfit_storage import Head
 
@@ -45,35 +46,32 @@ def status_json(context: FederationContext, head: Head, summaries: Sequence[Roun
     return json.dumps(fields, indent=1)
 
 
-def write_report(context: FederationContext, target: Path) -> None:
+def write_report(
+    context: FederationContext, summaries: Sequence[RoundSummary], times: Sequence[RoundTimes], target: Path
+) -> None:
     """Draw the report of all committed rounds into a file.
 
     Raises:
         PerfitError: No round is committed, or the store cannot be reached.
     """
-    page = draw_report(context, context.store.read_head().round, timed=True)
+    page = draw_report(context, summaries, times)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, page.html.encode())
 
 
-def write_data(context: FederationContext, summaries: Sequence[RoundSummary], page: Path) -> list[Path]:
+def write_data(
+    spec: FederationSpec, summaries: Sequence[RoundSummary], times: Sequence[RoundTimes], page: Path
+) -> list[Path]:
     """Write the numbers of a report beside its page, for other programs; return where."""
-    times = round_times(context, summaries)
     texts = {
-        page.with_suffix(".json"): report_json(context.spec, summaries, times),
+        page.with_name(f"{page.stem}-data.json"): report_json(spec, summaries, times),
         page.with_name(f"{page.stem}-rounds.csv"): rounds_csv(summaries, times),
         page.with_name(f"{page.stem}-clients.csv"): clients_csv(summaries),
     }
     for path, text in texts.items():
         write_file(path, text.encode())
     return list(texts)
-
-
-def report_data(context: FederationContext) -> str:
-    """Return what the report of all committed rounds is drawn from, as JSON."""
-    summaries = context.summaries()
-    return report_json(context.spec, summaries, round_times(context, summaries))
 
 
 def client_table(summaries: Sequence[RoundSummary]) -> Table:

@@ -156,6 +156,7 @@ def run(
     """Run a federation on this machine, through the compiled pipeline and KFP's local runner."""
     from perfit.federation_file import load_federation
     from perfit_components.steps.prepare import AS_IN_FILE, by_method, directory_of
+    from perfit_components.steps.report import round_times
     from perfit_pipelines.cli.results import write_data
 
     of_file, method = load_federation(file, settings or ()), method or AS_IN_FILE
@@ -184,7 +185,8 @@ def run(
             results = _results(name, used)
         _export(results, directory / "adapters")
         write_file(directory / "report.html", results.page)
-        write_data(results.context, results.summaries, directory / "report.html")
+        times = round_times(results.context, results.summaries)
+        write_data(results.context.spec, results.summaries, times, directory / "report.html")
         _say_results(results, directory, say)
         for line in tracking.finish():
             say.print(line, markup=False)

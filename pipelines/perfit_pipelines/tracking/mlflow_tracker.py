@@ -100,10 +100,11 @@ class MlflowTracker:
                 self._client.set_tag(parent.info.run_id, tag, value)
 
     def _log_rounds(self, parent: Run, history: History) -> None:
-        rounds = history.rounds[_written(parent) :]
+        written = _written(parent)
+        rounds = history.rounds[written:]
         runs = {run.data.tags.get(CLIENT): run for run in self._children(parent)} if rounds else {}
         for client in history.clients:
-            if own := [(round, round.clients[client]) for round in rounds if client in round.clients]:
+            if own := [of for of in history.of_client(client) if of[0].number > written]:
                 tags = {IDENTITY: history.identity, CLIENT: client, _PARENT: parent.info.run_id}
                 run = runs.get(client) or self._create(client, own[0][0], tags)
                 self._log(run.info.run_id, own)

@@ -16,7 +16,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from perfit_pipelines.tracking.history import History, TrackedRound
 from perfit_pipelines.writing import write_file, writing
 
-_FILE = "events.out.tfevents.perfit"
+_SETTINGS, _FILE = "events.out.tfevents.0-settings", "events.out.tfevents.perfit"
+"""Settings and versions are in a file of their own, which is replaced where they change."""
 _IDENTITY = 8
 """Characters in a directory's name."""
 
@@ -38,10 +39,11 @@ class TensorBoardTracker:
         branch = f".branch-{history.branch}" if history.branch else ""
         directory = self._directory / f"{history.name}-{history.identity[:_IDENTITY]}{branch}"
         first = history.rounds[0].times.planned
-        start = [Event(wall_time=first, file_version="brain.Event:2"), _settings(history, first)]
-        _extend(directory / _FILE, [*start, *_events((round, round.metrics) for round in history.rounds)])
+        start = Event(wall_time=first, file_version="brain.Event:2")
+        _extend(directory / _SETTINGS, [start, _settings(history, first)])
+        _extend(directory / _FILE, [start, *_events((round, round.metrics) for round in history.rounds)])
         for client in history.clients:
-            _extend(directory / "clients" / client / _FILE, [start[0], *_events(history.of_client(client))])
+            _extend(directory / "clients" / client / _FILE, [start, *_events(history.of_client(client))])
         return f"TensorBoard: tensorboard --logdir {self._directory}"
 
 
@@ -64,7 +66,10 @@ def _events(rounds: Iterable[tuple[TrackedRound, Mapping[str, float]]]) -> list[
 
 
 def _extend(path: Path, events: Iterable[Event]) -> None:
-    """Append what a file lacks; what begins differently, as one that was cut by a full disk, is replaced."""
+    """Append what a file lacks; what begins differently, as one that was cut by a full disk, is replaced.
+
+    One that has more is left alone: of a store that was copied before, say.
+    """
     content = io.BytesIO()
     writer = RecordWriter(content)
     for event in events:
@@ -73,6 +78,8 @@ def _extend(path: Path, events: Iterable[Event]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         existing = path.read_bytes() if path.exists() else b""
+        if existing.startswith(data):
+            return
         if existing and data.startswith(existing):
             with path.open("ab") as file:
                 file.write(data[len(existing) :])

@@ -326,11 +326,18 @@ def test_list_and_delete(home):
 def test_report(finished, tmp_path):
     target = tmp_path / "new" / "report.html"
     result = finished.home.stored("report", "-o", target)
-    beside = ["report.html", "report.json", "report-rounds.csv", "report-clients.csv"]
+    beside = ["report.html", "report-data.json", "report-rounds.csv", "report-clients.csv"]
     written = ", ".join(str(target.with_name(name)) for name in beside)
     assert (result.code, result.out) == (0, f"wrote {written}\n")
     stored = files(finished.home.site.root)["rounds/2/report.html"].decode()
     assert undated(target.read_text()) == undated(stored)
+
+
+def test_a_report_with_another_ending_has_nothing_beside_it(finished, tmp_path):
+    result = finished.home.stored("report", "-o", tmp_path / "page.json")
+    assert (result.code, result.out) == (0, f"wrote {tmp_path / 'page.json'}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.json"]
+    assert (tmp_path / "page.json").read_text().startswith("<!doctype html>")
 
 
 def test_a_report_of_no_round(home):
@@ -488,12 +495,12 @@ def test_a_reports_numbers_are_beside_its_page(trained, tmp_path):
     assert result.code == 0, result.err
     assert {path.name for path in tmp_path.iterdir()} == {
         "page.html",
-        "page.json",
+        "page-data.json",
         "page-rounds.csv",
         "page-clients.csv",
     }
     printed = trained.stored("report", "--json").out
-    assert printed == (tmp_path / "page.json").read_text()
+    assert printed == (tmp_path / "page-data.json").read_text()
     rounds = json.loads(printed)["rounds"]
     assert [of["round"] for of in rounds] == [1, 2]
     assert all(0 <= of["seconds"] < 3600 for of in rounds)

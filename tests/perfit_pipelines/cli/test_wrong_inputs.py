@@ -275,16 +275,15 @@ def check(row: Row, home: Home) -> str:
     row.spoil(home)
     place = str(home.directory)
     problem = row.problem.replace("{at}", place)
-    for number, line in enumerate(home.file.read_text().splitlines(), start=1):
+    for number, line in enumerate(home.file.read_text(errors="replace").splitlines(), start=1):
         for start in ("store", "  data: " + line.removeprefix("  data: ")):
             if line.startswith(start):
                 problem = problem.replace("{" + start + "}", str(number))
     before = everything(home.directory)
     result = home.perfit(*(part.replace("{at}", place) for part in shlex.split(row.command)))
-    first, *rest = result.err.splitlines()
     assert result.code == 1
-    assert first.startswith(f"error: {problem}")
-    assert rest[-1] == f"  fix: {row.fix}"
+    assert result.err.startswith(f"error: {problem}")
+    assert result.err.splitlines()[-1] == f"  fix: {row.fix}"
     assert everything(home.directory) == before
     return result.out
 

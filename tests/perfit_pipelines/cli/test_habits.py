@@ -85,7 +85,8 @@ def test_a_validation_for_programs(home):
 def test_a_log_for_programs(tmp_path):
     log = tmp_path / ".perfit/federations/tiny/run.log"
     log.parent.mkdir(parents=True)
-    lines = ["Ready.", "[perfit] round=2 client=ann step=1/3 loss=0.5000", "[perfit] round=2 client=ann phase=evaluating"]
+    step = "[perfit] round=2 client=ann step=1/3 loss=0.5000"
+    lines = ["Ready.", step, "[perfit] round=2 client=ann phase=evaluating"]
     log.write_text("".join(f"{line}\n" for line in lines))
     told = [json.loads(line) for line in perfit("logs", "--json", cwd=tmp_path).out.splitlines()]
     assert told == [
@@ -115,7 +116,7 @@ def test_a_log_that_grows(tmp_path):
     log.parent.mkdir(parents=True)
     log.write_text("one\n[perfit] round=2 client=ann st")
     environment = {**os.environ, "PERFIT_HOME": str(tmp_path / ".perfit"), "PYTHONUNBUFFERED": ""}
-    command = [*COMMAND, "logs", "--follow", "--json"]
+    command = [*COMMAND, "logs", "--follow", "--json", "-n", "2"]  # the last lines are known when all has been read
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == '{"text": "one"}\n'
@@ -149,10 +150,16 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("absent", "extra"), [("kfp", "pipelines"), ("kfp_server_api", "local"), ("perfit_pipelines.cluster.schedule", None)]
+    ("absent", "extra"),
+    [
+        ("kfp", "pipelines"),
+        ("kfp_server_api", "local"),
+        ("perfit_pipelines.cluster.schedule", None),
+        ("unicodedata", None),
+    ],
 )
 def test_a_package_that_is_not_installed(absent, extra, tmp_path):
-    """Where only some extras are installed; what is missing of our own is an error of ours."""
+    """Where only some extras are installed; nothing to install brings a module of our own, or of Python's."""
     command = [sys.executable, "-c", WITHOUT, absent, "schedule", "list", "--host", "http://127.0.0.1:9"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, "")

@@ -130,7 +130,8 @@ def test_the_list_has_all_pages(api, perfit, file):
     api.page = 1
     rows = [line for line in perfit.succeed("schedule", "list").splitlines() if "demo-round" in line]
     shown = [[cell.strip() for cell in row.strip("│").split("│")][:3] for row in rows]
-    assert shown == [["a", "every 24h", "enabled"], ["b", "cron 0 0 2 * * MON", "enabled"], ["c", "every 24h", "paused"]]
+    assert shown[:2] == [["a", "every 24h", "enabled"], ["b", "cron 0 0 2 * * MON", "enabled"]]
+    assert shown[2:] == [["c", "every 24h", "paused"]]
 
 
 def test_the_list_for_programs(perfit, file):

@@ -16,7 +16,7 @@ from perfit.federation_file import load_federation
 from perfit_pipelines.deploy.directory import SECRETS, check_directory, write_private
 from perfit_pipelines.deploy.kubectl import Kubectl, apply_arguments, decode, delete_job_arguments
 from perfit_pipelines.deploy.overlay import Overlay, StoreServer, open_overlay
-from perfit_pipelines.deploy.owners import DIRECTORY, owner_files, owner_lines, read_owner_files
+from perfit_pipelines.deploy.owners import DIRECTORY, owner_file, owner_files, owner_lines, read_owner_files
 from perfit_pipelines.deploy.render import USER_SECRETS, Deployment, policy_path, render
 from perfit_pipelines.deploy.roles import Key, Role, choose_keys, new_secret, roles_of
 from perfit_pipelines.places import deployments
@@ -62,15 +62,19 @@ def write_overlay(request: Request, output: Path | None) -> list[str]:
     check_directory(directory)
     deployed = {} if request.offline else _asked(request, spec, overlay, kubectl)
     owners = request.owners or directory / DIRECTORY
-    handed = _handed(request, spec, overlay, owners)
-    deployment = _deployment(request, spec, overlay, {**_written(directory / SECRETS), **handed, **deployed})
+    roles = roles_of(spec, _store(request, spec, overlay))
+    handed = _handed(roles, owners)
+    written = _written(directory / SECRETS)
+    # What is applied wins over the owners' files, which may be from before a rotation.
+    held = {**handed, **_with_users(roles, written, written), **deployed}
+    deployment = _deployment(request, spec, overlay, held)
     write_private(directory, render(deployment, directory))
     kubectl.build(directory)
     told = _write_owners(request, deployment, owners, handed)
     return [
         f"wrote {directory}: {_count(deployment)}. It holds secrets: do not share it.",
         *_endpoint_lines(request, deployment),
-        *_user_lines(deployment, directory),
+        *_user_lines(deployment, directory, owners),
         *told,
         "apply it with:",
         *(f"  {line}" for line in _commands(deployment, directory, request.context)),
@@ -88,7 +92,7 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     """
     spec, kubectl = load_federation(request.file), Kubectl(request.context)
     overlay = open_overlay(request.overlay, kubectl)
-    handed = _handed(request, spec, overlay, request.owners)
+    handed = _handed(roles_of(spec, _store(request, spec, overlay)), request.owners)
     deployment = _deployment(request, spec, overlay, {**handed, **_deployed(request, spec, overlay, kubectl)})
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "overlay")
@@ -101,7 +105,7 @@ def apply_overlay(request: Request, dry_run: bool) -> list[str]:
     lines = [line for text in outputs for line in text.splitlines() if line]
     if dry_run:
         return [*lines, "the server would take all of this; nothing was changed"]
-    told = [*_endpoint_lines(request, deployment), *_user_lines(deployment, None)]
+    told = [*_endpoint_lines(request, deployment), *_user_lines(deployment, None, None)]
     told += _write_owners(request, deployment, request.owners, handed)
     return [*lines, f"applied: {_count(deployment)}", *told]
 
@@ -129,24 +133,27 @@ def _deployment(request: Request, spec: ClusterSpec, overlay: Overlay, existing:
     )
 
 
-def _handed(request: Request, spec: ClusterSpec, overlay: Overlay, directory: Path | None) -> Contents:
-    """What an earlier call wrote for owners; where their keys are in no cluster, it is what keeps them."""
-    if directory is None:
+def _handed(roles: list[Role], directory: Path | None) -> Contents:
+    """What an earlier call wrote for owners; for a store that is not the overlay's, it is what keeps their keys."""
+    files = [owner_file(role) for role in roles if role.remote]
+    if directory is None or not files:
         return {}
-    check_directory(directory, "*.env")
-    return read_owner_files(directory, roles_of(spec, _store(request, spec, overlay)))
+    # In an overlay that was written before, it is ours whoever its clients were.
+    check_directory(directory, [*files, f"../{SECRETS}"])
+    return read_owner_files(directory, roles)
 
 
 def _write_owners(request: Request, deployment: Deployment, directory: Path | None, handed: Contents) -> list[str]:
     """Write the keys of remote clients for their owners; return what to tell."""
     if directory is None:
         return owner_lines(deployment, None, set())
-    secrets = {role.secret: role.name for role in deployment.roles}
-    before = {secrets[secret]: texts.get("AWS_ENDPOINT_URL", "") for secret, texts in handed.items()}
+    endpoints = {}
+    for role in filter(lambda role: role.remote, deployment.roles):
+        before = handed.get(role.secret, {}).get("AWS_ENDPOINT_URL")
+        endpoints[role.name] = request.owner_endpoint or before or deployment.endpoint
     store = _store(request, deployment.spec, deployment.overlay)
-    files = owner_files(deployment, store, request.owner_endpoint, before)
-    write_private(directory, files)
-    return owner_lines(deployment, directory, {request.owner_endpoint or deployment.endpoint})
+    write_private(directory, owner_files(deployment, store, endpoints))
+    return owner_lines(deployment, directory, set(endpoints.values()))
 
 
 def _store(request: Request, spec: ClusterSpec, overlay: Overlay) -> str:
@@ -192,20 +199,27 @@ def _asked(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubec
 
 
 def _deployed(request: Request, spec: ClusterSpec, overlay: Overlay, kubectl: Kubectl) -> Contents:
-    """The Secrets that the cluster has; where its store has a role's key, that is the one, in all namespaces."""
+    """The Secrets that the cluster has, with the keys that its store has."""
     roles = roles_of(spec, _store(request, spec, overlay))
     secrets = kubectl.secrets(request.namespace or overlay.run_namespace, [role.secret for role in roles])
     if not overlay.store:
         return secrets
     root_secret = overlay.store.server.root_secret
     stored = kubectl.secrets(overlay.store.namespace, [root_secret, *USER_SECRETS])
+    root = {name: texts for name, texts in stored.items() if name == root_secret}
+    return {**_with_users(roles, secrets, stored), **root}
+
+
+def _with_users(roles: Sequence[Role], secrets: Contents, stored: Contents) -> Contents:
+    """Secrets with the keys that the overlay's store has of the roles: those are the ones, in all namespaces."""
     users = {name: text for secret in USER_SECRETS for name, text in stored.get(secret, {}).items()}
+    found = {}
     for role in roles:
-        secret_key = users.get(f"{role.access_key}.secret-key")
-        if secret_key and secrets.get(role.secret, {}).get("AWS_ACCESS_KEY_ID") in (None, role.access_key):
+        secret_key, held = users.get(f"{role.access_key}.secret-key"), secrets.get(role.secret, {})
+        if secret_key and held.get("AWS_ACCESS_KEY_ID") in (None, role.access_key):
             key = {"AWS_ACCESS_KEY_ID": role.access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-            secrets[role.secret] = secrets.get(role.secret, {}) | key
-    return secrets | {name: texts for name, texts in stored.items() if name == root_secret}
+            found[role.secret] = {**held, **key}
+    return {**secrets, **found}
 
 
 def _key(texts: Mapping[str, str]) -> Key | None:
@@ -241,19 +255,20 @@ def _endpoint_lines(request: Request, deployment: Deployment) -> list[str]:
     return [f"WARNING: {kept}, not that of overlay {name!r}: tasks do not use its store. Give --endpoint {own} to move"]
 
 
-def _user_lines(deployment: Deployment, directory: Path | None) -> list[str]:
+def _user_lines(deployment: Deployment, directory: Path | None, owners: Path | None) -> list[str]:
     """For an existing store: which users it must have; for one that follows the Secrets: when."""
     store = deployment.overlay.store
     if store and store.server.setup_job:
         return []
     if store:
         return [f"{store.server.title} takes new keys about a minute after they are applied"]
-    if directory is None:
+    if directory is None or owners is None:
         return ["the store must know these keys; `perfit deploy` with --output writes the policy of each"]
     lines = [f"make these users in the store, with their secret keys from {directory / SECRETS} and these policies:"]
     for role in deployment.roles:
         user = deployment.keys[role.secret].access_key
-        lines.append(f"  {user}  {directory / policy_path(deployment, role)}")
+        place = f"  (its secret key: {owners / owner_file(role)})" if role.remote else ""
+        lines.append(f"  {user}  {directory / policy_path(deployment, role)}{place}")
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perfit.errors import PerfitError
@@ -15,16 +15,20 @@ SECRETS = "secrets.yaml"
 """The file that marks a directory as written by this command."""
 
 
-def check_directory(directory: Path, ours: str = SECRETS) -> None:
-    """Check that secrets may be written to a directory; ``ours`` matches a file by which it is known to be ours.
+def check_directory(directory: Path, files: Sequence[str] = (SECRETS,)) -> None:
+    """Check that secrets may be written to a directory.
+
+    Args:
+        directory: It need not exist.
+        files: Names by any of which it is known to be ours; git must ignore the first.
 
     Raises:
         PerfitError: It holds other files, or is in a git work tree that does not ignore it.
     """
-    known = any(directory.glob(ours))
+    known = any((directory / file).is_file() for file in files)
     if directory.exists() and not known and (not directory.is_dir() or any(directory.iterdir())):
         raise PerfitError(f"{directory} exists and was not written by this command", "give a new directory")
-    if _git_would_commit(directory.resolve()):
+    if _git_would_commit(directory.resolve(), files[0]):
         raise PerfitError(
             f"{directory} is in a git work tree that does not ignore it, and would hold secrets",
             f"give a directory outside of it, or add {directory.name}/ to .gitignore",
@@ -51,11 +55,11 @@ def write_private(directory: Path, files: Mapping[str, str]) -> None:
         raise PerfitError(f"{directory} cannot be written: {error}", "give another directory") from error
 
 
-def _git_would_commit(directory: Path) -> bool:
+def _git_would_commit(directory: Path, file: str) -> bool:
     existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     if shutil.which("git"):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        command = ["git", "-C", str(existing), "check-ignore", "-q", str(directory / SECRETS)]
+        command = ["git", "-C", str(existing), "check-ignore", "-q", str(directory / file)]
         answer = subprocess.run(command, env=environment, capture_output=True).returncode
         if answer in (0, 1):
             return answer == 1

@@ -75,6 +75,17 @@ def policy_path(deployment: Deployment, role: Role) -> str:
     return f"policies/{deployment.keys[role.secret].access_key}.json"
 
 
+def environment(deployment: Deployment, role: Role) -> dict[str, str]:
+    """Return the variables by which a pod with a role's key opens the store."""
+    key = deployment.keys[role.secret]
+    return {
+        "AWS_ENDPOINT_URL": deployment.endpoint,
+        "AWS_REGION": deployment.region,
+        "AWS_ACCESS_KEY_ID": key.access_key,
+        "AWS_SECRET_ACCESS_KEY": key.secret_key,
+    }
+
+
 def _kustomization(deployment: Deployment, directory: Path) -> Object:
     base = os.path.relpath(deployment.overlay.directory, directory.resolve())
     return {
@@ -116,7 +127,7 @@ def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
     """All Secrets by namespace and name: a role's own, and those that the overlay's store reads."""
     secrets = []
     for role in filter(lambda role: not role.remote, deployment.roles):
-        secrets.append(_secret(deployment, deployment.namespace, role.secret, _environment(deployment, role), role))
+        secrets.append(_secret(deployment, deployment.namespace, role.secret, environment(deployment, role), role))
     store, root = deployment.overlay.store, deployment.root
     if store and root:
         texts = {store.server.root_user: root.access_key, store.server.root_password: root.secret_key}
@@ -125,16 +136,6 @@ def _secrets(deployment: Deployment) -> dict[tuple[str, str], Object]:
         shards = zip(USER_SECRETS, _shards(deployment), strict=True)
         secrets += [_secret(deployment, store.namespace, *item) for item in shards]
     return {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in secrets}
-
-
-def _environment(deployment: Deployment, role: Role) -> dict[str, str]:
-    key = deployment.keys[role.secret]
-    return {
-        "AWS_ENDPOINT_URL": deployment.endpoint,
-        "AWS_REGION": deployment.region,
-        "AWS_ACCESS_KEY_ID": key.access_key,
-        "AWS_SECRET_ACCESS_KEY": key.secret_key,
-    }
 
 
 def _shards(deployment: Deployment) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation
+from perfit_pipelines.addresses import is_inside
 from perfit_pipelines.doctor.finding import Finding, fail, ok, unknown
 from perfit_pipelines.doctor.secrets_check import RoleKeys
 from perfit_storage import (
@@ -103,8 +104,7 @@ def with_endpoint(keys: Mapping[str, str], endpoint: str | None) -> dict[str, st
 
 def _unreachable(error: StoreUnreachable, role: RoleKeys, endpoint: str | None) -> Finding:
     host = urlsplit(role.environment["AWS_ENDPOINT_URL"]).hostname or ""
-    inside = host.endswith((".svc", ".svc.cluster.local")) or "." not in host
-    if inside and not endpoint:
+    if is_inside(host) and not endpoint:
         fix = (
             "forward a port, for the overlays' MinIO with kubectl -n perfit port-forward svc/minio 9000 (SeaweedFS: "
             "svc/seaweedfs 8333), and give --store-endpoint http://localhost:9000"

@@ -259,9 +259,9 @@ def test_without_kubectl(deploy, monkeypatch):
         deploy("federation.yaml", "--overlay", "kind")
 
 
-def remote(place: Path) -> Path:
-    """A federation file with a remote client, bob."""
-    clients = [{"id": "ann", "data": "owner/ann:train"}, {"id": "bob", "tier": "far"}]
+def remote(place: Path, client: str = "bob") -> Path:
+    """A federation file with a remote client."""
+    clients = [{"id": "ann", "data": "owner/ann:train"}, {"id": client, "tier": "far"}]
     return write_federation(place / "remote.yaml", tiers={"default": {}, "far": {"runner": "remote"}}, clients=clients)
 
 
@@ -273,6 +273,9 @@ def test_a_remote_clients_key_is_in_no_namespace_of_runs_but_in_a_file_for_its_o
     file = Path("out/owners/bob.env")
     held = variables(file)
     assert "out/owners/<client>.env: hand each file to its owner" in said
+    existing = overlay == "existing-minio"
+    assert ("and delete it" in said, "keep a copy" in said) == (not existing, existing)
+    assert ("tiny.bob  out/policies/tiny.bob.json  (its secret key: out/owners/bob.env)\n" in said) == existing
     assert held.pop("AWS_SECRET_ACCESS_KEY") not in said
     assert held == {
         "AWS_ENDPOINT_URL": "https://s3.example.org",
@@ -288,10 +291,71 @@ def test_a_remote_clients_key_is_in_no_namespace_of_runs_but_in_a_file_for_its_o
     assert variables(file) == before, "key and endpoint are kept"
 
 
+def test_a_handed_over_file_may_be_deleted_before_the_overlay_is_applied(deploy, place):
+    """The users in secrets.yaml keep its key, and a rotated one where the file is in another directory."""
+    file = Path("out/owners/bob.env")
+
+    def key(*arguments: str) -> str:
+        deploy(remote(place), *options("kind"), "--output", "out", *arguments)
+        return variables(file)["AWS_SECRET_ACCESS_KEY"]
+
+    first = key("--offline")
+    file.unlink()
+    assert key("--offline") == first
+    file.unlink()
+    assert key() == first, "the cluster has none yet"
+    assert key("--rotate", "bob", "--owners", "handed") == first, "this file is of before"
+    rotated = variables(Path("handed/bob.env"))["AWS_SECRET_ACCESS_KEY"]
+    assert first != rotated == key()
+
+
 def test_an_owner_is_not_given_an_address_that_only_pods_reach_without_a_word(deploy, place):
     said = deploy(remote(place), *options("kind"), "--output", "out", "--owners", "handed")
     assert "WARNING: only pods of this cluster reach http://minio.perfit.svc:9000" in said
     assert variables(Path("handed/bob.env"))["AWS_ENDPOINT_URL"] == "http://minio.perfit.svc:9000"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "owner_endpoint", "warned"),
+    [("kind", "https://s3.example.org", False), ("existing-minio", "http://minio.perfit.svc.cluster.local:9000", True)],
+)
+def test_what_is_said_of_the_address_is_of_that_in_the_files(deploy, place, overlay, owner_endpoint, warned):
+    """The second call keeps the first one's, which is not that of the pods."""
+    command = (remote(place), *options(overlay), "--output", "out")
+    for said in (deploy(*command, "--owner-endpoint", owner_endpoint), deploy(*command)):
+        assert (f"only pods of this cluster reach {owner_endpoint}:" in said) == warned
+        assert ("WARNING: only pods" in said) == warned
+
+
+def test_keys_of_owners_are_not_written_where_git_would_commit_them(deploy, place):
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    subprocess.run(["git", "init", "-q", "tree"], check=True)
+    Path("tree/.gitignore").write_text("secrets.yaml\n")
+    with pytest.raises(PerfitError, match=r"tree/out/owners is in a git work tree(?s:.*)owners/ to \.gitignore"):
+        deploy(remote(place), *options("kind"), "--output", "tree/out")
+    assert not Path("tree/out").exists()
+    Path("tree/.gitignore").write_text("secrets.yaml\n*.env\n")
+    deploy(remote(place), *options("kind"), "--output", "tree/out")
+    assert Path("tree/out/owners/bob.env").is_file()
+
+
+def test_a_project_with_an_env_file_is_no_directory_of_owners_keys(deploy, place):
+    project = place / "project"
+    project.mkdir(mode=0o755)
+    (project / ".env").write_text("")
+    command = (*options("kind"), "--output", "out", "--owners", project)
+    with pytest.raises(PerfitError, match="project exists and was not written by this command"):
+        deploy(remote(place), *command)
+    deploy("federation.yaml", *command)
+    assert stat.S_IMODE(project.stat().st_mode) == 0o755, "without remote clients nothing is written there"
+    assert [path.name for path in project.iterdir()] == [".env"]
+
+
+def test_another_remote_client_takes_the_place_of_the_only_one(deploy, place):
+    deploy(remote(place), *options("kind"), "--output", "out")
+    deploy(remote(place, "eve"), *options("kind"), "--output", "out")
+    assert variables(Path("out/owners/eve.env"))["PERFIT_CLIENT"] == "eve"
 
 
 def variables(file: Path) -> dict[str, str]:

@@ -85,8 +85,24 @@ class TierTraining(Section):
     gradient_checkpointing: bool | None = None
 
 
-class Tier(Section):
-    """A group of clients, and the resources of their pods. ``cpu`` also sets the number of CPU threads of a training.
+class Machine(Section):
+    """What pods need. ``cpu`` also sets the number of CPU threads of a training."""
+
+    cpu: Annotated[Quantity, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "1"
+    memory: Quantity = "8Gi"
+    accelerator: Accelerator | None = None
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    parallelism: int = Field(default=0, ge=0, description="pods that train at once; 0 for all")
+
+    @property
+    def threads(self) -> int:
+        """CPU threads, at least one."""
+        return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
+
+
+class Tier(Machine):
+    """A group of clients, and the resources of their pods.
 
     With the runner ``remote`` there are no pods: each client is a process of its owner's (``perfit client``), which has
     ``deadline_seconds`` in each round. With ``trainjob`` each is a TrainJob of Kubeflow Trainer that a pod follows.
@@ -101,12 +117,6 @@ class Tier(Section):
     runner: Literal["pod", "trainjob", "remote"] = "pod"
     runtime: Name = "torch-distributed"
     deadline_seconds: int = Field(default=21_600, ge=1)
-    cpu: Annotated[Quantity, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "1"
-    memory: Quantity = "8Gi"
-    accelerator: Accelerator | None = None
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    parallelism: int = Field(default=0, ge=0, description="clients that train at once; 0 for all")
     training: TierTraining = TierTraining()
     queue: Name | None = None
     queue_priority: Name | None = None
@@ -129,33 +139,40 @@ class Tier(Section):
         """Whether its clients are TrainJobs."""
         return self.runner == "trainjob"
 
-    @property
-    def threads(self) -> int:
-        """CPU threads, at least one."""
-        return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
 
-
-class Cluster(Section):
-    """Settings of runs in a cluster; a local run ignores them.
+class RunSettings(Section):
+    """Settings of a run in a cluster and of all its pods.
 
     Args:
-        model_cache: Claim of the volume that prepare fills with models; None for a scratch volume per pod.
+        model_cache: Claim of the volume with models; None for a scratch volume per pod.
         shared_memory: Size of /dev/shm.
-        server_memory: Limit of Prepare and of Aggregate, each.
         store_ca: ConfigMap with the authorities (PEM, key ``ca.crt``) that signed the store's certificate; None for
             public ones.
-        allow_secret_readers: Whether runs may act as a service account that may read every client's key.
         deadline_seconds: A run that takes longer is ended; None for never, as Kubeflow Pipelines 2.16 requires.
         keep_seconds: A finished run's workflow is removed after this time; None for the cluster's default, likewise.
     """
 
     model_cache: Name | None = "perfit-model-cache"
     shared_memory: Quantity = "1Gi"
-    server_memory: Quantity = "4Gi"
     store_ca: Name | None = None
-    allow_secret_readers: bool = False
     deadline_seconds: int | None = Field(default=86_400, ge=60)
     keep_seconds: int | None = Field(default=86_400, ge=1)
+
+    def without_limits(self) -> Self:
+        """Return settings of a run that has no deadline and whose workflow stays."""
+        return self.model_copy(update={"deadline_seconds": None, "keep_seconds": None})
+
+
+class Cluster(RunSettings):
+    """Settings of runs in a cluster; a local run ignores them. Prepare fills the volume ``model_cache``.
+
+    Args:
+        server_memory: Limit of Prepare and of Aggregate, each.
+        allow_secret_readers: Whether runs may act as a service account that may read every client's key.
+    """
+
+    server_memory: Quantity = "4Gi"
+    allow_secret_readers: bool = False
 
 
 class ClusterClient(Client):

@@ -14,25 +14,22 @@ from typing import Any, NamedTuple, Self
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
-from perfit.cluster_spec import CA_FILE, DATA_MOUNT, HUB_SECRET, Cluster, ClusterSpec, Tier
+from perfit.cluster_spec import DATA_MOUNT, ClusterSpec, Tier
 from perfit.errors import PerfitError
 from perfit.methods import METHODS
 from perfit_components.aggregate import aggregate
 from perfit_components.client import client
 from perfit_components.images import CLIENT_IMAGE, SERVER_IMAGE
 from perfit_components.prepare import prepare
-from perfit_components.queue_limit import QUEUE_SECONDS, ROLE_LABEL, queue_labels
-from perfit_components.secret_names import STORE_KEYS
+from perfit_components.queue_limit import QUEUE_SECONDS, queue_labels
 from perfit_components.steps.prepare import AS_IN_FILE, NEXT_ROUND
 from perfit_components.train_job import train_job
 from perfit_components.wait import wait
 from perfit_pipelines.brief import brief
+from perfit_pipelines.pod_settings import on_machine, run_limits, uncached, with_model, with_store
 
-CACHE_MOUNT = "/cache"
-CA_MOUNT = "/etc/perfit-ca"
 WAIT_MEMORY = "1Gi"
 """Of the task that waits for remote clients."""
-_USER = 10001
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def federated_tuning(
         for number in range(part.first, last + 1):
             given = {"plan_next": number < last, "served": served, **_tier_inputs(spec, before)}
             before = stage(federation=federation, round=number, **given)
-            _uncached(before).set_display_name(f"Round {number} of {spec.rounds}")
+            uncached(before).set_display_name(f"Round {number} of {spec.rounds}")
 
     extent = f"{spec.rounds} rounds" if part == Part() else f"rounds {part.first} to {last} of {spec.rounds}"
     return _pipeline("federated-tuning", extent, part, spec, store, images, file, run)
@@ -117,7 +114,7 @@ def federated_round(
         federation, number = prepared.outputs["federation"], prepared.outputs["next_round"]
         given = {"plan_next": False, "served": _served(part, prepared), **_tier_inputs(spec, prepared)}
         done = stage(federation=federation, round=number, **given)
-        _uncached(done).set_display_name("Round")
+        uncached(done).set_display_name("Round")
 
     return _pipeline("federated-round", "one round from the head", part, spec, store, images, file, run)
 
@@ -139,7 +136,7 @@ def _pipeline(
     claim_tiers = [tier for tier in tiers if spec.names_claims(tier)]
     waits = {"waits": True} if spec.remote_tiers() else {}
 
-    @dsl.pipeline(name=name, description=description, pipeline_config=_limits(spec.cluster))
+    @dsl.pipeline(name=name, description=description, pipeline_config=run_limits(spec.cluster))
     def pipeline(federation_file: str = file or spec.to_json(), store: str = store, method: str = AS_IN_FILE):
         """Run a federation.
 
@@ -160,23 +157,10 @@ def _pipeline(
             **waits,
         )
         _on_server(prepared, spec, images.client, "prepare").set_display_name("Prepare")
-        _with_model(prepared, spec.cluster)
+        with_model(prepared, spec.cluster)
         run(prepared)
 
     return _offer_methods(pipeline)
-
-
-def _limits(cluster: Cluster) -> dsl.PipelineConfig | None:
-    """How long a run and its workflow may live; nothing at all where neither is limited: KFP 2.16 knows no limits."""
-    if cluster.deadline_seconds is None and cluster.keep_seconds is None:
-        return None
-    # Stock 2.17 gives workflows an hour after a success or failure, which wins over one after any end: name all three.
-    return dsl.PipelineConfig(
-        ttl_seconds_after_finished=cluster.keep_seconds,
-        ttl_seconds_after_success=cluster.keep_seconds,
-        ttl_seconds_after_failure=cluster.keep_seconds,
-        active_deadline_seconds=cluster.deadline_seconds,
-    )
 
 
 def _offer_methods(pipeline: BaseComponent) -> BaseComponent:
@@ -201,7 +185,7 @@ def _round_stage(spec: ClusterSpec, images: Images) -> BaseComponent:
     def round_stage(federation, round, plan_next, served, *participants):
         inputs = dict(zip(outputs._fields, participants, strict=True))
         waits = {"served": served} if spec.remote_tiers() else {}
-        trained = _uncached(clients(federation=federation, round=round, **waits, **inputs)).set_display_name("Clients")
+        trained = uncached(clients(federation=federation, round=round, **waits, **inputs)).set_display_name("Clients")
         given = {"tiers": tiers, "plan_next": plan_next, "served": served}
         closed = brief(aggregate)(federation=federation, round=round, **given)
         _on_server(closed, spec, images.server).set_display_name("Aggregate")
@@ -256,7 +240,7 @@ def _client_of(spec: ClusterSpec, tier: str, images: Images) -> Callable[..., No
 
     def add_with_claim(federation, round, item) -> None:
         inner = with_claim(federation=federation, round=round, secret=item.secret, volume=item.volume)
-        _uncached(inner).set_display_name(f"Client ({tier}) with its volume")
+        uncached(inner).set_display_name(f"Client ({tier}) with its volume")
 
     return add_with_claim
 
@@ -292,7 +276,7 @@ def _typed(function: Callable, types: Mapping[str, Any], outputs: type | None = 
 
 def _on_server(task: dsl.PipelineTask, spec: ClusterSpec, image: str, role: str = "server") -> dsl.PipelineTask:
     """Settings of every task that reads and writes the whole federation."""
-    _with_store(task, spec.server_secret, role, spec.cluster).set_container_image(image)
+    with_store(task, spec.server_secret, role, spec.cluster).set_container_image(image)
     return task.set_memory_limit(spec.cluster.server_memory)
 
 
@@ -302,57 +286,17 @@ def _on_client(
     """Settings of a client's task: its tier's resources, its own keys, its own data volume."""
     tier = spec.tiers[tier_name]
     in_job = tier.is_job  # then this pod only follows it, and KFP hands the settings on
-    _with_store(task, secret, "client", spec.cluster).set_container_image(images.server if in_job else images.client)
-    task.set_cpu_limit(tier.cpu).set_memory_limit(tier.memory)
-    _place(task, tier)
-    _with_model(task, spec.cluster)
+    with_store(task, secret, "client", spec.cluster).set_container_image(images.server if in_job else images.client)
+    on_machine(task, tier)
+    if not in_job:  # it is the job that waits in the queue
+        _queue(task, tier)
+    with_model(task, spec.cluster)
     if _mounts_volumes(spec, tier_name):
         kubernetes.mount_pvc(task, pvc_name=volume, mount_path=DATA_MOUNT)
     return task
 
 
-def _with_store(task: dsl.PipelineTask, secret, role: str, cluster: Cluster) -> dsl.PipelineTask:
-    """Give a task its keys, a /tmp, and the label by which the network policies let its role reach the store."""
-    if cluster.store_ca:
-        kubernetes.use_config_map_as_volume(task, config_map_name=cluster.store_ca, mount_path=CA_MOUNT)
-        task.set_env_variable("AWS_CA_BUNDLE", f"{CA_MOUNT}/{CA_FILE}")
-    kubernetes.add_pod_label(task, ROLE_LABEL, role)
-    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in STORE_KEYS})
-    kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
-    # KFP cannot make the root file system read-only, but a cluster's policy may.
-    kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")
-    return _uncached(task)
-
-
-def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    # The store is the state: KFP must not answer from its cache what another run may have changed.
-    return task.set_caching_options(False)
-
-
-def _with_model(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    """Give a task that loads the model its cache, a token for the hub where there is one, and shared memory."""
-    if cluster.model_cache:
-        # Clients only read it, but KFP 2.17 cannot mount it so: they check what they load (perfit/model_files.py).
-        kubernetes.mount_pvc(task, pvc_name=cluster.model_cache, mount_path=CACHE_MOUNT)
-    else:
-        kubernetes.empty_dir_mount(task, volume_name="cache", mount_path=CACHE_MOUNT)
-    kubernetes.use_secret_as_env(
-        task, secret_name=HUB_SECRET, secret_key_to_env={"HF_TOKEN": "HF_TOKEN"}, optional=True
-    )
-    kubernetes.empty_dir_mount(
-        task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit=cluster.shared_memory
-    )
-
-
-def _place(task: dsl.PipelineTask, tier: Tier) -> None:
-    if tier.accelerator:
-        task.set_accelerator_type(tier.accelerator.type).set_accelerator_limit(tier.accelerator.count)
-    for key, value in tier.node_selector.items():
-        kubernetes.add_node_selector(task, key, value)
-    for toleration in tier.tolerations:
-        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
-    if tier.is_job:
-        return  # it is the job that waits in the queue
+def _queue(task: dsl.PipelineTask, tier: Tier) -> None:
     for key, value in queue_labels(tier).items():
         kubernetes.add_pod_label(task, key, value)
     if tier.queue_seconds:

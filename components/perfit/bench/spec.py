@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, NonNegativeInt, field_validator, model_validator
 
 from perfit.aggregation import Aggregation
+from perfit.cluster_spec import Machine, RunSettings
 from perfit.exchange import Exchange
 from perfit.locations import PlainUri, RecordsUri
 from perfit.sections import Name, Section, key_error
@@ -92,8 +93,22 @@ class Entry(Section):
     grid: Grid = Field(default_factory=dict)
 
 
+class Pods(Machine, RunSettings):
+    """The section ``pods`` of a bench file: what the pods need that each run a cell of it.
+
+    Args:
+        image: That they run; None for the clients' of this version.
+    """
+
+    image: str | None = Field(default=None, min_length=1)
+    model_cache: Name | None = None
+
+
 class BenchSpec(Section):
-    """A bench file. ``lora`` to ``exchange`` are the sections of a federation file, for all methods."""
+    """A bench file. ``lora`` to ``exchange`` are the sections of a federation file, for all methods.
+
+    ``pods`` has an effect on Kubeflow alone, and on no result.
+    """
 
     name: Name
     model: PlainUri
@@ -114,6 +129,7 @@ class BenchSpec(Section):
     participation: Participation = Participation()
     aggregation: Aggregation = Aggregation()
     exchange: Exchange = Exchange()
+    pods: Pods = Pods()
 
     @field_validator("methods", mode="before")
     @classmethod

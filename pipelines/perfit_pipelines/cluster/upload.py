@@ -144,8 +144,7 @@ def _in_store(spec: ClusterSpec, store: str) -> str:
 
 def without_limits(spec: ClusterSpec) -> ClusterSpec:
     """Return a federation whose runs have no deadline and whose workflows stay, for older Kubeflow Pipelines."""
-    cluster = spec.cluster.model_copy(update={"deadline_seconds": None, "keep_seconds": None})
-    return spec.model_copy(update={"cluster": cluster})
+    return spec.model_copy(update={"cluster": spec.cluster.without_limits()})
 
 
 def cluster_store(spec: ClusterSpec, store: str | None) -> str:

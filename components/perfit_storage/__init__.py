@@ -1,5 +1,6 @@
 """Object stores, a federation's layout in a store, and the rules for committing a round."""
 
+from perfit_storage.bench import BenchStore
 from perfit_storage.errors import (
     AccessDenied,
     CorruptObject,
@@ -18,6 +19,7 @@ from perfit_storage.uris import open_store
 
 __all__ = [
     "AccessDenied",
+    "BenchStore",
     "Blob",
     "Branch",
     "CorruptObject",

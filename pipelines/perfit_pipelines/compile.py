@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -19,6 +19,9 @@ from perfit_pipelines.pipelines import Images, Part, federated_round, federated_
 from perfit_pipelines.workflow_nodes import Workflow
 from perfit_pipelines.workflow_size import ARGUMENT_BYTES, KEPT_BYTES, WorkflowSize, estimate
 from perfit_pipelines.writing import write_file
+
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
 
 PipelineName = Literal["federated_tuning", "federated_round"]
 PARAMETER_BYTES = 10_000
@@ -36,7 +39,7 @@ class Compiled:
         """Estimate the workflow of a run.
 
         Args:
-            loops: Clients of each tier; None for those that take part.
+            loops: Iterations of each loop; None for the clients that take part.
         """
         documents = list(yaml.load_all(self.data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         return estimate(Workflow.of(documents, self.loops if loops is None else loops))
@@ -79,19 +82,23 @@ def compile_part(
     Raises:
         PerfitError: The store's URI holds credentials, or the federation file fits no pipeline.
     """
-    from kfp import compiler
-
     check_store_uri(store)
     if pipeline == "federated_tuning":
         built = federated_tuning(spec, store, images, part, file)
     else:
         built = federated_round(spec, store, images, part.at_most, file)
+    return Compiled(compiled_yaml(built), _loops(spec, part.at_most))
+
+
+def compiled_yaml(pipeline: BaseComponent) -> bytes:
+    """Return a pipeline's IR with its platform settings."""
+    from kfp import compiler
+
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         target = Path(directory, "pipeline.yaml")
-        compiler.Compiler().compile(built, str(target))
-        data = _without_comment(target.read_text(encoding="utf-8")).encode()
-    return Compiled(data, _loops(spec, part.at_most))
+        compiler.Compiler().compile(pipeline, str(target))
+        return _without_comment(target.read_text(encoding="utf-8")).encode()
 
 
 def check_size(compiled: Compiled, size: WorkflowSize) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
+from perfit.bench.portable import combined_sha256, file_sha256
 from perfit.bench.spec import BenchSpec, Cell, Job
 from perfit.errors import PerfitError
 from perfit.examples import held_out_indices
@@ -43,7 +43,7 @@ def plan_cells(path: str | Path, directory: Path) -> tuple[BenchSpec, list[Cell]
     cells = []
     for seed in bench.seeds:
         clients = split_clients(bench, data, seed, directory.resolve() / bench.name / "data" / f"seed-{seed}")
-        sha256 = _files_sha256(clients)
+        sha256 = combined_sha256(file_sha256(client[key]) for client in clients for key in ("data", "held_out"))
         for label in bench.methods:
             for point in bench.points(label):
                 spec = _federation(bench, label, point, seed, clients, lines, str(path))
@@ -80,14 +80,6 @@ def split_clients(bench: BenchSpec, data: RecordReport, seed: int, directory: Pa
                 "use fewer clients, a larger split.minimum or split.records, or a smaller data.held_out_fraction",
             )
     return write_partition(data.usable, parts, names, directory, fraction, seed, overwrite=True)
-
-
-def _files_sha256(clients: Sequence[Mapping[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for client in clients:
-        for key in ("data", "held_out"):
-            digest.update(hashlib.sha256(Path(client[key]).read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _federation(

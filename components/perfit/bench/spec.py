@@ -179,6 +179,11 @@ class Job(Section):
         paths = {"spec": {"clients": {"__all__": {"data", "held_out"}}}}
         return hashlib.sha256(self.model_dump_json(exclude=paths).encode()).hexdigest()
 
+    @property
+    def short_hash(self) -> str:
+        """The first 16 digits of the hash, in the names of cells."""
+        return self.sha256[:16]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -190,9 +195,14 @@ class Cell:
     job: Job
 
     @property
+    def name(self) -> str:
+        """What tells it from all other cells: ends with :attr:`Job.short_hash`."""
+        return f"{self.label}.seed-{self.seed}.{self.job.short_hash}"
+
+    @property
     def file(self) -> str:
         """Name of the file with its results."""
-        return f"{self.label}.seed-{self.seed}.{self.job.sha256[:16]}.json"
+        return f"{self.name}.json"
 
     @property
     def title(self) -> str:

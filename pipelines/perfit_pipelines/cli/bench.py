@@ -1,91 +1,160 @@
-"""The command ``bench``: methods compared on one data set, each run in a process of its own."""
+"""The command ``bench``: methods compared on one data set, each run in a process or a pod of its own."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import sha256
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import get_current_context
+from click.core import ParameterSource
 
 from perfit.errors import PerfitError
 from perfit_pipelines import places
-from perfit_pipelines.options import INTERRUPTED, errors, out
+from perfit_pipelines.cluster.commands import Context, PollInterval, ServiceAccount, Timeout
+from perfit_pipelines.cluster.connection import Endpoint
+from perfit_pipelines.cluster.options import CREDENTIALS, connecting
+from perfit_pipelines.options import INTERRUPTED, checked_store, errors, out
 from perfit_pipelines.writing import write_file, writing
 
 if TYPE_CHECKING:
     from perfit.bench.comparison import Comparison
     from perfit.bench.results import CellResult
-    from perfit.bench.spec import Cell
-
-_ERROR = "perfit.errors.PerfitError: "
+    from perfit.bench.spec import BenchSpec, Cell
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(bench)
+    app.command(epilog=CREDENTIALS)(connecting(bench))
 
 
 def bench(
+    endpoint: Endpoint,
     file: Annotated[Path, typer.Argument(help="Bench file (YAML); see docs/benchmarks.md.", show_default=False)],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Directory of the results; else a place of the user's own."),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Run on Kubeflow, through this store: s3://bucket/prefix.", callback=checked_store),
+    ] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="Kubernetes Secret with AWS_* keys to the store, for the pods.")
+    ] = None,
+    service_account: ServiceAccount = "perfit-runner",
+    poll_interval: PollInterval = 2.0,
+    timeout: Timeout = None,
+    context: Context = None,
 ) -> None:
-    """Compare methods on one data set; run again, it goes on with the first run that is not done."""
+    """Compare methods on one data set; run again, it goes on with the first run that is not done.
+
+    Runs follow one another on this machine. With --store each is a pod on Kubeflow; Ctrl-C ends following, not the
+    pods, and the same command fetches what is done. The other options are for that.
+
+    Exit code: 0 all is compared, 1 an error, or a run has no result, 4 not over within --timeout, or cancelled,
+    130 after Ctrl-C.
+    """
     from perfit.bench.comparison import compare
     from perfit.bench.plan import plan_cells
 
+    work = _run_here
+    if where := _elsewhere(store, secret):
+        work = partial(_run_on_kubeflow, endpoint, where, service_account, poll_interval, timeout, context)
     plan, cells = plan_cells(file, places.bench())
     directory = places.bench() / plan.name
-    try:
-        results = _run_cells(cells, directory / "cells")
-    except KeyboardInterrupt:
-        errors.print("stopped; run the same command again to go on with the run that was interrupted", markup=False)
-        raise typer.Exit(INTERRUPTED) from None
+    results = _run_cells(cells, directory / "cells", partial(work, plan))
     write_comparison(compare(plan, cells, results), output or directory)
 
 
-def _run_cells(cells: Sequence[Cell], directory: Path) -> dict[str, CellResult]:
-    """Run the cells that have no file yet, one after another, and return the results of all by file."""
+def _run_cells(
+    cells: Sequence[Cell], directory: Path, work: Callable[[Sequence[Cell], Path], None]
+) -> dict[str, CellResult]:
+    """Let those cells be run that have no file yet, and return the results of all by file."""
     from perfit.bench.results import CellResult
 
     pending = [cell for cell in cells if not (directory / cell.file).exists()]
     out.print(f"{len(cells)} runs, of which {len(cells) - len(pending)} are done", markup=False)
     if pending:
-        _prepare(pending[0])
-    directory.mkdir(parents=True, exist_ok=True)
-    for number, cell in enumerate(pending, start=1):
-        out.print(f"run {number} of {len(pending)}: {cell.title}", markup=False)
-        began = time.monotonic()
-        _run(cell, directory)
-        out.print(f"  {time.monotonic() - began:.0f} s", markup=False)
+        directory.mkdir(parents=True, exist_ok=True)
+        work(pending, directory)
     return {cell.file: CellResult.model_validate_json((directory / cell.file).read_bytes()) for cell in cells}
 
 
-def _prepare(cell: Cell) -> None:
-    """Convert or download the model, so that it counts in no run's memory."""
+def _run_here(plan: BenchSpec, cells: Sequence[Cell], directory: Path) -> None:
+    """Run cells one after another."""
     from perfit.models import prepare_model
 
-    prepare_model(cell.job.spec.model, _cache())
+    try:
+        prepare_model(plan.model, _cache())  # here, so that it counts in no run's memory
+        for number, cell in enumerate(cells, start=1):
+            out.print(f"run {number} of {len(cells)}: {cell.title}", markup=False)
+            began = time.monotonic()
+            _run(cell, directory)
+            out.print(f"  {time.monotonic() - began:.0f} s", markup=False)
+    except KeyboardInterrupt:
+        errors.print("stopped; run the same command again to go on with the run that was interrupted", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _run(cell: Cell, directory: Path) -> None:
-    log = directory / f"{cell.file}.log"
-    command = [sys.executable, "-m", "perfit.bench.cell", str(directory / cell.file), str(_cache())]
-    with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run(command, input=cell.job.model_dump_json().encode(), stderr=file, check=False).returncode
-    if code:
-        # A PerfitError is the last thing in the process's traceback.
-        _, found, message = log.read_text(encoding="utf-8").rpartition(_ERROR)
-        problem, _, fix = message.strip().rpartition("\n  fix: ") if found else (f"ended with code {code}", "", "")
-        raise PerfitError(f"{cell.title}: {problem}", fix or f"look at {log}; run the same command again to go on")
-    log.unlink()
+    from perfit.bench.process import run_in_process
+
+    try:
+        run_in_process(cell.job, directory / cell.file, _cache())
+    except PerfitError as error:
+        raise PerfitError(f"{cell.title}: {error.problem}", error.fix) from error
+
+
+def _elsewhere(store: str | None, secret: str | None) -> tuple[str, str] | None:
+    """Return the store and the Secret of a bench on Kubeflow; None for one on this machine.
+
+    Raises:
+        PerfitError: One of them is missing, or the store cannot be reached from a pod.
+    """
+    example = "give --store s3://bucket/prefix and --secret NAME"
+    if store is None and secret is None:
+        source = get_current_context().get_parameter_source("host")
+        if source is ParameterSource.COMMANDLINE:
+            raise PerfitError("--host is given, but no store through which the runs and their results pass", example)
+        return None
+    if store is None or secret is None:
+        missing = "--store" if store is None else "--secret"
+        raise PerfitError(f"{missing} is missing: runs on Kubeflow need a store, and a Secret with keys to it", example)
+    if not store.startswith("s3://"):
+        raise PerfitError(f"the store {store} is not one that the cluster's pods can reach", example)
+    return store, secret
+
+
+def _run_on_kubeflow(
+    endpoint: Endpoint,
+    where: tuple[str, str],
+    service_account: str | None,
+    poll_interval: float,
+    timeout: str | None,
+    context: str | None,
+    plan: BenchSpec,
+    cells: Sequence[Cell],
+    directory: Path,
+) -> None:
+    """Let Kubeflow run cells, and fetch the results."""
+    from perfit_pipelines.cluster.bench import Runner, run_cells
+    from perfit_pipelines.cluster.cells import RemoteCells
+    from perfit_pipelines.cluster.connection import connect
+    from perfit_pipelines.cluster.following import pace_of
+    from perfit_storage import BenchStore
+
+    pace, (store, secret) = pace_of(poll_interval, timeout), where
+    remote = RemoteCells(cells, directory, BenchStore.open(store, plan.name))
+    note = directory.parent / f"kubeflow-run.{sha256(store.encode()).hexdigest()[:8]}"
+    kubeflow = connect(endpoint)
+    runner = Runner(kubeflow, plan.name, plan.model, plan.pods, secret, service_account, note, pace, context)
+    run_cells(runner, remote)
 
 
 def write_comparison(comparison: Comparison, directory: Path, json: bool = False) -> None:

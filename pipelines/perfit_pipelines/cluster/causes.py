@@ -31,23 +31,40 @@ class Witnesses:
 
 def explain_failure(view: RunView, submitted: Submitted, witnesses: Witnesses) -> list[str]:
     """Return why a run failed, what of it counts all the same, and where to look: only what is known."""
-    causes = [*_deadline(view, submitted), *_of_tasks(view, witnesses.logs)]
-    causes = causes or _of_the_workflow(view, witnesses.pods)
-    logs = witnesses.logs
+    late = _deadline(
+        view,
+        ("cluster", submitted.spec.cluster.deadline_seconds),
+        "raise it (null: no limit), or give fewer rounds to one run; who delivered does not train again",
+    )
+    *causes, logs_of_all = _causes(view, late, witnesses.logs, witnesses.pods)
+    return [*causes, *_of_rounds(witnesses.store, submitted.spec.rounds), logs_of_all]
+
+
+def explain_bench_failure(
+    view: RunView, deadline_seconds: int | None, logs: PodLogs, pods: PodProgress | None
+) -> list[str]:
+    """Return why a run of a bench's cells failed, and where to look."""
+    again = "raise it (null: no limit), and run the same command again, which goes on"
+    return _causes(view, _deadline(view, ("pods", deadline_seconds), again), logs, pods)
+
+
+def _causes(view: RunView, late: list[str], logs: PodLogs, pods: PodProgress | None) -> list[str]:
+    """What is known of why a run failed, at least one line; last where its logs are."""
     where = f"-n {logs.namespace} -l pipeline/runid={logs.run_id}"
     unknown = f"Kubeflow does not say why; Argo may: kubectl get workflows {where} -o yaml | grep message:"
-    logs_of_all = f"logs: kubectl logs {where} -c main --tail=40 --prefix"
-    return [*(causes or [unknown]), *_of_rounds(witnesses.store, submitted.spec.rounds), logs_of_all]
+    causes = [*late, *_of_tasks(view, logs)] or _of_the_workflow(view, pods) or [unknown]
+    return [*causes, f"logs: kubectl logs {where} -c main --tail=40 --prefix"]
 
 
-def _deadline(view: RunView, submitted: Submitted) -> list[str]:
-    deadline = submitted.spec.cluster.deadline_seconds
+def _deadline(view: RunView, limit: tuple[str, int | None], fix: str) -> list[str]:
+    """Say that a run ended at its deadline, given with the section of the user's file that has it."""
+    section, deadline = limit
     if deadline is None or view.seconds is None or view.seconds < deadline:
         return []
     late = [task.name for task in view.tasks if task.state not in DONE]
     return [
-        f"it was ended after cluster.deadline_seconds ({deadline:,}); not done by then: {_names(late) or 'unknown'}",
-        "  fix: raise it (null: no limit), or give fewer rounds to one run; who delivered does not train again",
+        f"it was ended after {section}.deadline_seconds ({deadline:,}); not done by then: {_names(late) or 'unknown'}",
+        f"  fix: {fix}",
     ]
 
 

@@ -268,9 +268,10 @@ def _connect(
         PerfitError: The pods cannot use the store, Kubeflow cannot be used, or the pipeline is too large.
     """
     from perfit_pipelines.cluster.upload import (
-        LIMITED,
+        NO_LIMITS,
         ClusterPipeline,
         cluster_store,
+        knows_limits,
         unreachable_data,
         without_limits,
     )
@@ -280,8 +281,8 @@ def _connect(
     for warning in unreachable_data(spec):
         errors.print(f"warning: {warning}", markup=False)
     kubeflow = connect(endpoint)
-    if kubeflow.version and kubeflow.version < LIMITED:
-        errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
+    if not knows_limits(kubeflow):
+        errors.print(f"warning: {NO_LIMITS}")
         spec = without_limits(spec)
     built = ClusterPipeline.of(spec, pipeline, uri, Images.of(client_image, server_image), first)
     if built.file:

@@ -64,10 +64,11 @@ def follow(
     pace: Pace = Pace(),
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
+    again: str | None = None,
 ) -> RunView:
     """Poll a run until it is over, and return what is known of it then.
 
-    While the server does not answer, or fails itself, the call is repeated.
+    While the server does not answer, or fails itself, the call is repeated. ``again`` is how to follow again.
 
     Raises:
         PerfitError: The server refused (a token that expired, a run that was deleted), or gave no answer for too long.
@@ -82,7 +83,7 @@ def follow(
             if not is_transient(error) or clock() - answered > pace.patience:
                 raise PerfitError(
                     f"following ended, while the run goes on: {trouble.problem}",
-                    f"{trouble.fix}; then: perfit follow {run_id}",
+                    f"{trouble.fix}; then: {again or f'perfit follow {run_id}'}",
                 ) from error
             watcher.on_trouble(f"{trouble.problem}; trying again")
         else:

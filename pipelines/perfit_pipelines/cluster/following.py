@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.causes import Witnesses, explain_failure
 from perfit_pipelines.cluster.connection import Kubeflow
@@ -13,10 +15,11 @@ from perfit_pipelines.cluster.pods import PodProgress
 from perfit_pipelines.cluster.progress import JsonProgress, RunProgress
 from perfit_pipelines.cluster.stored import StoreProgress
 from perfit_pipelines.cluster.submit import Submitted
+from perfit_pipelines.cluster.tasks import Task
 from perfit_pipelines.kube import Cluster
 from perfit_pipelines.options import INTERRUPTED, errors
 
-_STANDALONE = "kubeflow"
+STANDALONE = "kubeflow"
 """The namespace of Kubeflow Pipelines that serve one user."""
 
 
@@ -58,9 +61,9 @@ def follow_to_end(
     Raises:
         PerfitError: As :func:`perfit_pipelines.cluster.follow.follow`; or the named context cannot be used.
     """
-    namespace = kubeflow.namespace or _STANDALONE
+    namespace = kubeflow.namespace or STANDALONE
     store = StoreProgress(submitted.store, submitted.name, submitted.tasks)
-    pods = _pods(namespace, run_id, submitted, context)
+    pods = pods_of(namespace, run_id, submitted.tasks, context)
     sources = [source for source in (pods, store) if source]
     try:
         with progress:
@@ -68,17 +71,26 @@ def follow_to_end(
         witnesses = Witnesses(PodLogs(kubeflow, run_id, namespace), store, pods)
         progress.end(view.state, explain_failure(view, submitted, witnesses) if view.state == FAILED else [])
     except KeyboardInterrupt:
-        page = kubeflow.link(f"runs/details/{run_id}")
-        errors.print(f"stopped following; the run goes on. Follow again: perfit follow {run_id}", markup=False)
-        errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
+        say_stopped(kubeflow, run_id, submitted.again(run_id))
         return INTERRUPTED
     return exit_code(view.state)
 
 
-def _pods(namespace: str, run_id: str, submitted: Submitted, context: str | None) -> PodProgress | None:
-    """What Kubernetes tells of a run's pods; None where no cluster is known, unless one was named."""
+def say_stopped(kubeflow: Kubeflow, run_id: str, again: str) -> None:
+    """Say what Ctrl-C has not ended, how to follow it again, and how to end it."""
+    page = kubeflow.link(f"runs/details/{run_id}")
+    errors.print(f"stopped following; the run goes on. Follow again: {again}", markup=False)
+    errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
+
+
+def pods_of(namespace: str, run_id: str, tasks: Sequence[Task], context: str | None) -> PodProgress | None:
+    """Return what Kubernetes tells of a run's pods; None where no cluster is known, unless one was named.
+
+    Raises:
+        PerfitError: The named context cannot be used.
+    """
     try:
-        return PodProgress(Cluster(context), namespace, run_id, submitted.tasks)
+        return PodProgress(Cluster(context), namespace, run_id, tasks)
     except PerfitError:
         if context is not None:
             raise

@@ -33,7 +33,10 @@ _EXAMPLE = "--cron '0 0 2 * * *' is every day at 2:00"
 
 def _endpoint(
     host: Annotated[
-        str | None, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow Pipelines' UI or API.")
+        str | None,
+        typer.Option(
+            "--host", "--endpoint", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow Pipelines' UI or API."
+        ),
     ] = None,
     namespace: Annotated[
         str | None,

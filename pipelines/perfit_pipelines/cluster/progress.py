@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +26,7 @@ from perfit_pipelines.cluster.nodes import (
     RunView,
     TaskState,
 )
-from perfit_pipelines.cluster.submit import Submitted
+from perfit_pipelines.cluster.tasks import Task
 from perfit_pipelines.options import errors
 
 _NAMES_SHOWN = 4
@@ -35,6 +36,27 @@ _LIST_STOPS = (
     "What happens then is told by {told_by}"
 )
 _NOBODY = "nobody: set AWS_* to keys of the store, or KUBECONFIG to the cluster's, and follow again"
+
+
+class Followed(Protocol):
+    """What a run was started with, as far as it is shown.
+
+    Attributes:
+        tasks: Of the pipeline.
+        listed: How many nodes KFP lists before its list may stop.
+        success: What to say of a run that succeeded.
+    """
+
+    @property
+    def tasks(self) -> Sequence[Task]: ...  # noqa: D102
+    @property
+    def listed(self) -> int: ...  # noqa: D102
+    @property
+    def success(self) -> str: ...  # noqa: D102
+
+    def again(self, run_id: str) -> str:
+        """How to follow the run again."""
+        ...
 
 
 class RunProgress:
@@ -47,9 +69,7 @@ class RunProgress:
         clock: Seconds since any point in time.
     """
 
-    def __init__(
-        self, run_id: str, submitted: Submitted, console: Console, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, run_id: str, submitted: Followed, console: Console, clock: Callable[[], float] = time.monotonic):
         self._run_id, self._submitted = run_id, submitted
         self._expected = Counter(task.stage for task in submitted.tasks)
         self._console, self._clock, self._started = console, clock, clock()
@@ -98,9 +118,7 @@ class RunProgress:
     def end(self, state: str, causes: Sequence[str]) -> None:
         """Say how the run ended, and why it failed; or that it goes on."""
         if state == SUCCEEDED:
-            last = "the last of a round's runs commits the round and has its report"
-            report = "the report is on the task Aggregate of its last round"
-            self._console.print(f"the run succeeded; {last if self._submitted.at_most else report}", markup=False)
+            self._console.print(f"the run succeeded; {self._submitted.success}", markup=False)
         elif state == FAILED:
             errors.print("the run failed", style="bold red")
             for line in causes:
@@ -108,7 +126,8 @@ class RunProgress:
         elif state in FINAL:
             errors.print(f"the run was {_state_text(state)}", markup=False)
         else:
-            errors.print(f"not over in time; the run goes on. Follow again: perfit follow {self._run_id}", markup=False)
+            again = self._submitted.again(self._run_id)
+            errors.print(f"not over in time; the run goes on. Follow again: {again}", markup=False)
 
     def _print(self, text: str) -> None:
         self._console.print(f"{self._elapsed()}  {text}", markup=False)

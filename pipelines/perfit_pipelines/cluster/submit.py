@@ -43,6 +43,17 @@ class Submitted:
     at_most: int
     listed: int
 
+    @property
+    def success(self) -> str:
+        """What to say of a run that succeeded."""
+        if self.at_most:
+            return "the last of a round's runs commits the round and has its report"
+        return "the report is on the task Aggregate of its last round"
+
+    def again(self, run_id: str) -> str:
+        """How to follow the run again."""
+        return f"perfit follow {run_id}"
+
 
 def first_round(spec: ClusterSpec, store: str) -> int | None:
     """Return the first round that a run has to do; None if all are committed, by the same file.

@@ -1,4 +1,4 @@
-"""A federation's pipeline, as a version of a pipeline in Kubeflow."""
+"""Compiled pipelines, as versions of pipelines in Kubeflow."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ LIMITED = (2, 17, 0)
 """From this version of Kubeflow Pipelines on, runs may have a deadline and their workflows a time to live. An older
 server that is given one silently drops all that a pipeline says about its pods: Secrets, volumes, nodes, labels."""
 
+NO_LIMITS = "this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays"
+
 
 @dataclass(frozen=True)
 class Version:
@@ -50,7 +52,7 @@ class Version:
     ir: dict[str, Any]
     uploaded: bool
     size: WorkflowSize
-    parameters: dict[str, str]
+    parameters: dict[str, Any]
 
     @property
     def page(self) -> str:
@@ -118,17 +120,45 @@ def upload(kubeflow: Kubeflow, pipeline: ClusterPipeline, part: Part) -> Version
     Raises:
         PerfitError: It cannot be compiled or is too large, or Kubeflow refuses it, or does not understand all of it.
     """
-    compiled, name = pipeline.compile(part), pipeline.name
+    compiled, spec = pipeline.compile(part), pipeline.spec
     size = compiled.size()
     check_size(compiled, size)
-    version_name = hashlib.sha256(compiled.data).hexdigest()[:_HASH_DIGITS]
-    pipeline_id = _pipeline(kubeflow, name, f"Federation {pipeline.spec.name}, {pipeline.kind}").pipeline_id
+    parameters = {"method": spec.method.name, "store": pipeline.store}
+    description = f"Federation {spec.name}, {pipeline.kind}"
+    return upload_compiled(kubeflow, pipeline.name, description, compiled.data, size, parameters, "cluster")
+
+
+def upload_compiled(
+    kubeflow: Kubeflow,
+    name: str,
+    description: str,
+    data: bytes,
+    size: WorkflowSize,
+    parameters: dict[str, Any],
+    section: str,
+) -> Version:
+    """Upload a version of a pipeline, unless the same is already there.
+
+    Args:
+        kubeflow: Where to.
+        name: Of the pipeline.
+        description: Of the pipeline, where it is new.
+        data: The compiled pipeline.
+        size: What a run of it takes in the cluster.
+        parameters: For its runs.
+        section: Of the user's file, with the limits of a run.
+
+    Raises:
+        PerfitError: Kubeflow refuses it, or does not understand all of it.
+    """
+    version_name = hashlib.sha256(data).hexdigest()[:_HASH_DIGITS]
+    pipeline_id = _pipeline(kubeflow, name, description).pipeline_id
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "pipeline.yaml")
-        file.write_bytes(compiled.data)
+        file.write_bytes(data)
         version, uploaded = _version(kubeflow, pipeline_id, version_name, file)
-    _check_understood(kubeflow, version)
-    ir, parameters = read_ir(compiled.data), {"method": pipeline.spec.method.name, "store": pipeline.store}
+    _check_understood(kubeflow, version, section)
+    ir = read_ir(data)
     return Version(name, version_name, pipeline_id, version.pipeline_version_id, ir, uploaded, size, parameters)
 
 
@@ -140,6 +170,11 @@ def _in_store(spec: ClusterSpec, store: str) -> str:
             f"the federation file is too long for a run's parameter, and cannot be put into the store: {error.problem}",
             f"give this command the server's keys in AWS_* variables, and a way to the store; {error.fix}",
         ) from error
+
+
+def knows_limits(kubeflow: Kubeflow) -> bool:
+    """Return whether runs there may have limits; a server that does not say its version is asked when it has one."""
+    return not kubeflow.version or kubeflow.version >= LIMITED
 
 
 def without_limits(spec: ClusterSpec) -> ClusterSpec:
@@ -210,7 +245,7 @@ def _version(kubeflow: Kubeflow, pipeline_id: str, name: str, file: Path) -> tup
     return _find_or_create(kubeflow, f"version {name} of the pipeline", find, create)
 
 
-def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion) -> None:
+def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion, section: str) -> None:
     stored = version.pipeline_spec
     if stored is None:
         with kubeflow.calling("show the version of the pipeline"):
@@ -219,7 +254,7 @@ def _check_understood(kubeflow: Kubeflow, version: V2beta1PipelineVersion) -> No
     if not {"platform_spec", "platformSpec"} & set(stored or {}):
         raise PerfitError(
             f"Kubeflow at {kubeflow.where} dropped the settings of the pipeline's pods: Secrets, volumes, nodes",
-            "upgrade Kubeflow Pipelines to 2.17, or set cluster.deadline_seconds and cluster.keep_seconds to null",
+            f"upgrade Kubeflow Pipelines to 2.17, or set {section}.deadline_seconds and {section}.keep_seconds to null",
         )
 
 
@@ -237,6 +272,6 @@ def _find_or_create(kubeflow: Kubeflow, what: str, find, create) -> tuple[Any, b
         if taken:
             raise PerfitError(
                 f"{what} exists in Kubeflow, but is not shown to you under this name",
-                "rename or remove it in the UI, or give your federation another name",
+                "rename or remove it in the UI, or give your federation or bench another name",
             ) from error
         raise

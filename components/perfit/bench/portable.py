@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from perfit.bench.results import CellResult, RoundResult
 from perfit.bench.spec import Job
 from perfit.errors import PerfitError
+from perfit.spec import Client
 
 MAX_RECORDS_BYTES = 2**30
 """Of a file of a client's records."""
@@ -21,6 +22,8 @@ _MAX_COUNT = 2**63
 _MAX_TEXT = 2000
 _ENTRY_BYTES = 160
 """Of a client's number in a result: its id of up to 63 characters, the number, spaces."""
+_FILES = ("data", "held_out")
+"""The keys of a client with its files."""
 _RECORDS = re.compile(r"(?P<sha256>[0-9a-f]{64})\.jsonl")
 
 
@@ -46,21 +49,23 @@ def portable(job: Job, digests: Mapping[str, str]) -> Job:
         job: Of a cell of this machine.
         digests: Hash of each file, by its path.
     """
-    return _renamed(job, lambda path: f"{digests[path]}.jsonl")
+    return _renamed(job, lambda client, key: f"{digests[getattr(client, key)]}.jsonl")
 
 
-def unpacked(job: Job, directory: Path) -> Job:
-    """Return a portable job with the paths of its files in a directory."""
-    return _renamed(job, lambda name: str(directory / name))
+def unpacked(job: Job, directory: Path) -> tuple[Job, dict[Path, str]]:
+    """Return a portable job with its files in a directory, under the clients' names, and the hash of each file."""
+    here = _renamed(job, lambda client, key: str(directory / f"{client.id}.{key}.jsonl"))
+    names = zip(map(Path, records_of(here)), records_of(job), strict=True)
+    return here, {path: name.removesuffix(".jsonl") for path, name in names}
 
 
 def records_of(job: Job) -> list[str]:
     """Return the paths or names of a job's files, in the order of their combined hash."""
-    return [file for client in job.spec.clients for file in (client.data, client.held_out)]
+    return [getattr(client, key) for client in job.spec.clients for key in _FILES]
 
 
-def read_job(data: bytes, short_hash: str) -> tuple[Job, list[str]]:
-    """Read a portable job, and return it with the hashes of its files, each once.
+def read_job(data: bytes, short_hash: str) -> Job:
+    """Read a portable job.
 
     Args:
         data: The job as JSON.
@@ -76,10 +81,9 @@ def read_job(data: bytes, short_hash: str) -> tuple[Job, list[str]]:
     names = [_RECORDS.fullmatch(file or "") for file in records_of(job)]
     if job.short_hash != short_hash or None in names:
         raise _foreign("its name is that of another job")
-    digests = [name["sha256"] for name in names]
-    if combined_sha256(digests) != job.records_sha256:
+    if combined_sha256(name["sha256"] for name in names) != job.records_sha256:
         raise _foreign("its records are not those that its results depend on")
-    return job, list(dict.fromkeys(digests))
+    return job
 
 
 def read_result(data: bytes, job: Job) -> CellResult:
@@ -114,11 +118,8 @@ def result_bytes(job: Job) -> int:
     return len(job.model_dump_json().encode()) + 4 * _MAX_TEXT + entries * _ENTRY_BYTES
 
 
-def _renamed(job: Job, rename: Callable[[str], str]) -> Job:
-    clients = tuple(
-        client.model_copy(update={"data": rename(client.data), "held_out": rename(client.held_out)})
-        for client in job.spec.clients
-    )
+def _renamed(job: Job, name: Callable[[Client, str], str]) -> Job:
+    clients = tuple(client.model_copy(update={key: name(client, key) for key in _FILES}) for client in job.spec.clients)
     return job.model_copy(update={"spec": job.spec.model_copy(update={"clients": clients})})
 
 

@@ -47,13 +47,13 @@ def _run(store: BenchStore, cell: str, threads: int) -> None:
         return
     from perfit.models import prepare_model  # imported only now: a cell that is done needs no torch
 
-    sent, digests = read_job(store.read_job(cell, MAX_JOB_BYTES), cell.rpartition(".")[2])
+    sent = read_job(store.read_job(cell, MAX_JOB_BYTES), cell.rpartition(".")[2])
     prepare_model(sent.spec.model, model_cache())  # here, so that it counts in no cell's memory
     with TemporaryDirectory() as directory:
-        place = Path(directory)
-        for digest in digests:
-            (place / f"{digest}.jsonl").write_bytes(store.read_records(digest, MAX_RECORDS_BYTES))
-        result = _measure(unpacked(sent, place), place / "result.json", threads)
+        job, files = unpacked(sent, Path(directory))
+        for file, digest in files.items():
+            file.write_bytes(store.read_records(digest, MAX_RECORDS_BYTES))
+        result = _measure(job, Path(directory, "result.json"), threads)
     store.create_result(cell, result.model_copy(update={"job": sent}).model_dump_json().encode())
 
 

@@ -104,7 +104,7 @@ class CellsRun:
 
     def again(self, run_id: str) -> str:
         """How to follow the run again."""
-        return AGAIN
+        return _AGAIN
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click import get_current_context
-from click.core import ParameterSource
 
 from perfit.errors import PerfitError
 from perfit_pipelines import places
@@ -34,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
+    call: typer.Context,
     endpoint: Endpoint,
     file: Annotated[Path, typer.Argument(help="Bench file (YAML); see docs/benchmarks.md.", show_default=False)],
     output: Annotated[
@@ -64,7 +63,7 @@ def bench(
     from perfit.bench.plan import plan_cells
 
     work = _run_here
-    if where := _elsewhere(store, secret):
+    if where := _elsewhere(call, store, secret):
         work = partial(_run_on_kubeflow, endpoint, where, service_account, poll_interval, timeout, context)
     plan, cells = plan_cells(file, places.bench())
     directory = places.bench() / plan.name
@@ -111,7 +110,7 @@ def _run(cell: Cell, directory: Path) -> None:
         raise PerfitError(f"{cell.title}: {error.problem}", error.fix) from error
 
 
-def _elsewhere(store: str | None, secret: str | None) -> tuple[str, str] | None:
+def _elsewhere(call: typer.Context, store: str | None, secret: str | None) -> tuple[str, str] | None:
     """Return the store and the Secret of a bench on Kubeflow; None for one on this machine.
 
     Raises:
@@ -119,8 +118,8 @@ def _elsewhere(store: str | None, secret: str | None) -> tuple[str, str] | None:
     """
     example = "give --store s3://bucket/prefix and --secret NAME"
     if store is None and secret is None:
-        source = get_current_context().get_parameter_source("host")
-        if source is ParameterSource.COMMANDLINE:
+        source = call.get_parameter_source("host")
+        if source and source.name == "COMMANDLINE":  # in the environment it is for other commands too
             raise PerfitError("--host is given, but no store through which the runs and their results pass", example)
         return None
     if store is None or secret is None:

@@ -72,7 +72,7 @@ def run_cells(runner: Runner, remote: RemoteCells) -> None:
     if reasons:
         raise PerfitError(
             f"{len(reasons)} of {len(remote.cells)} runs have no result",
-            f"see why above; {_AGAIN}: it tries these again, and no others",
+            f"see why above; then {_AGAIN}, which goes on with these",
         )
 
 

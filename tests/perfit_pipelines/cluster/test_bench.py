@@ -90,7 +90,7 @@ def test_a_bench_here_and_there_gives_one_table(bench):
     result = bench.run()
     assert (result.code, bench.submitted) == (1, [["local", "fedit"]])
     assert "fedit, seed 0: no \\x1b[31mroom\n  fix: make some\n" in result.err
-    assert "error: 1 of 2 runs have no result\n  fix: see why above; run the same command again" in result.err
+    assert "error: 1 of 2 runs have no result\n  fix: see why above; then run the same command again" in result.err
     (done,) = files(bench.cells)
     assert done.startswith("local.")
 

@@ -15,6 +15,7 @@ SAFE = "is not a safe name: use lower-case letters, digits and inner hyphens, 63
 QUANTITY = "is not a Kubernetes quantity such as 2, 500m or 16Gi"
 SCHEMAS = "use the keys of Alpaca (instruction, input, output), Dolly (instruction, context, response) or messages"
 WHOLE = f"check that the file is whole and may be read; {SCHEMAS}"
+WHERE = "give --store s3://bucket/prefix and --secret NAME"
 NO_SECRETS = "leave them out: keys come from AWS_* variables, in a cluster from Secrets"
 
 VALUES = {
@@ -226,6 +227,24 @@ ROWS = {
     ),
     "bench a federation": Row(
         "bench federation.yaml", nothing, "federation.yaml: the key 'records' is missing", "correct these keys"
+    ),
+    "bench on Kubeflow without a Secret": Row(
+        "bench bench.yaml --store s3://bucket",
+        nothing,
+        "--secret is missing: runs on Kubeflow need a store, and a Secret with keys to it",
+        WHERE,
+    ),
+    "bench on Kubeflow without a store": Row(
+        "bench bench.yaml --endpoint http://kubeflow",
+        nothing,
+        "--host is given, but no store through which the runs and their results pass",
+        WHERE,
+    ),
+    "bench on Kubeflow, in a directory": Row(
+        "bench bench.yaml --store file:///srv --secret keys",
+        nothing,
+        "the store file:///srv is not one that the cluster's pods can reach",
+        WHERE,
     ),
     "a log of no run": Row(
         "logs",

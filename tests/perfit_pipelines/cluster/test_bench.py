@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from perfit.bench.spec import Job
+from perfit.bench.spec import Job, Pods
 from perfit_components.steps.bench_cell import run as run_cell
-from perfit_pipelines.cluster.bench import batches
+from perfit_pipelines.bench_pipeline import LOOP, bench_pipeline
+from perfit_pipelines.cluster.bench import CellsRun, batches
+from perfit_pipelines.cluster.nodes import place_of_node
+from perfit_pipelines.cluster.upload import read_ir
+from perfit_pipelines.compile import compiled_yaml
+from perfit_pipelines.workflow_nodes import Workflow
 from perfit_storage import BenchStore
 
 from ...perfit.bench.helpers import write_bench
@@ -22,7 +30,8 @@ from ...perfit.bench.test_portable import result_of
 from ...perfit_components.running import files
 from ..commands import Result, perfit
 from .conftest import QUICK
-from .kfp_api import KfpApi
+from .kfp_api import KfpApi, until
+from .test_follow import interrupt
 
 SECTIONS = {"baselines": ["local"], "methods": {"local": {}, "fedit": {}}}
 
@@ -53,9 +62,13 @@ class Bench:
         """Their labels."""
         return [[name.partition(".")[0] for name in names] for names in self.names]
 
-    def run(self, *options: str) -> Result:
-        where = ("--store", self.store_uri, "--secret", "keys", "--endpoint", self.api.url)
-        return perfit("bench", "bench.yaml", *where, *QUICK, *options, cwd=self.directory)
+    @property
+    def command(self) -> list[str]:
+        where = ["--store", self.store_uri, "--secret", "keys", "--endpoint", self.api.url]
+        return ["bench", "bench.yaml", *where, *QUICK]
+
+    def run(self) -> Result:
+        return perfit(*self.command, cwd=self.directory)
 
     def pods(self, play: Callable[[dict[str, str]], object]) -> None:
         """Say what the pods of the next run do, given the names of its cells by label."""
@@ -133,9 +146,15 @@ def test_a_run_is_of_the_file_and_gives_the_tables(bench):
 
 def test_the_same_command_follows_the_run_that_is_under_way(bench):
     bench.api.play(("RUNNING", []))
-    result = bench.run("--timeout", "1s")
-    assert result.code == 4
-    assert "not over in time; the run goes on. Follow again: run the same command again" in result.err
+    command = [sys.executable, "-c", "from perfit_pipelines.cli import main; main()", *bench.command]
+    environment = {**os.environ, "PERFIT_HOME": str(bench.directory / ".perfit")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=bench.directory, env=environment, **pipes) as process:
+        until(lambda: len(bench.api.calls("GET", "/runs/")) > 2)
+        said = interrupt(process)
+    assert process.returncode == 130
+    assert "the run goes on. Follow again: run the same command again" in said
+    assert not bench.api.calls("POST", "terminate")
 
     # Meanwhile one of the two is done, and then the run is over.
     bench.answer(bench.names[0][0])
@@ -172,6 +191,15 @@ def test_more_cells_than_a_parameter_holds_are_several_runs():
     assert [name for part in parts for name in part] == names
     assert all(len(json.dumps(part)) <= 10_000 for part in parts)
     assert len(parts) == 4
+
+
+def test_cells_are_found_among_the_nodes_of_their_run():
+    data = compiled_yaml(bench_pipeline("s3://bucket/benches/tiny", Pods(), "keys"))
+    nodes = Workflow.of(list(yaml.safe_load_all(data)), {LOOP: 2}).nodes()
+    places = {place_of_node(node["name"]) for node in nodes if node["type"] == "Pod"}
+    tasks = CellsRun(["a", "b"], read_ir(data)).tasks
+    assert [task.label for task in tasks] == ["a", "b"]
+    assert len({task.node for task in tasks} & places) == 2
 
 
 def test_what_a_bench_needs_on_kubeflow(bench):

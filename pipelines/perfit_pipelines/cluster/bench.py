@@ -16,7 +16,7 @@ from kfp_server_api import ApiException
 
 from perfit.bench.spec import Pods
 from perfit.errors import PerfitError, printable
-from perfit.locations import is_path
+from perfit.locations import PACKAGE, is_path
 from perfit_pipelines.bench_pipeline import LOOP, bench_pipeline
 from perfit_pipelines.cluster.causes import explain_bench_failure
 from perfit_pipelines.cluster.cells import RemoteCells
@@ -60,8 +60,8 @@ def run_cells(runner: Runner, remote: RemoteCells) -> None:
         PerfitError: Some have none; or the store or Kubeflow cannot be used.
         typer.Exit: Following ended before.
     """
-    if is_path(runner.model):
-        errors.print(f"warning: {runner.model} is a path of this machine; the pods will look for it in their image")
+    if is_path(runner.model) or runner.model.startswith(PACKAGE):
+        errors.print(f"warning: the pods will look for the model {runner.model} in their image", markup=False)
     if not knows_limits(runner.kubeflow):
         errors.print(f"warning: {NO_LIMITS}")
         runner = replace(runner, pods=runner.pods.without_limits())

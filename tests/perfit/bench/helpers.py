@@ -87,3 +87,18 @@ def make_result(
 
 def by_client(values: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(CLIENTS, values, strict=True))
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    """A result as a run of the job may give it, as a tree."""
+    clients = [client.id for client in job.spec.clients]
+    by = dict.fromkeys
+    one = {"personal": by(clients, 5.0), "shared": by(clients, 6.0), "bytes_up": by(clients, 9)}
+    one |= {"bytes_down": by(clients, 8), "seconds": by(clients, 1.5)}
+    measured = {"trainable": by(clients, 40), "start": by(clients, 30.0), "validation": by(clients, 10.0)}
+    return {
+        "job": job.model_dump(mode="json"),
+        "environment": "torch 0",
+        "rounds": [one] * job.spec.rounds,
+        **measured,
+    }

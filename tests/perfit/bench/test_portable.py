@@ -22,7 +22,7 @@ from perfit.bench.portable import (
 from perfit.bench.spec import Job
 from perfit.errors import PerfitError
 
-from .helpers import write_bench
+from .helpers import result_of, write_bench
 
 NESTED = b"[" * 3000
 
@@ -44,21 +44,6 @@ def sent(job) -> Job:
 @pytest.fixture
 def tree(sent) -> dict[str, Any]:
     return json.loads(json.dumps(result_of(sent)))
-
-
-def result_of(sent: Job) -> dict[str, Any]:
-    """A result as a run of the job may give it, as a tree."""
-    clients = [client.id for client in sent.spec.clients]
-    by = dict.fromkeys
-    one = {"personal": by(clients, 5.0), "shared": by(clients, 6.0), "bytes_up": by(clients, 9)}
-    one |= {"bytes_down": by(clients, 8), "seconds": by(clients, 1.5)}
-    measured = {"trainable": by(clients, 40), "start": by(clients, 30.0), "validation": by(clients, 10.0)}
-    return {
-        "job": sent.model_dump(mode="json"),
-        "environment": "torch 0",
-        "rounds": [one] * sent.spec.rounds,
-        **measured,
-    }
 
 
 def test_a_job_names_records_by_hash_and_keeps_its_own(job, sent, tmp_path):

@@ -25,8 +25,7 @@ from perfit_pipelines.compile import compiled_yaml
 from perfit_pipelines.workflow_nodes import Workflow
 from perfit_storage import BenchStore
 
-from ...perfit.bench.helpers import write_bench
-from ...perfit.bench.test_portable import result_of
+from ...perfit.bench.helpers import result_of, write_bench
 from ...perfit_components.running import files
 from ..commands import Result, perfit
 from .conftest import QUICK

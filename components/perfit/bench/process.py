@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from perfit.errors import PerfitError
 _ERROR = "perfit.errors.PerfitError: "
 
 
-def run_in_process(job: Job, target: Path, cache: Path, threads: int | None = None) -> None:
+def run_in_process(
+    job: Job, target: Path, cache: Path, threads: int | None = None, log_name: str | None = None
+) -> None:
     """Run a cell to its end; its lines go to this process's output.
 
     Args:
@@ -21,6 +24,7 @@ def run_in_process(job: Job, target: Path, cache: Path, threads: int | None = No
         target: File of the result. What the libraries say goes to ``<target>.log``, which stays after a failure.
         cache: Where converted models are kept.
         threads: CPU threads where the job leaves them to torch; None for its own choice.
+        log_name: What an error calls the log; None for its path.
 
     Raises:
         PerfitError: The process ended without a result.
@@ -34,6 +38,7 @@ def run_in_process(job: Job, target: Path, cache: Path, threads: int | None = No
     if code:
         # A PerfitError is the last thing in the process's traceback.
         _, found, message = log.read_text(encoding="utf-8").rpartition(_ERROR)
-        problem, _, fix = message.strip().rpartition("\n  fix: ") if found else (f"ended with code {code}", "", "")
-        raise PerfitError(problem, fix or f"look at {log}; run the same command again to go on")
+        ended = f"ended with code {code}" + (", as where memory runs out" if code == -signal.SIGKILL else "")
+        problem, _, fix = message.strip().rpartition("\n  fix: ") if found else (ended, "", "")
+        raise PerfitError(problem, fix or f"look at {log_name or log}; run the same command again to go on")
     log.unlink()

@@ -60,7 +60,7 @@ def _run(store: BenchStore, cell: str, threads: int) -> None:
 def _measure(job: Job, target: Path, threads: int) -> CellResult:
     """Run a cell in a process of its own, as on the machine of who compares, so that memory means the same."""
     try:
-        run_in_process(job, target, model_cache(), threads)
+        run_in_process(job, target, model_cache(), threads, "the log of its pod")
     except PerfitError:
         print(printable(target.with_name(f"{target.name}.log").read_text(encoding="utf-8"), keep="\n"), flush=True)
         raise

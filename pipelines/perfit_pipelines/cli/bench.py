@@ -90,7 +90,7 @@ def _run_here(plan: BenchSpec, cells: Sequence[Cell], directory: Path) -> None:
     from perfit.models import prepare_model
 
     try:
-        prepare_model(plan.model, _cache())  # here, so that it counts in no run's memory
+        prepare_model(cells[0].job.spec.model, _cache())  # here, so that it counts in no run's memory
         for number, cell in enumerate(cells, start=1):
             out.print(f"run {number} of {len(cells)}: {cell.title}", markup=False)
             began = time.monotonic()

@@ -163,6 +163,7 @@ def test_the_same_command_follows_the_run_that_is_under_way(bench):
     assert (result.code, bench.submitted) == (1, [["local", "fedit"]])
     assert "fedit, seed 0: its pod left neither a result nor a reason" in result.err
 
+    (bench.cells / f"{bench.names[0][0]}.json").unlink()  # as on another machine
     bench.pods(lambda cells: bench.answer(cells["fedit"]))
     assert bench.run().code == 0
     assert bench.submitted == [["local", "fedit"], ["fedit"]]

@@ -39,20 +39,22 @@ _NOBODY = "nobody: set AWS_* to keys of the store, or KUBECONFIG to the cluster'
 
 
 class Followed(Protocol):
-    """What a run was started with, as far as it is shown.
-
-    Attributes:
-        tasks: Of the pipeline.
-        listed: How many nodes KFP lists before its list may stop.
-        success: What to say of a run that succeeded.
-    """
+    """What a run was started with, as far as it is shown."""
 
     @property
-    def tasks(self) -> Sequence[Task]: ...  # noqa: D102
+    def tasks(self) -> Sequence[Task]:
+        """Of the pipeline."""
+        ...
+
     @property
-    def listed(self) -> int: ...  # noqa: D102
+    def listed(self) -> int:
+        """How many nodes KFP lists before its list may stop."""
+        ...
+
     @property
-    def success(self) -> str: ...  # noqa: D102
+    def success(self) -> str:
+        """What to say of a run that succeeded."""
+        ...
 
     def again(self, run_id: str) -> str:
         """How to follow the run again."""

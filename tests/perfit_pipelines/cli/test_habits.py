@@ -85,7 +85,11 @@ def test_a_validation_for_programs(home):
 def test_a_log_for_programs(tmp_path):
     log = tmp_path / ".perfit/federations/tiny/run.log"
     log.parent.mkdir(parents=True)
-    lines = ["Ready.", "[perfit] round=2 client=ann step=1/3 loss=0.5000", "[perfit] round=2 client=ann phase=evaluating"]
+    lines = [
+        "Ready.",
+        "[perfit] round=2 client=ann step=1/3 loss=0.5000",
+        "[perfit] round=2 client=ann phase=evaluating",
+    ]
     log.write_text("".join(f"{line}\n" for line in lines))
     told = [json.loads(line) for line in perfit("logs", "--json", cwd=tmp_path).out.splitlines()]
     assert told == [

@@ -15,6 +15,10 @@ API = "trainer.kubeflow.org/v1alpha1"
 _NODE = "node"
 """The job of a runtime that trains, and its container."""
 _MANAGER = "perfit.dev/client"
+NODES_LABEL = {"perfit/nodes": "several"}
+"""Of pods whose processes meet others', by which a network policy lets them."""
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""As KFP labels its own pods: a mesh would end the job never, and pass on HTTP alone."""
 _USER = 10001
 _PASSED_ON = ("resources", "env", "volumes", "volume_mounts", "node_selector", "tolerations")
 
@@ -75,7 +79,8 @@ class ClientJob:
             "tolerations": config["tolerations"],
             **self._volumes(config["volumes"] or [], config["volume_mounts"] or []),
         }
-        template = {"metadata": {"labels": {ROLE_LABEL: "client"}}, "spec": _given(pod)}
+        labels = {ROLE_LABEL: "client", **_NO_SIDECAR, **(NODES_LABEL if self.tier.nodes > 1 else {})}
+        template = {"metadata": {"labels": labels}, "spec": _given(pod)}
         return {
             "apiVersion": API,
             "kind": "TrainJob",

@@ -209,6 +209,25 @@ def test_accelerators_that_hold_just_the_need(memory, device_memory, devices, re
     assert check_accelerators("small", memory, device_memory, devices, NEED) == remark
 
 
+def test_accelerators_that_divide_the_batch_hold_the_whole_model_each():
+    assert check_accelerators("small", 12 * GIB, NEED.on_device(), 1, NEED, processes=4) is None
+    each = rf"^tiers\.small\.accelerator\.memory: {NEED.on_device() / GIB:.2f} GiB of each cannot hold"
+    with pytest.raises(PerfitError, match=each):
+        check_accelerators("small", 12 * GIB, NEED.on_device() - 1, 1, NEED, processes=4)
+    with pytest.raises(PerfitError, match=r"^tiers\.small\.memory: 12\.00 GiB .* about 12\.00 GiB \(vectors 1\.27, "):
+        check_accelerators("small", 12 * GIB - 1, NEED.on_device(), 1, NEED, processes=4)
+
+
+def test_a_process_of_several_needs_memory_for_its_share_of_the_batch(make_federation):
+    batch = {"training": {"batch_size": 10**4}, "cluster": {"allow_secret_readers": True}}
+    gpu = {"runner": "trainjob", "memory": "99Gi", "accelerator": {"memory": "3Gi", "count": 8, "divide": "batch"}}
+    alone = make_federation(tiers={"default": {**gpu, "accelerator": {"memory": "3Gi"}}}, **batch)
+    with pytest.raises(PerfitError, match=r"^tiers\.default\.accelerator\.memory: 3\.00 GiB cannot hold"):
+        check_model(alone, alone.model)
+    together = make_federation(tiers={"default": gpu}, **batch)
+    assert check_model(together, together.model)[1] == []
+
+
 @pytest.mark.parametrize(
     ("memory", "device_memory", "devices", "problem"),
     [

@@ -374,7 +374,7 @@ def test_the_job_has_what_the_pod_would_have(make_site):
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]
-    assert pod["metadata"]["labels"] == {"perfit/role": "client"}, (
+    assert pod["metadata"]["labels"] == {"perfit/role": "client", "sidecar.istio.io/inject": "false"}, (
         "or the network policies would keep it from the store"
     )
     assert (pod["spec"]["nodeSelector"], pod["spec"]["tolerations"]) == (CONFIG["node_selector"], CONFIG["tolerations"])
@@ -384,7 +384,24 @@ def test_the_job_has_what_the_pod_would_have(make_site):
     assert "perfit-tiny-bob" in json.dumps(trainer["env"])
 
 
-@pytest.mark.parametrize("changes", [{"config": {}}, {"owner": None}, {"cluster": Cluster(model_cache=None)}])
+def test_torchrun_starts_the_processes_of_a_job_and_is_told_how_many(make_site):
+    tier = Tier(runner="trainjob", nodes=4, accelerator={"count": 2, "divide": "batch"})
+    spec = object_of(SECTIONS, make_site(), tier=tier, threads=7).to_object()["spec"]
+    trainer, (patch,) = spec["trainer"], spec["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert node["template"]["spec"]["template"]["metadata"]["labels"]["perfit/nodes"] == "several"
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 2)
+    launcher = ["python", "-m", "torch.distributed.run", "--nnodes", "4", "--nproc-per-node", "2"]
+    assert trainer["command"][:9] == [*launcher, "-m", "perfit_components.client_process"]
+    assert trainer["command"][-2:] == ["--threads", "3"]
+
+
+OF_NODES = Tier(runner="trainjob", nodes=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"config": {}}, {"owner": None}, {"cluster": Cluster(model_cache=None)}, {"tier": OF_NODES}]
+)
 def test_trainers_models_know_every_field(make_site, changes):
     job = object_of(SECTIONS, make_site(), **changes).to_object()
     assert read(job) == job

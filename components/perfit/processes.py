@@ -10,6 +10,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+
+class ProcessLost(PerfitError):
+    """Another of the processes has gone, so that this one cannot go on."""
+
+
+@contextmanager
+def lost_are_named() -> Iterator[None]:
+    """Within the context, what the libraries raise when another process has gone is a :class:`ProcessLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, _distributed().DistError) or "gloo" in str(error):
+            raise ProcessLost(
+                "another process of the client has gone without a word: it was killed, or its node was lost",
+                "see how the pods of its job ended; if memory was short, give the client's tier more",
+            ) from error
+        raise
 
 
 def count() -> int:

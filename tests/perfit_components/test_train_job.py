@@ -254,12 +254,19 @@ def numbers(record: bytes) -> list[float]:
 
 
 def test_a_process_that_fails_ends_the_others_and_is_why(make_site, in_job, trainer):
-    trainer.run = lambda job: as_pods(job, {}, {"PERFIT_STORE_PATIENCE_S": "a while"})
+    pods: list[Callable[[], str]] = []
+
+    def run(job: dict[str, Any]) -> Callable[[], str]:
+        pods.append(as_pods(job, {}, {"PERFIT_STORE_PATIENCE_S": "a while"}))
+        return pods[0]
+
+    trainer.run = run
     site = make_site(**of_several(nodes=2)).prepare()
     said = in_job(site, "ann")
     assert (said["status"], said["reason"].partition("\n")[0]) == ("failed", "PERFIT_STORE_PATIENCE_S is 'a while'")
     record = parse_outcome((site.root / "rounds/1/updates/ann.json").read_bytes())
     assert record.reason == said["reason"], "which the job's first process wrote"
+    assert [pod() for pod in pods] == ["Complete"], "or Kubernetes would start the pods again"
 
 
 def test_who_has_delivered_needs_no_job(bob, trainer):

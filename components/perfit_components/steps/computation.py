@@ -26,10 +26,16 @@ _SEARCH = 0
 
 
 def together(computation: Callable[..., T], context: ClientContext, *given: Any) -> T:
-    """Call one of the functions below in all processes: the first calls this, the others are in :func:`follow`."""
-    if processes.count() > 1:
+    """Call one of the functions below in all processes: the first calls this, the others are in :func:`follow`.
+
+    Raises:
+        ProcessLost: Another process has gone.
+    """
+    if processes.count() == 1:
+        return computation(context, *given)
+    with processes.lost_are_named():
         processes.of_first(lambda: (computation, given, _loaded(context)))
-    return computation(context, *given)
+        return computation(context, *given)
 
 
 def follow(context: ClientContext) -> None:
@@ -37,21 +43,28 @@ def follow(context: ClientContext) -> None:
 
     Raises:
         PerfitError: It has loaded something else than this process.
+        ProcessLost: Another process has gone.
     """
     loaded = _loaded(context)
-    while call := processes.of_first(lambda: None):
-        computation, given, of_first = call
-        if of_first != loaded:
-            raise PerfitError(
-                f"the processes of client {context.client.id!r} have read different records or federation files",
-                "run the round again, and leave them as they are meanwhile",
-            )
-        computation(context, *given)
+    with processes.lost_are_named():
+        while call := processes.of_first(lambda: None):
+            computation, given, of_first = call
+            if of_first != loaded:
+                raise PerfitError(
+                    f"the processes of client {context.client.id!r} have read different records or federation files",
+                    "run the round again, and leave them as they are meanwhile",
+                )
+            computation(context, *given)
 
 
 def end() -> None:
-    """Tell the other processes, from the first, that the client's part is done."""
-    processes.of_first(lambda: None)
+    """Tell the other processes, from the first, that the client's part is done.
+
+    Raises:
+        ProcessLost: Another process has gone.
+    """
+    with processes.lost_are_named():
+        processes.of_first(lambda: None)
 
 
 def find(context: ClientContext) -> np.ndarray:

@@ -3,8 +3,8 @@
 The first is the client: it alone writes to the store, and its log is the client's. The others load the model and the
 records, and compute with it. A process that fails says why in the store of the process group, where a thread of each
 other looks: none waits for long for one that has gone, whatever the library that passes gradients on makes of it. The
-reason becomes the client's record, and no exit code: Kubernetes would start the pod again. What is killed says
-nothing; then torchrun ends the others, with an exit code.
+reason becomes the client's record, and no exit code: Kubernetes would start the pod again. Where a process was killed,
+or told to stop, it shall: then all end with an exit code, since the pods can only begin together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from perfit import processes
 from perfit.errors import log_error
+from perfit.processes import ProcessLost
 from perfit_components.steps.client import TaskResult, attempt, computing, record_failure, shown
 from perfit_components.steps.client_context import ClientContext
 from perfit_components.steps.computation import end, follow
@@ -55,7 +56,8 @@ def train_together(uri: str, round: int, name: str, threads: int) -> TaskResult 
     def give_up(failure: Failure | None) -> NoReturn:
         if first and failure:
             record_failure(uri, round, name, failure)
-        os._exit(0 if failure else 1)  # at once: an ordinary exit may wait for what the others owe
+        # At once: an ordinary exit may wait for what the others owe.
+        os._exit(1 if failure is None or failure.interrupted else 0)
 
     with reasons.watched(give_up):
         result = attempt(uri, round, name, threads) if first else _follow(uri, round, name, threads)
@@ -82,7 +84,7 @@ class Reasons:
         self._leaving.set()
         try:
             return Failure(**json.loads(self._store.compare_set(_KEY, "", json.dumps(asdict(own)))))
-        except RuntimeError as error:  # it was in a process that has gone
+        except RuntimeError as error:  # it was in the first node's torchrun, which has gone
             log_error("the other processes do not hear of this", error)
             return own
 
@@ -136,5 +138,5 @@ def _end() -> None:
     """Let the other processes end. The client's part is done, whatever has become of them."""
     try:
         end()
-    except RuntimeError as error:
-        log_error("a process of the client has ended before the others", error)
+    except ProcessLost as error:
+        log_error("it was when the client's part was done", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .notebook import execute, read
+from .notebook import EXECUTED, execute, read, sources_sha256
 from .perfit.tiny import save_llama
 
 
@@ -28,3 +28,9 @@ def test_the_notebook_runs(executed):
     assert "# Methods on the sample data" in tables
     assert "| fedit |" in tables
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+
+
+def test_the_notebooks_outputs_are_of_its_code():
+    notebook = read()
+    has_outputs = any(cell.get("outputs") for cell in notebook.cells)
+    assert notebook.metadata.get(EXECUTED) == (sources_sha256(notebook) if has_outputs else None)

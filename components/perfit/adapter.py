@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +52,6 @@ def mask_hash(space: LoraSpace, mask: np.ndarray) -> str:
 
 def packed_hash(space: LoraSpace, packed: np.ndarray) -> str:
     """Return the identifier of a packed mask: the BLAKE3, in hex, of the shapes of the space and the bits."""
-    digest = blake3(json.dumps(space.to_list()).encode())
+    digest = blake3(space.text.encode())
     digest.update(packed)
     return digest.hexdigest()

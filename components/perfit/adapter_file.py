@@ -106,15 +106,19 @@ class AdapterFile:
     tensors: Mapping[str, np.ndarray]
 
     @classmethod
-    def parse(cls, data: bytes | np.ndarray) -> AdapterFile:
-        """Read a file; its tensors are views of the data (bytes, or uint8 of one dimension).
+    def parse(cls, data: bytes | np.ndarray, expected: LoraSpace | None = None) -> AdapterFile:
+        """Read a file.
+
+        Args:
+            data: Bytes, or uint8 of one dimension; the file's tensors are views of it.
+            expected: A space that is not built again if it is the file's.
 
         Raises:
             AdapterFileError: The bytes are not an adapter file of this version.
         """
         try:
             tree, start = _header(data)
-            header, space = _parse_fields(_fields(tree))
+            header, space = _parse_fields(_fields(tree), expected)
             return cls(header, space, _views(data, tree, start))
         except AdapterFileError:
             raise
@@ -355,11 +359,14 @@ def _fields(tree: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(tree["__metadata__"]["perfit"]))
 
 
-def _parse_fields(fields: dict[str, Any]) -> tuple[AdapterHeader, LoraSpace | None]:
+def _parse_fields(fields: dict[str, Any], expected: LoraSpace | None) -> tuple[AdapterHeader, LoraSpace | None]:
     if fields["format_version"] != FORMAT_VERSION:
         raise AdapterFileError(f"format version {fields['format_version']}, this release reads {FORMAT_VERSION}")
     matrices = fields.pop("matrices")
-    return AdapterHeader(**fields), None if matrices is None else LoraSpace.from_shapes(matrices)
+    header = AdapterHeader(**fields)
+    if expected and matrices == expected.to_list():
+        return header, expected
+    return header, None if matrices is None else LoraSpace.from_shapes(matrices)
 
 
 def _views(data: bytes | np.ndarray, tree: Mapping[str, Any], start: int) -> dict[str, np.ndarray]:

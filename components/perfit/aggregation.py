@@ -13,17 +13,16 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from perfit.robustness import Measure, Scale, capped, measure, measure_of, root_mean_square, scales
-from perfit.scratch import Scratch
+from perfit.scratch import ReadBytes, Scratch, reader
 from perfit.sections import Section
-from perfit.sweep import Read, Sweep
-from perfit.updates import Update, count_bits
+from perfit.sweep import Parts, Read, Rule, Side, Sums, Sweep
+from perfit.updates import Update
 
 MIN_HOLDERS = 3
 """With fewer values a median or a trimmed mean is the mean."""
@@ -145,14 +144,10 @@ class Cohort:
             name: The vector's.
             reads: What reads an update, by client.
         """
-        clients, updates = self.clients, [self._updates[client] for client in self.clients]
-        weights = [scale.weight for scale in self.scales.values()]
-        (result, store_block), holders, base = self._new_vector(), self._no_holders(), self._base[name]
-        sweep = Sweep([update.mask for update in updates], weights, base, holders, self._min_holders, threads())
-        found, squares = sweep.run([reads[client] for client in clients], store_block, self._release)
-        for client, update, sums in zip(clients, updates, found, strict=True):
+        result, found, squares = self._sweep(name, reads, self._base[name], examined=True)
+        for (client, update), sums in zip(self._updates_in_order(), found, strict=True):
             self._measures[client] = measure_of(update.samples, {name: sums})
-        self._swept[name], self._holders = (result, squares), holders
+        self._swept[name] = result, squares
 
     @property
     def clients(self) -> list[str]:
@@ -170,9 +165,15 @@ class Cohort:
         if self._holders is None:
             from perfit.kernels import add_holders
 
-            masks = _addresses([self._updates[client].mask for client in self.clients])
-            holders = self._no_holders()
-            self._each_block(lambda block, _: add_holders(masks, block.start, holders[block]))
+            holders, masks = self._no_holders(), [self._reader(update.mask) for update in self._updates.values()]
+            length = max(_UNIT, 8 * _BLOCK_VALUES // max(1, len(masks)) // _UNIT * _UNIT)
+            bits = np.empty((len(masks), length // 8), np.uint8)
+            rows = (bits.ctypes.data + bits.strides[0] * np.arange(len(bits))).astype(np.uint64)
+            for start in range(0, self.size, length):
+                block = slice(start, min(start + length, self.size))
+                for read, row in zip(masks, bits, strict=True):
+                    read(start // 8, row[: -(-(block.stop - start) // 8)])
+                add_holders(rows, 0, holders[block])
             self._holders = holders
         return self._holders
 
@@ -228,28 +229,51 @@ class Cohort:
         """
         if name in self._swept:
             return self._from_sweep(name, elsewhere)
-        from perfit.kernels import set_mean
+        reads = {client: self._read_in_order(update.vectors[name]) for client, update in self._updates_in_order()}
+        return self._sweep(name, reads, elsewhere, examined=False)[0]
 
-        updates, scales = [self._updates[client] for client in self.clients], self.scales.values()
-        weights = np.array([scale.weight for scale in scales], dtype=np.float64)
-        factors = np.array([scale.factors.get(name, 1) for scale in scales], dtype=np.float64)
-        masks = _addresses([update.mask for update in updates])
-        vectors = _addresses([update.vectors[name] for update in updates])
-        base, holders = self._base.get(name, np.zeros(0, np.float32)), self.holders
+    def _sweep(
+        self, name: str, reads: Mapping[str, Read], elsewhere: np.ndarray | float, examined: bool
+    ) -> tuple[np.ndarray, list[Sums], float]:
+        """Return a vector's average, and what :meth:`perfit.sweep.Sweep.run` does."""
+        scales, base = self.scales, self._base.get(name, np.zeros(0, np.float32))
+        sides = []
+        for (client, update), scale in zip(self._updates_in_order(), scales.values(), strict=True):
+            mask, factor = self._reader(update.mask), scale.factors.get(name, 1)
+            sides.append(Side(mask, reads[client], update.count, scale.weight, factor))
+            self._release()  # of the mask, which has been counted
+        counted = self._holders is not None
+        holders = self._holders if counted else self._no_holders()
+        rule = None if self._options.rule == "mean" else self._robust_rule([side.factor for side in sides])
         result, store_block = self._new_vector()
+        sweep = Sweep(sides, base, elsewhere, holders, counted, self._min_holders, threads(), rule)
+        found, squares = sweep.run(store_block, self._release, examined)
+        self._holders = holders
+        return result, found, squares
 
-        def set_block(block: slice, cursors: np.ndarray) -> None:
-            out, shared = np.empty(block.stop - block.start, np.float32), holders[block] >= self._min_holders
-            out[:] = elsewhere if np.isscalar(elsewhere) else elsewhere[block]
-            set_mean(masks, vectors, cursors, block.start, weights, factors, base[block], shared, out)
-            if self._options.rule != "mean":
-                robust = shared & (holders[block] >= MIN_HOLDERS)
-                parts = (update.part(name, block) for update in updates)
-                _set_robust(out, parts, base[block], factors, robust, self._options)
-            store_block(block, out)
+    def _updates_in_order(self) -> list[tuple[str, Update]]:
+        return [(client, self._updates[client]) for client in self.clients]
 
-        self._each_block(set_block)
-        return result
+    def _reader(self, array: np.ndarray) -> ReadBytes:
+        return self._scratch.reader(array) if self._scratch else reader(array)
+
+    def _read_in_order(self, vector: np.ndarray) -> Read:
+        """Return what reads the values of a whole update, from the first to the last."""
+        read_bytes, done = self._reader(vector), 0
+
+        def read(block: slice, bits: np.ndarray, values: np.ndarray) -> None:
+            nonlocal done
+            read_bytes(done, values.view(np.uint8))
+            done += values.nbytes
+
+        return read
+
+    def _robust_rule(self, factors: Sequence[float]) -> Rule:
+        def set_robust(out: np.ndarray, parts: Parts, base: np.ndarray, holders: np.ndarray) -> None:
+            where = holders >= max(self._min_holders, MIN_HOLDERS)
+            _set_robust(out, parts, base, factors, where, self._options)
+
+        return set_robust
 
     def _from_sweep(self, name: str, elsewhere: np.ndarray) -> np.ndarray:
         vector, _ = self._swept[name]
@@ -292,31 +316,6 @@ class Cohort:
         """Return weights of a rule's own, in the order of the clients' ids, none with more than its share."""
         return capped(weights, self._options.max_share)
 
-    def _each_block(self, visit: Callable[[slice, np.ndarray], None]) -> None:
-        """Visit blocks of positions in as many threads as there are processors.
-
-        Args:
-            visit: Takes a block, which begins at a multiple of eight, and how many of each client's values are before
-                it (int64, shape (clients,)), which it moves to the block's end.
-        """
-        masks = [self._updates[client].mask for client in self.clients]
-        length = max(_UNIT, _BLOCK_VALUES // max(1, len(masks)) // _UNIT * _UNIT)
-        share = -(-self.size // (threads() * length)) * length
-
-        def visit_share(first: int) -> None:
-            cursors = np.array([count_bits(mask[: first // 8]) for mask in masks], dtype=np.int64)
-            for start in range(first, min(first + share, self.size), length):
-                visit(slice(start, min(start + length, first + share, self.size)), cursors)
-                self._release()
-
-        with ThreadPoolExecutor(threads()) as pool:
-            list(pool.map(visit_share, range(0, self.size, share)))
-
-
-def _addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return where arrays are in memory, uint64; the caller keeps them."""
-    return np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
-
 
 def threads() -> int:
     """Return in how many threads this process verifies and averages updates."""
@@ -334,20 +333,20 @@ def _clipped(values: np.ndarray, base: np.ndarray, positions: np.ndarray, factor
 
 def _set_robust(
     result: np.ndarray,
-    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    parts: Parts,
     base: np.ndarray,
-    factors: np.ndarray,
+    factors: Sequence[float],
     where: np.ndarray,
     options: Aggregation,
 ) -> None:
     """Set some positions of a block (bool, shape (P,)), each with enough holders, by a robust rule."""
-    stack = np.full((factors.size, result.size), np.nan, dtype=np.float32)
+    stack = np.full((len(factors), result.size), np.nan, dtype=np.float32)
     for row, (positions, values), factor in zip(stack, parts, factors, strict=True):
         row[positions] = _clipped(values, base, positions, factor)
     stack = np.sort(stack[:, where], axis=0)  # NaN last
     count = np.count_nonzero(~np.isnan(stack), axis=0)
     cut = (count - 1) // 2 if options.rule == "median" else np.maximum(1, (options.trim * count).astype(np.int64))
-    rank = np.arange(factors.size)[:, np.newaxis]
+    rank = np.arange(len(factors))[:, np.newaxis]
     kept = (rank >= cut) & (rank < count - cut)
     result[where] = np.sum(stack, axis=0, where=kept, dtype=np.float64) / np.count_nonzero(kept, axis=0)
 

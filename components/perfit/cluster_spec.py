@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -343,13 +344,17 @@ class ClusterSpec(FederationSpec):
         used = {client.tier for client in self.clients}
         return [tier for tier in self.tiers if tier in used]
 
+    def tiers_where(self, wanted: Callable[[Tier], object]) -> dict[str, Tier]:
+        """Return those of the tiers that have clients that are ``wanted``, by name, in the order of the file."""
+        return {name: self.tiers[name] for name in self.tiers_in_use() if wanted(self.tiers[name])}
+
     def pod_tiers(self) -> list[str]:
         """Return the tiers that have clients in pods, in the order of the file."""
-        return [tier for tier in self.tiers_in_use() if not self.tiers[tier].is_remote]
+        return list(self.tiers_where(lambda tier: not tier.is_remote))
 
     def remote_tiers(self) -> list[str]:
         """Return the tiers whose clients are processes of their owners, in the order of the file."""
-        return [tier for tier in self.tiers_in_use() if self.tiers[tier].is_remote]
+        return list(self.tiers_where(lambda tier: tier.is_remote))
 
     def is_remote(self, client: Client) -> bool:
         """Whether a client is a process of its owner's, not a pod."""

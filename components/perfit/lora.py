@@ -68,12 +68,18 @@ def expand(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, LoraSpace]:
     from peft import get_peft_model
 
     _check_rank(_targets(model, lora.target_modules), lora.rank)
-    with warnings.catch_warnings():
-        # PEFT asks for it by the name that transformers 5 deprecates.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with quiet_peft():
         peft_model = get_peft_model(model, lora_config(lora, model.config.name_or_path))
     shapes = {name: tuple(module.weight.shape) for name, module in _matrices(peft_model)}
     return peft_model, LoraSpace.from_shapes(shapes)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Make a PEFT model without a warning of a name that PEFT asks transformers 5 by, and that it deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def set_dense(model: PeftModel, space: LoraSpace, values: np.ndarray) -> None:

@@ -90,6 +90,12 @@ class Branch(Message):
     number: PositiveInt
     first_round: PositiveInt
 
+    @property
+    def origin(self) -> str:
+        """How it came about, in words. From round 1 on it may also be of a federation that was founded again."""
+        how = f"rolled back to round {self.first_round - 1}" if self.first_round > 1 else "begun again"
+        return f"{how} (branch {self.number})"
+
 
 class Base(Message):
     """What a round starts from: the head of the federation when it was planned.

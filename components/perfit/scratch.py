@@ -6,11 +6,14 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from perfit.errors import PerfitError
+
+ReadBytes = Callable[[int, np.ndarray], None]
+"""(at, into): fills in the bytes (uint8) of an array from byte ``at`` on."""
 
 
 class ScratchError(PerfitError):
@@ -71,6 +74,23 @@ class Scratch:
         """Return bytes that were written: uint8, shape (size,)."""
         return np.frombuffer(self._map, np.uint8, size, start)
 
+    def reader(self, array: np.ndarray) -> ReadBytes:
+        """Return what reads bytes of a contiguous array, one of the file without mapping its pages.
+
+        Raises:
+            ScratchError: The disk cannot be read.
+        """
+        data = array.view(np.uint8)
+        start = self._start_of(memoryview(data))
+        if not 0 <= start < len(self._map):
+            return reader(array)
+
+        def read(at: int, into: np.ndarray) -> None:
+            if os.preadv(self._file.fileno(), [into], start + at) < into.nbytes:
+                raise ScratchError("the files of this round cannot be read again", "run the round again")
+
+        return read
+
     def keep(self, array: np.ndarray) -> np.ndarray:
         """Return an array with the content of a contiguous one, which lies in the file.
 
@@ -107,6 +127,16 @@ class Scratch:
     def release(self) -> None:
         """Take the pages out of this process's memory, until an array is looked at again."""
         self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def reader(array: np.ndarray) -> ReadBytes:
+    """Return what reads bytes of a contiguous array in memory."""
+    data = array.view(np.uint8)
+
+    def read(at: int, into: np.ndarray) -> None:
+        into[:] = data[at : at + into.size]
+
+    return read
 
 
 def _pages(size: int) -> int:

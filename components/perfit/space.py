@@ -6,6 +6,7 @@ one-dimensional arrays. The order is that of the model's modules, A before B wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,6 +124,11 @@ class LoraSpace:
     def split(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Return views of a flat vector of length N as matrices, by name."""
         return {m.name: flat[self.slices[m.name]].reshape(m.rows, m.columns) for m in self.matrices}
+
+    @cached_property
+    def text(self) -> str:
+        """Names and shapes as JSON, which the hash of a mask begins with."""
+        return json.dumps(self.to_list())
 
     def to_list(self) -> list[list]:
         """Return ``[[name, rows, columns], ...]``, as kept in adapter files."""

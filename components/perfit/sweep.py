@@ -1,20 +1,20 @@
-"""Averages the updates of a round while they are read, all side by side, and keeps none of their values.
+"""Averages the updates of a round side by side, and keeps none of their values.
 
 A block of positions is read of every update and averaged, while it is in the processor's cache, before the next block
-is read of any.
+is read of any. So memory does not depend on how many updates there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from perfit.updates import count_bits
+from perfit.scratch import ReadBytes
 
 Read = Callable[..., None]
 """(block, bits, values): fills in an update's values of a block; called for each block, in their order.
@@ -24,15 +24,61 @@ Read = Callable[..., None]
 StoreBlock = Callable[[slice, np.ndarray], None]
 Sums = tuple[int, float, int]
 """What :func:`perfit.kernels.examine` returns, here for all of an update."""
+Parts = Iterable[tuple[np.ndarray, np.ndarray]]
+"""Of each update in a range: its positions, from the range's first (int64), and its values there (float32)."""
+Rule = Callable[[np.ndarray, Parts, np.ndarray, np.ndarray], None]
+"""(out, parts, base, holders): changes means of a range to what another rule makes of the updates."""
 
 _BLOCK_VALUES = 2**21
 """Values of all updates in a block, about; two blocks are in memory."""
 _LONGEST = 2**16
 """Values of one update in a block, about."""
 _UNIT = 2048
-"""Positions of which a block has a multiple."""
+"""Positions of which a thread's share of a block has a multiple."""
 _RELEASED = 2**20
-"""Positions after which the pages of masks, base and result are released."""
+"""Positions after which the pages of base and result are released."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An update in a sweep.
+
+    Args:
+        mask: Reads its packed mask: uint8, shape (ceil(N / 8),); bits after the last position are zero.
+        values: Reads its values.
+        count: How many those are.
+        weight: How it counts in the mean.
+        factor: Of its change, see :func:`perfit.kernels.set_mean`.
+    """
+
+    mask: ReadBytes
+    values: Read
+    count: int
+    weight: int
+    factor: float = 1
+
+
+class _Block:
+    """What is read of all updates: a block's bits and values, a row for each."""
+
+    def __init__(self, clients: int, length: int):
+        self.positions = slice(0, 0)
+        self.bits = np.empty((clients, length // 8), np.uint8)
+        self.values = np.empty((clients, length), np.float32)
+
+    @property
+    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each update's bits and values are in memory, uint64."""
+        rows = (array.ctypes.data + array.strides[0] * np.arange(len(array)) for array in (self.bits, self.values))
+        bits, values = (row.astype(np.uint64) for row in rows)
+        return bits, values
+
+    def parts(self, start: int, stop: int, cursors: Sequence[int]) -> Parts:
+        """Yield each update's part in a range of the block."""
+        for bits, values, before in zip(self.bits, self.values, cursors, strict=True):
+            set_bits = np.unpackbits(bits[start // 8 : -(-stop // 8)], count=stop - start).view(bool)
+            shared = np.flatnonzero(set_bits)  # indexing with a boolean array takes seven times as long
+            yield shared, values[before : before + shared.size]
 
 
 @dataclass(frozen=True)
@@ -40,93 +86,109 @@ class Sweep:
     """The mean of updates over the clients that share a position, as :func:`perfit.kernels.set_mean` has it.
 
     Args:
-        masks: Of each update, packed, uint8, shape (ceil(N / 8),); bits after the last position are zero.
-        weights: Of each update.
-        base: What the updates have changed, float32, shape (N,).
-        holders: How many of the updates share each position, filled in by :meth:`run`: unsigned, shape (N,), zero.
-        min_holders: Positions that fewer share keep their value.
+        sides: The updates.
+        base: What they have changed, float32, shape (N,); empty for zeros.
+        elsewhere: Value of the positions that too few share, float32, shape (N,) or a scalar.
+        holders: How many of the updates share each position: unsigned, shape (N,); zeros if :meth:`run` is to count.
+        counted: Whether it has been counted.
+        min_holders: Positions that fewer share have no mean.
         threads: In how many threads; it changes nothing about the result.
+        rule: In place of the mean; None for the mean.
     """
 
-    masks: Sequence[np.ndarray]
-    weights: Sequence[int]
+    sides: Sequence[Side]
     base: np.ndarray
+    elsewhere: np.ndarray | float
     holders: np.ndarray
+    counted: bool
     min_holders: int
     threads: int
+    rule: Rule | None = None
 
-    def run(self, reads: Sequence[Read], store: StoreBlock, release: Callable[[], None]) -> tuple[list[Sums], float]:
+    def run(self, store: StoreBlock, release: Callable[[], None], examined: bool) -> tuple[list[Sums], float]:
         """Go through all positions once.
 
         Args:
-            reads: What reads each update; threads read different ones.
             store: Takes blocks of the result, in any order.
             release: Called now and then.
+            examined: Whether to examine what is read.
 
         Returns:
-            The sums of each update, and the sum of the squared changes of the result.
+            The sums of each update, if examined, and the sum of the squared changes of the result.
         """
-        count, length, changes = len(self.masks), self._length(), []
-        values = [np.empty((count, length), np.float32) for _ in range(2)]
-        found: list[Sums] = [(0, 0.0, 0)] * count
-        averaged = slice(0, 0)
+        length, changes = self._length(), []
+        found: list[Sums] = [(0, 0.0, 0)] * len(self.sides)
+        now, last = (_Block(len(self.sides), length) for _ in range(2))
         with ThreadPoolExecutor(self.threads) as pool:
-            for number, block in enumerate([*self._blocks(length), slice(0, 0)]):
-                now, last = values[number % 2], values[number % 2 - 1]
+            for number, positions in enumerate([*self._blocks(length), slice(0, 0)]):
+                now.positions = positions
 
-                def work(thread: int, block=block, now=now, averaged=averaged, last=last) -> None:
-                    changes.append(self._average(averaged, last, thread, store))
-                    self._take(block, now, thread, reads, found)
+                def work(thread: int, now: _Block = now, last: _Block = last) -> None:
+                    changes.append(self._average(last, thread, store))
+                    self._read(now, thread, found if examined else None)
 
                 list(pool.map(work, range(self.threads)))
-                averaged = block
+                now, last = last, now
                 if number * length % _RELEASED < length:
                     release()
         return found, math.fsum(changes)
 
-    def _length(self) -> int:
-        """Return how many positions a block has."""
-        total = max(1, sum(count_bits(mask) for mask in self.masks))
-        values = min(_BLOCK_VALUES, _LONGEST * len(self.masks))
-        return max(_UNIT, values * self.base.size // total // _UNIT * _UNIT)
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return np.array([side.weight for side in self.sides], dtype=np.float64)
 
     @cached_property
-    def _constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        masks = np.array([mask.ctypes.data for mask in self.masks], dtype=np.uint64)
-        return masks, np.array(self.weights, dtype=np.float64), np.ones(len(self.masks))
+    def _factors(self) -> np.ndarray:
+        return np.array([side.factor for side in self.sides], dtype=np.float64)
+
+    def _length(self) -> int:
+        """Return how many positions a block has."""
+        clients, unit = max(1, len(self.sides)), _UNIT * self.threads
+        values = min(_BLOCK_VALUES, _LONGEST * clients)
+        length = values * self.holders.size // max(1, sum(side.count for side in self.sides))
+        most = values // clients * (1 if self.rule else 8)  # a rule needs a number, and all need a bit, a position
+        return max(unit, min(length, most) // unit * unit)
 
     def _blocks(self, length: int) -> Iterator[slice]:
-        size = self.base.size
+        size = self.holders.size
         return (slice(start, min(start + length, size)) for start in range(0, size, length))
 
-    def _take(self, block: slice, into: np.ndarray, thread: int, reads: Sequence[Read], found: list[Sums]) -> None:
-        """Read and examine a thread's share of the updates."""
+    def _read(self, block: _Block, thread: int, found: list[Sums] | None) -> None:
+        """Read a thread's share of the updates, and examine it."""
         from perfit.kernels import count_set, examine
 
-        base = self.base[block]
-        for update in range(thread, len(self.masks) if base.size else 0, self.threads):
-            bits = self.masks[update][block.start // 8 : -(-block.stop // 8)]
-            values = into[update, : count_set(bits)]
-            reads[update](block, bits, values)
-            largest, squares, count = examine(bits, values, base)
-            before = found[update]
-            found[update] = (max(before[0], largest), before[1] + squares, before[2] + count)
+        positions = block.positions
+        base, count = self.base[positions], positions.stop - positions.start
+        for update in range(thread, len(self.sides) if count else 0, self.threads):
+            bits = block.bits[update, : -(-count // 8)]
+            self.sides[update].mask(positions.start // 8, bits)
+            values = block.values[update, : count_set(bits)]
+            self.sides[update].values(positions, bits, values)
+            if found is not None:
+                largest, squares, number = examine(bits, values, base)
+                before = found[update]
+                found[update] = (max(before[0], largest), before[1] + squares, before[2] + number)
 
-    def _average(self, block: slice, values: np.ndarray, thread: int, store: StoreBlock) -> float:
+    def _average(self, block: _Block, thread: int, store: StoreBlock) -> float:
         """Average a thread's share of the positions; return the sum of the squared changes."""
         from perfit.kernels import add_holders, count_set, set_mean, squared_distance
 
-        share = -(-(block.stop - block.start) // self.threads // _UNIT) * _UNIT
-        part = slice(block.start + thread * share, min(block.start + (thread + 1) * share, block.stop))
+        first, end = block.positions.start, block.positions.stop
+        share = -(-(end - first) // self.threads // _UNIT) * _UNIT
+        part = slice(first + thread * share, min(first + (thread + 1) * share, end))
         if part.start >= part.stop:
             return 0.0
-        ahead = slice(block.start // 8, part.start // 8)
-        cursors = np.array([count_set(mask[ahead]) if thread else 0 for mask in self.masks], dtype=np.int64)
-        vectors = (values.ctypes.data + values.strides[0] * np.arange(len(values))).astype(np.uint64)
-        base, out, holders = self.base[part], self.base[part].copy(), self.holders[part]
-        masks, weights, ones = self._constants
-        add_holders(masks, part.start, holders)
+        start, stop = part.start - first, part.stop - first
+        before = [count_set(bits[: start // 8]) if thread else 0 for bits in block.bits]
+        base, holders, out = self.base[part], self.holders[part], np.empty(stop - start, np.float32)
+        out[:] = self.elsewhere if np.isscalar(self.elsewhere) else self.elsewhere[part]
+        masks, vectors = block.addresses
+        if not self.counted:
+            add_holders(masks, start, holders)
         shared = holders >= self.min_holders
-        set_mean(masks, vectors, cursors, part.start, weights, ones, base, shared, out)
+        cursors = np.array(before, dtype=np.int64)
+        set_mean(masks, vectors, cursors, start, self._weights, self._factors, base, shared, out)
+        if self.rule:
+            self.rule(out, block.parts(start, stop, before), base, holders)
         store(part, out)
-        return squared_distance(out, base, shared)
+        return squared_distance(out, base, shared) if base.size else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,12 +30,16 @@ class Update:
     samples: int
 
     def __post_init__(self):
-        count = (count_bits(self.mask),)
         if self.samples < 1:
             raise ValueError(f"an update of {self.samples} samples has no weight")
         for name, vector in self.vectors.items():
-            if vector.dtype != np.float32 or vector.shape != count or not vector.flags.c_contiguous:
-                raise ValueError(f"{name} is {vector.dtype}{vector.shape}, want float32{count}")
+            if vector.dtype != np.float32 or vector.shape != (self.count,) or not vector.flags.c_contiguous:
+                raise ValueError(f"{name} is {vector.dtype}{vector.shape}, want float32{(self.count,)}")
+
+    @cached_property
+    def count(self) -> int:
+        """Number of shared positions."""
+        return count_bits(self.mask)
 
     @classmethod
     def at(cls, positions: np.ndarray, vectors: Mapping[str, np.ndarray], samples: int) -> Update:

@@ -116,6 +116,8 @@ class Exporter:
         """
         from peft import PeftModel
 
+        from perfit.lora import quiet_peft
+
         weights = None if client is None else self.weights(client)
         with tempfile.TemporaryDirectory() as scratch:
             source = checked_model(self._manifest, model_cache(), Path(scratch, "model"))
@@ -130,7 +132,8 @@ class Exporter:
                 adapter = Path(scratch, "adapter")
                 adapter.mkdir()
                 self._write_peft(weights, adapter)
-                model = PeftModel.from_pretrained(model, adapter)
+                with quiet_peft():
+                    model = PeftModel.from_pretrained(model, adapter)
             yield model
 
     def _write_peft(self, weights: bytes, directory: Path) -> None:

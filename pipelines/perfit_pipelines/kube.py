@@ -96,14 +96,11 @@ class Cluster:
         """Whether there is a CronJob."""
         return self._read("cron jobs", self._batch.read_namespaced_cron_job, name, namespace) is not None
 
-    def versions(self, group: str) -> list[str]:
-        """List the versions of an API group that the server has, the preferred one first; none without the group."""
+    def version(self, group: str) -> str | None:
+        """Return the version of an API group that the server prefers; None where it does not have the group."""
         found = self._read("API groups", self._apis.get_api_versions)
-        for known in found.groups if found else []:
-            if known.name == group:
-                versions = [item.version for item in known.versions]
-                return sorted(versions, key=lambda version: version != known.preferred_version.version)
-        return []
+        groups = found.groups if found else []
+        return next((known.preferred_version.version for known in groups if known.name == group), None)
 
     def custom(self, group: str, version: str, plural: str, name: str, namespace: str = "") -> dict[str, Any] | None:
         """Read an object of a kind that is not Kubernetes' own; without a namespace one of the cluster."""

@@ -9,7 +9,7 @@ federation's own files; what tasks hand each other are the names of the clients 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
@@ -41,6 +41,11 @@ class Images:
 
     client: str = CLIENT_IMAGE
     server: str = SERVER_IMAGE
+
+    @classmethod
+    def of(cls, client: str | None, server: str | None) -> Self:
+        """Return the images that are named, with the default of each that is not."""
+        return cls(client or CLIENT_IMAGE, server or SERVER_IMAGE)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from perfit.aggregation import Aggregation, Cohort, aggregate
+from perfit.scratch import Scratch
 from perfit.sweep import Read
 from perfit.updates import Update
+
+from .test_scratch import resident
 
 PREVIOUS = np.array([10, 20, 30, 40, 50, 60], dtype=np.float32)
 
@@ -242,9 +245,10 @@ def test_a_trimmed_mean_is_between_mean_and_median():
     "options", [{"rule": "mean"}, {"rule": "median"}, {"rule": "trimmed_mean", "trim": 0.25}], ids=str
 )
 @pytest.mark.parametrize("clients", [2, 9, 300])
-def test_rules_against_a_dense_reference_over_many_blocks(options, clients):
+def test_rules_against_a_dense_reference_over_many_blocks(monkeypatch, options, clients):
+    monkeypatch.setattr("perfit.sweep._LONGEST", 9000)
     rng = np.random.default_rng(clients)
-    size = 70_003  # three blocks of the mean, the last one short
+    size = 70_003  # three blocks or more, the last one short
     previous = rng.normal(0, 0.02, size).astype(np.float32)
     updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, size, clients))}
     dense = np.full((clients, size), np.nan)
@@ -323,6 +327,27 @@ def test_a_sweep_gives_the_same_bytes(monkeypatch, threads):
     assert swept.measures == expected.measures
     assert swept.change("values", mean) == expected.change("values", mean) > 0
     assert swept.positions_by_mean == swept.positions_shared == np.count_nonzero(expected.shared) < size
+
+
+@pytest.mark.parametrize("rule", ["mean", "median"])
+def test_updates_in_a_file_are_not_mapped(monkeypatch, rule):
+    monkeypatch.setattr("perfit.sweep._LONGEST", 9000)
+    rng, size, scratch = np.random.default_rng(3), 70_003, Scratch(2**23)
+    previous = rng.normal(0, 0.02, size).astype(np.float32)
+    updates = {f"client-{n}": one for n, one in enumerate(random_clients(rng, size, 9))}
+    kept = {
+        name: Update(scratch.keep(one.mask), size, {"values": scratch.keep(one.vectors["values"])}, one.samples)
+        for name, one in updates.items()
+    }
+    cohort = Cohort(["values"], {"values": previous}, dict, Aggregation(rule=rule), scratch=scratch)
+    for name, one in kept.items():
+        cohort.add(name, one)
+    scratch.release()
+    holders, mean = cohort.holders, cohort.average("values", previous)
+    assert resident(scratch) == 0
+    expected = cohort_of(updates, previous, **Aggregation(rule=rule).model_dump())
+    same_bits(mean, expected.average("values", previous))
+    assert_array_equal(holders, expected.holders)
 
 
 def test_holders_follow_what_is_added():

@@ -65,7 +65,7 @@ class KubernetesApi:
 
     Attributes:
         objects: By API version, plural, namespace and name.
-        forbidden: Plurals that nobody may touch.
+        forbidden: Plurals that nobody may touch, and paths that nobody may read.
         quote: What a refusal quotes.
         requests: What was asked.
         custom: Further kinds and their plurals by API version, whose objects are taken as they are.
@@ -103,12 +103,13 @@ class KubernetesApi:
     def answer(self, method: str, target: str, body: bytes) -> tuple[int, Object]:
         """Answer a request with a status and an object."""
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
+        version, plural, namespace, name = _parse(path)
+        if refused := {plural, path.rstrip("/")} & self.forbidden:
+            message = f'{refused.pop()} is forbidden: User "dev" cannot {method} {self.quote}'
+            return 403, _status(403, "Forbidden", message)
         discovered = _discover(path, self.custom)
         if discovered:
             return 200, discovered
-        version, plural, namespace, name = _parse(path)
-        if plural in self.forbidden:
-            return 403, _status(403, "Forbidden", f'{plural} is forbidden: User "dev" cannot {method} {self.quote}')
         if method == "PATCH":
             return 200, self._apply(yaml.safe_load(body), (version, plural, namespace, name), query)
         if method == "DELETE":

@@ -6,7 +6,6 @@ is compared with the plan, and any failure other than an outage of the store onl
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -230,9 +229,9 @@ def _announced(reader: RoundReader, participant: Participant, record: UpdateReco
     file = _verified_mask(context, expected, space)
     _check_next_mask(context, plan, record, expected, space)
     active, shared = reader.reach.positions(file.packed_mask, known=participant.mask_digest is not None)
-    count = 0
     for name, positions in (("budget", active), ("shared", shared)):
-        count = count if name == "shared" and shared is active else count_bits(positions)
+        known = positions is file.packed_mask  # which has been checked for its budget
+        count = expected.budget if known else count_bits(positions)
         if getattr(record, name) != count:
             raise Refused(f"its record says {name} {getattr(record, name)}, the plan and its mask {count}")
     return Announced(record, file.packed_mask, shared, expected.at_base(plan.base.adapter.digest))
@@ -319,16 +318,16 @@ def _check_next_mask(
 
 
 def _parse_mask(data: bytes, space: LoraSpace) -> AdapterFile:
-    file = _parse(data, "mask", _mask_header_bytes(space))
+    file = _parse(data, "mask", _mask_header_bytes(space), space)
     if file.space != space:
         raise Refused("its mask belongs to another space")
     return file
 
 
-def _parse(data: bytes | np.ndarray, what: str, header_bytes: int) -> AdapterFile:
+def _parse(data: bytes | np.ndarray, what: str, header_bytes: int, space: LoraSpace | None = None) -> AdapterFile:
     if int.from_bytes(data[:8], "little") > header_bytes:  # as JSON it may need 30 times the memory
         raise Refused(f"its {what} is not an adapter file: its header has more than {header_bytes:,} bytes")
-    return AdapterFile.parse(data)
+    return AdapterFile.parse(data, space)
 
 
 def _check_header(file: AdapterFile, expected: AdapterHeader, what: str, skip: str = "") -> None:
@@ -338,7 +337,7 @@ def _check_header(file: AdapterFile, expected: AdapterHeader, what: str, skip: s
 
 
 def _mask_header_bytes(space: LoraSpace) -> int:
-    return _HEADER_BYTES + 2 * len(json.dumps(space.to_list()))  # as JSON within JSON, quotes are escaped
+    return _HEADER_BYTES + 2 * len(space.text)  # as JSON within JSON, quotes are escaped
 
 
 def _mask_bytes(space: LoraSpace) -> int:

@@ -107,3 +107,9 @@ def in_pods(context: FederationContext, plan: Plan) -> list[Participant]:
     """Return the participants of a round that have a task of their own: all but those of remote tiers."""
     remote = context.spec.remote_tiers()
     return [participant for participant in plan.participants if participant.tier not in remote]
+
+
+def remote_participants(context: FederationContext, plan: Plan) -> list[Participant]:
+    """Return the participants of a round that it waits for: of remote tiers, and who has not left the federation."""
+    remote, known = context.spec.remote_tiers(), context.spec.clients_by_id
+    return [p for p in plan.participants if p.tier in remote and p.client in known]

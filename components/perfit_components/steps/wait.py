@@ -10,7 +10,7 @@ from perfit.protocol import ClientStatus, Outcome, Participant, Plan
 from perfit_components.log_lines import format_failure, format_phase
 from perfit_components.steps.context import FederationContext, place_of
 from perfit_components.steps.contribution import read_outcome
-from perfit_components.steps.plan import in_pods
+from perfit_components.steps.plan import in_pods, remote_participants
 from perfit_components.steps.polling import Pace
 
 
@@ -46,11 +46,10 @@ def wait_for_clients(
     if head.round >= round:
         return f"round {round} is committed"
     plan = context.plan(head.place(round))
-    pods = in_pods(context, plan)
-    if 0 < served < len(pods):
-        return f"{len(pods) - served} participants in pods are still to be served: the last run of the round waits"
-    known = context.spec.clients_by_id  # who has left the federation is not waited for
-    waiting = _Waiting(context, plan, [p for p in plan.participants if p not in pods and p.client in known])
+    pods = len(in_pods(context, plan))
+    if 0 < served < pods:
+        return f"{pods - served} participants in pods are still to be served: the last run of the round waits"
+    waiting = _Waiting(context, plan, remote_participants(context, plan))
     waiting.until(clock, sleep)
     return waiting.summary()
 

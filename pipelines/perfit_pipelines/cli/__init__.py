@@ -31,7 +31,7 @@ from perfit_pipelines.options import errors
 from perfit_pipelines.writing import fix_of
 
 _EXTRAS = {"kfp": "pipelines", "kubernetes": "pipelines", "torch": "client", "transformers": "client"}
-"""Packages that some commands need, and what brings them."""
+"""What brings a package that some commands need, where it is less than ``local``, which brings all."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,9 +87,9 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if name not in _EXTRAS:
+        if not name or name.startswith("perfit") or name in sys.stdlib_module_names:  # no extra brings it
             raise
-        _show(f"{name} is not installed", f"pip install 'perfit-kubeflow[{_EXTRAS[name]}]'")
+        _show(f"{name} is not installed", f"pip install 'perfit-kubeflow[{_EXTRAS.get(name, 'local')}]'")
         sys.exit(1)
     except OSError as error:  # of whatever is no file that the user named: standard output, the user's own files
         where = f"{error.filename}: " if error.filename else ""

@@ -56,6 +56,7 @@ def export(
     """Write a client's personal adapter as a directory that PEFT loads, with its tokenizer and a model card."""
     from perfit_pipelines.cli.results import committed
     from perfit_pipelines.export import Exporter
+    from perfit_report import last_records
 
     if adapter_only and (merged or base):
         raise PerfitError(
@@ -67,10 +68,11 @@ def export(
         write = exporter.write_merged if merged else exporter.write_adapter
         (exporter.write_as_stored if adapter_only else write)(client, directory)
         head = context.store.read_head()
+        record = last_records(context.summaries()).get(client) if head.branches else None
     call = "AutoModelForCausalLM.from_pretrained(" if merged else "PeftModel.from_pretrained(base_model, "
     card = "" if adapter_only else f"; {directory}/README.md shows how"
     out.print(f"wrote {directory}; load it with {call}{str(directory)!r}){card}", markup=False)
-    if head.branches:
+    if head.branches and (record is None or record.round < head.branches[-1].first_round):
         out.print(f"{committed(head)}; the adapter may be of a round that no longer counts", markup=False)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +30,8 @@ def compare(
     federations: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A federation, STORE/federations/NAME, or a store, for all in it; else those of this machine's own.",
+            help="A federation, by its name in this machine's store or as STORE/federations/NAME, or a store, for all "
+            "in it; else all of this machine's.",
             show_default=False,
         ),
     ] = None,
@@ -47,16 +50,17 @@ def compare(
     from perfit_pipelines.cli.bench import write_comparison
 
     with ExitStack() as stack:
-        contexts = [context for uri in federations or [None] for context in _open(uri, stack)]
-        comparison = compare_federations(contexts, baseline)
+        comparison = compare_federations([*_contexts(federations or [], stack)], baseline)
     write_comparison(comparison, output or places.comparison(), json)
 
 
-def _open(uri: str | None, stack: ExitStack) -> list[FederationContext]:
-    """Open the federation at a URI, or all of a store; their stores stay open as long as the stack."""
-    store_uri, _, name = uri.partition(_DIRECTORY) if uri else (None, "", "")
-    store = stack.enter_context(use_store(checked_store(store_uri), existing=True))
-    names = [name] if name else store.names()
-    if not names:
-        raise PerfitError(f"the store {store} holds no federation", "name another, or run one first: perfit run")
-    return [store.federation(name.rstrip("/")) for name in names]
+def _contexts(given: list[str], stack: ExitStack) -> Iterator[FederationContext]:
+    """Open the federations that were given, in that order; their stores stay open as long as the stack."""
+    own = cache(lambda: stack.enter_context(use_store(None, existing=True)))
+    for text in given or [""]:
+        uri, _, name = text.partition(_DIRECTORY) if "/" in text else ("", "", text)
+        store = stack.enter_context(use_store(checked_store(uri), existing=True)) if uri else own()
+        names = [name] if name else store.names()
+        if not names:
+            raise PerfitError(f"the store {store} holds no federation", "name another, or run one first: perfit run")
+        yield from (store.federation(name.rstrip("/")) for name in names)

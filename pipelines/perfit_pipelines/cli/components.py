@@ -25,8 +25,6 @@ def components(
     from perfit_pipelines.catalog import COMPONENTS, write_catalog
     from perfit_pipelines.pipelines import Images
 
-    default = Images()
-    images = Images(client_image or default.client, server_image or default.server)
-    group = write_catalog(directory, images, owner)
+    group = write_catalog(directory, Images.of(client_image, server_image), owner)
     out.print(f"wrote {', '.join(COMPONENTS)} to {group}: load one with", markup=False)
     out.print(f'  kfp.components.load_component_from_file("{group}/{COMPONENTS[0]}/component.yaml")', markup=False)

@@ -41,18 +41,26 @@ def logs(
     path = _find(federation)
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file if lines is None else deque(file, maxlen=lines):
-                print(_as_json(line) if json else line, end="")
-            for line in _new(file) if follow else ():
-                print(_as_json(line) if json else line, end="", flush=True)
+            for line in _read(file, lines, follow):
+                print(_as_json(line) if json else line, end="", flush=follow)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _new(file: IO[str]) -> Iterator[str]:
-    """Yield the lines that are written from now on, each when it is whole."""
+def _read(file: IO[str], count: int | None, follow: bool) -> Iterator[str]:
+    """Yield the last lines; to ``follow``, only whole ones, and then those that are written, each when it is whole."""
     begun = ""
-    while True:
+
+    def there() -> Iterator[str]:
+        nonlocal begun
+        for line in file:
+            if follow and not line.endswith("\n"):
+                begun = line
+            else:
+                yield line
+
+    yield from there() if count is None else deque(there(), maxlen=count)
+    while follow:
         begun += file.readline()
         if begun.endswith("\n"):
             yield begun

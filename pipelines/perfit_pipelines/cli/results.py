@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from perfit.errors import printable
-from perfit.protocol import ClientStatus, RoundSummary, UpdateRecord
+from perfit.protocol import Branch, ClientStatus, RoundSummary, UpdateRecord
 from perfit.spec import FederationSpec
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.contribution import read_outcome
@@ -26,7 +26,7 @@ _WORDS = ("client", "federation", "method", "status")
 
 def committed(head: Head) -> str:
     """Return where a federation is, and to which rounds it was rolled back on the way."""
-    back = (f"; rolled back to round {b.first_round - 1} (branch {b.number})" for b in head.branches)
+    back = (f"; {Branch(number=b.number, first_round=b.first_round).origin}" for b in head.branches)
     return f"round {head.round} committed, global adapter digest {head.adapter.digest[:12]}{''.join(back)}"
 
 

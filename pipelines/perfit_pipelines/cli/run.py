@@ -121,9 +121,7 @@ def compile_(
     uri = store or spec.store
     if not uri:
         raise PerfitError(f"{file} names no store", "add `store: s3://bucket/prefix`, or give --store")
-    default = Images()
-    images = Images(client_image or default.client, server_image or default.server)
-    size = compile_pipeline(spec, pipeline.value, uri, output, images)
+    size = compile_pipeline(spec, pipeline.value, uri, output, Images.of(client_image, server_image))
     if not size.is_listed:
         errors.print(f"warning: {size.listing_stops}", markup=False)
     if (length := len(spec.to_json().encode())) > PARAMETER_BYTES:

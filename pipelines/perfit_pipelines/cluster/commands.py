@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +9,11 @@ import typer
 
 from perfit.errors import PerfitError
 from perfit_pipelines.cluster.connection import Endpoint, connect
-from perfit_pipelines.cluster.options import CREDENTIALS, check_cron, connecting, parse_duration, parse_interval
+from perfit_pipelines.cluster.options import CREDENTIALS, check_cron, connecting, parse_interval
 from perfit_pipelines.options import (
-    INTERRUPTED,
     ClientImage,
     File,
+    JsonOption,
     Pipeline,
     PipelineOption,
     PodStore,
@@ -25,12 +24,7 @@ from perfit_pipelines.options import (
 
 if TYPE_CHECKING:
     from perfit.cluster_spec import ClusterSpec
-    from perfit_pipelines.cluster.causes import Witnesses
     from perfit_pipelines.cluster.connection import Kubeflow
-    from perfit_pipelines.cluster.follow import Pace
-    from perfit_pipelines.cluster.nodes import RunView
-    from perfit_pipelines.cluster.pods import PodProgress
-    from perfit_pipelines.cluster.submit import Submitted
     from perfit_pipelines.cluster.upload import ClusterPipeline, Version
     from perfit_pipelines.compile import PipelineName
     from perfit_pipelines.pipelines import Part
@@ -50,9 +44,6 @@ Context = Annotated[
     typer.Option(help="Context of the kubeconfig whose cluster tells of the pods; else its current one, if it can."),
 ]
 ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
-
-_STANDALONE = "kubeflow"
-"""The namespace of Kubeflow Pipelines that serve one user."""
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Run rounds at set times, on Kubeflow.")
 
@@ -94,9 +85,11 @@ def submit(
     4 it was cancelled, skipped, or not over within --timeout, 130 after Ctrl-C.
     """
     from perfit.federation_file import load_federation
+    from perfit_pipelines.cluster.following import follow_to_end, pace_of
+    from perfit_pipelines.cluster.progress import RunProgress
     from perfit_pipelines.cluster.submit import start_run, submitted
 
-    pace, spec = _pace(poll_interval, timeout), load_federation(file)
+    pace, spec = pace_of(poll_interval, timeout), load_federation(file)
     first = _first_round(spec, store) if pipeline is Pipeline.TUNING else 1
     if first is None:
         out.print(f"all {spec.rounds} rounds are committed: there is nothing to do", markup=False)
@@ -114,12 +107,12 @@ def submit(
         if not follow:
             out.print(f"to follow it: perfit follow {run.run_id}", markup=False)
             break
-        try:
-            _follow(kubeflow, run.run_id, submitted(version.ir), pace, context, more=number < runs)
-        except typer.Exit as end:
-            if runs > 1 and end.exit_code:
+        started = submitted(version.ir)
+        progress = RunProgress(run.run_id, started, out)
+        if code := follow_to_end(kubeflow, run.run_id, started, progress, pace, context):
+            if runs > 1:
                 errors.print(f"to go on: perfit submit {file} --first-run {number}", markup=False)
-            raise
+            raise typer.Exit(code)
     if runs > number:
         out.print(f"the next run, when it has ended: perfit submit {file} --first-run {number + 1}", markup=False)
 
@@ -137,14 +130,17 @@ def follow(
     What Kubeflow lists is completed by what the store says (with the keys in AWS_* variables) and, where Kubernetes can
     be asked, its pods.
     """
+    from perfit_pipelines.cluster.following import follow_to_end, pace_of
+    from perfit_pipelines.cluster.progress import JsonProgress, RunProgress
     from perfit_pipelines.cluster.submit import find_run
 
-    pace = _pace(poll_interval, timeout)
+    pace = pace_of(poll_interval, timeout)
     kubeflow = connect(endpoint)
     run, found = find_run(kubeflow, run_id)
     if not json:
         _print_link(f"run {run.display_name}, id {run_id}", kubeflow.link(f"runs/details/{run_id}"))
-    _follow(kubeflow, run_id, found, pace, context, json=json)
+    progress = JsonProgress(run_id) if json else RunProgress(run_id, found, out)
+    raise typer.Exit(follow_to_end(kubeflow, run_id, found, progress, pace, context))
 
 
 @schedule_app.command("create", epilog=CREDENTIALS)
@@ -189,7 +185,7 @@ def create(
 
 @schedule_app.command("list", epilog=CREDENTIALS)
 @connecting
-def list_(endpoint: Endpoint, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_(endpoint: Endpoint, json: JsonOption = False) -> None:
     """Show the schedules that perfit created."""
     from rich.table import Table
 
@@ -280,15 +276,14 @@ def _connect(
     )
     from perfit_pipelines.pipelines import Images
 
-    uri, default = cluster_store(spec, store), Images()
+    uri = cluster_store(spec, store)
     for warning in unreachable_data(spec):
         errors.print(f"warning: {warning}", markup=False)
     kubeflow = connect(endpoint)
     if kubeflow.version and kubeflow.version < LIMITED:
         errors.print("warning: this Kubeflow Pipelines is older than 2.17: the run has no deadline, its workflow stays")
         spec = without_limits(spec)
-    images = Images(client_image or default.client, server_image or default.server)
-    built = ClusterPipeline.of(spec, pipeline, uri, images, first)
+    built = ClusterPipeline.of(spec, pipeline, uri, Images.of(client_image, server_image), first)
     if built.file:
         out.print(f"the federation file is passed by its URI: {built.file}", markup=False)
     if len(built.parts) > 1:
@@ -315,85 +310,3 @@ def _upload(kubeflow: Kubeflow, built: ClusterPipeline, part: Part) -> Version:
 def _print_link(text: str, link: str | None) -> None:
     """Print a line, with a link into the UI where there is one."""
     out.print(f"{text}: {link}" if link else text, markup=False)
-
-
-def _pace(poll_interval: float, timeout: str | None) -> Pace:
-    from perfit_pipelines.cluster.follow import Pace
-
-    limit = parse_duration(timeout, "--timeout") if timeout else None
-    return Pace(first=poll_interval, longest=max(poll_interval, Pace.longest), limit=limit)
-
-
-def _follow(
-    kubeflow: Kubeflow,
-    run_id: str,
-    submitted: Submitted,
-    pace: Pace,
-    context: str | None,
-    more: bool = False,
-    json: bool = False,
-) -> None:
-    """Follow a run to its end, then exit, unless it succeeded and there is ``more`` to run."""
-    from perfit_pipelines.cluster.causes import Witnesses
-    from perfit_pipelines.cluster.follow import exit_code
-    from perfit_pipelines.cluster.follow import follow as follow_run
-    from perfit_pipelines.cluster.logs import PodLogs
-    from perfit_pipelines.cluster.nodes import TaskReader
-    from perfit_pipelines.cluster.progress import JsonProgress, RunProgress
-    from perfit_pipelines.cluster.stored import StoreProgress
-
-    namespace = kubeflow.namespace or _STANDALONE
-    store = StoreProgress(submitted.store, submitted.name, submitted.tasks)
-    pods = _pods(namespace, run_id, submitted, context)
-    witnesses = Witnesses(PodLogs(kubeflow, run_id, namespace), store, pods)
-    sources = [source for source in (pods, store) if source]
-    try:
-        with nullcontext(JsonProgress()) if json else RunProgress(submitted.tasks, submitted.listed, out) as progress:
-            view = follow_run(kubeflow, run_id, TaskReader(submitted.tasks), progress, sources, pace)
-        (_print_end_as_json if json else _print_end)(run_id, view, submitted, witnesses)
-    except KeyboardInterrupt:
-        page = kubeflow.link(f"runs/details/{run_id}")
-        errors.print(f"stopped following; the run goes on. Follow again: perfit follow {run_id}", markup=False)
-        errors.print(f"stop the run: Terminate on its page{f', {page}' if page else ''}", markup=False)
-        raise typer.Exit(INTERRUPTED) from None
-    if (code := exit_code(view.state)) or not more:
-        raise typer.Exit(code)
-
-
-def _pods(namespace: str, run_id: str, submitted: Submitted, context: str | None) -> PodProgress | None:
-    """What Kubernetes tells of a run's pods; None where no cluster is known, unless one was named."""
-    from perfit_pipelines.cluster.pods import PodProgress
-    from perfit_pipelines.kube import Cluster
-
-    try:
-        return PodProgress(Cluster(context), namespace, run_id, submitted.tasks)
-    except PerfitError:
-        if context is not None:
-            raise
-        return None
-
-
-def _print_end_as_json(run_id: str, view: RunView, submitted: Submitted, witnesses: Witnesses) -> None:
-    from json import dumps
-
-    from perfit_pipelines.cluster.causes import explain_failure
-
-    causes = list(explain_failure(view, submitted, witnesses)) if view.state == "FAILED" else []
-    print(dumps({"run": run_id, "state": view.state, "causes": causes}))
-
-
-def _print_end(run_id: str, view: RunView, submitted: Submitted, witnesses: Witnesses) -> None:
-    from perfit_pipelines.cluster.causes import explain_failure
-
-    if view.state == "SUCCEEDED" and submitted.at_most:
-        out.print("the run succeeded; the last of a round's runs commits the round and has its report", markup=False)
-    elif view.state == "SUCCEEDED":
-        out.print("the run succeeded; the report is on the task Aggregate of its last round", markup=False)
-    elif view.state == "FAILED":
-        errors.print("the run failed", style="bold red")
-        for line in explain_failure(view, submitted, witnesses):
-            errors.print(f"  {line}", markup=False)
-    elif view.state in ("CANCELED", "SKIPPED"):
-        errors.print(f"the run was {'cancelled' if view.state == 'CANCELED' else 'skipped'}", markup=False)
-    else:
-        errors.print(f"not over in time; the run goes on. Follow again: perfit follow {run_id}", markup=False)

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from rich.console import Console
@@ -13,8 +14,19 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from perfit_pipelines.cluster.nodes import DONE, FAILED, FINAL, NO_UPDATE, STARTED, WAITING, RunView, TaskState
-from perfit_pipelines.cluster.tasks import Task
+from perfit_pipelines.cluster.nodes import (
+    DONE,
+    FAILED,
+    FINAL,
+    NO_UPDATE,
+    STARTED,
+    SUCCEEDED,
+    WAITING,
+    RunView,
+    TaskState,
+)
+from perfit_pipelines.cluster.submit import Submitted
+from perfit_pipelines.options import errors
 
 _NAMES_SHOWN = 4
 _WORDS = {WAITING: "waiting", STARTED: "waiting or running", NO_UPDATE: "no update", "CANCELED": "cancelled"}
@@ -29,16 +41,17 @@ class RunProgress:
     """A live table of the stages in a terminal; otherwise a line for each change.
 
     Args:
-        tasks: Of the run's pipeline.
-        listed: How many nodes KFP lists before its list may stop.
+        run_id: Of the run.
+        submitted: What it was started with.
         console: Where to draw.
         clock: Seconds since any point in time.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], listed: int, console: Console, clock: Callable[[], float] = time.monotonic
+        self, run_id: str, submitted: Submitted, console: Console, clock: Callable[[], float] = time.monotonic
     ):
-        self._expected, self._listed = Counter(task.stage for task in tasks), listed
+        self._run_id, self._submitted = run_id, submitted
+        self._expected = Counter(task.stage for task in submitted.tasks)
         self._console, self._clock, self._started = console, clock, clock()
         self._shown: dict[str, str] = {}
         self._before, self._trouble = RunView("", []), ""
@@ -56,7 +69,7 @@ class RunProgress:
     def on_progress(self, view: RunView) -> None:
         """Show what is known of the run now."""
         self._trouble = ""
-        if view.nodes >= self._listed > self._before.nodes:
+        if view.nodes >= self._submitted.listed > self._before.nodes:
             told_by = " and ".join(view.told_by) or _NOBODY
             self._print(_LIST_STOPS.format(nodes=view.nodes, told_by=told_by))
         if self._live:
@@ -82,6 +95,21 @@ class RunProgress:
             self._trouble = text
             self._print(text)
 
+    def end(self, state: str, causes: Sequence[str]) -> None:
+        """Say how the run ended, and why it failed; or that it goes on."""
+        if state == SUCCEEDED:
+            last = "the last of a round's runs commits the round and has its report"
+            report = "the report is on the task Aggregate of its last round"
+            self._console.print(f"the run succeeded; {last if self._submitted.at_most else report}", markup=False)
+        elif state == FAILED:
+            errors.print("the run failed", style="bold red")
+            for line in causes:
+                errors.print(f"  {line}", markup=False)
+        elif state in FINAL:
+            errors.print(f"the run was {_state_text(state)}", markup=False)
+        else:
+            errors.print(f"not over in time; the run goes on. Follow again: perfit follow {self._run_id}", markup=False)
+
     def _print(self, text: str) -> None:
         self._console.print(f"{self._elapsed()}  {text}", markup=False)
 
@@ -106,11 +134,15 @@ class RunProgress:
         return table
 
 
-class JsonProgress:
-    """Prints each change of a run as a JSON object on a line: a view, or a problem of following."""
+class JsonProgress(AbstractContextManager):
+    """Prints each change of a run as a JSON object on a line: a view, a problem of following, or its end."""
 
-    def __init__(self):
+    def __init__(self, run_id: str):
+        self._run_id = run_id
         self._before: RunView | None = None
+
+    def __exit__(self, *exception) -> None:
+        """Leave nothing open."""
 
     def on_progress(self, view: RunView) -> None:
         """Print what is known of the run now, if it is something new."""
@@ -121,6 +153,10 @@ class JsonProgress:
     def on_trouble(self, text: str) -> None:
         """Print a problem of following."""
         print(json.dumps({"trouble": text}), flush=True)
+
+    def end(self, state: str, causes: Sequence[str]) -> None:
+        """Print how the run ended, and why it failed."""
+        print(json.dumps({"run": self._run_id, "state": state, "causes": causes}))
 
 
 def _now(tasks: Sequence[TaskState]) -> str:

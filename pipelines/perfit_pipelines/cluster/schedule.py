@@ -32,9 +32,7 @@ class When:
     seconds: int | None = None
 
     def __str__(self) -> str:
-        return (
-            f"cron {self.cron}" if self.cron else f"every {to_str(timedelta(seconds=self.seconds or 0), extended=True)}"
-        )
+        return f"cron {self.cron}" if self.cron else f"every {to_str(timedelta(seconds=self.seconds or 0))}"
 
 
 @dataclass(frozen=True)

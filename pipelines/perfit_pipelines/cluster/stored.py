@@ -14,6 +14,7 @@ from perfit.errors import PerfitError
 from perfit.protocol import Outcome, Plan, UpdateRecord
 from perfit_components.steps.context import FederationContext
 from perfit_components.steps.contribution import read_outcome
+from perfit_components.steps.plan import remote_participants
 from perfit_pipelines.cluster.nodes import (
     COMMITTED,
     DELIVERED,
@@ -118,8 +119,7 @@ class StoreProgress:
 
     def _answers(self, plan: Plan) -> str:
         """Say which remote clients have a record of the round under way."""
-        tiers = self._context.spec.remote_tiers()
-        remote = [p.client for p in plan.participants if p.tier in tiers]
+        remote = [p.client for p in remote_participants(self._context, plan)]
         late = [client for client in remote if client not in self._records]
         waits = f"; waiting for {', '.join(late)}" if late else ""
         return f"{len(remote) - len(late)} of {len(remote)} answered{waits}"

@@ -77,7 +77,7 @@ def _check_cluster(setup: Setup, cluster: Cluster) -> list[Finding]:
         findings += check_images(setup.images, fitting)
     findings += allowed("quota", lambda: check_quotas(cluster, spec, namespace))
     findings += allowed("TrainJobs", lambda: check_jobs(cluster, spec))
-    return findings + check_queues(cluster, spec, namespace)
+    return findings + allowed("queues", lambda: check_queues(cluster, spec, namespace))
 
 
 def _check_store(setup: Setup, roles: Sequence[RoleKeys]) -> list[Finding]:

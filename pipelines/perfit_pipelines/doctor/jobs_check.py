@@ -16,16 +16,16 @@ _NODE = "node"
 
 def check_jobs(cluster: Cluster, spec: ClusterSpec) -> list[Finding]:
     """Check the runtimes of TrainJobs; nothing where no client runs as one."""
-    tiers = {name: spec.tiers[name] for name in spec.tiers_in_use() if spec.tiers[name].is_job}
+    tiers = spec.tiers_where(lambda tier: tier.is_job)
     if not tiers:
         return []
-    versions = cluster.versions(_GROUP)
-    if not versions:
+    version = cluster.version(_GROUP)
+    if version is None:
         finding = f"clients of tier {next(iter(tiers))} run as TrainJobs, and Kubeflow Trainer is not installed"
         return [fail(_JOBS, finding, "install Kubeflow Trainer 2.2 or later, or set the tier's runner to pod")]
     problems = []
     for name, tier in tiers.items():
-        found = cluster.custom(_GROUP, versions[0], "clustertrainingruntimes", tier.runtime)
+        found = cluster.custom(_GROUP, version, "clustertrainingruntimes", tier.runtime)
         fix = f"install Trainer's runtimes, or name another with tiers.{name}.runtime"
         if found is None:
             problems.append(fail(_JOBS, f"there is no ClusterTrainingRuntime {tier.runtime} for tier {name}", fix))
@@ -40,7 +40,8 @@ def check_jobs(cluster: Cluster, spec: ClusterSpec) -> list[Finding]:
 
 
 def _trains(runtime: dict[str, Any]) -> bool:
-    for job in runtime["spec"]["template"]["spec"]["replicatedJobs"]:
+    jobs = runtime["spec"]["template"].get("spec") or {}  # a JobSet's, which may leave out all
+    for job in jobs.get("replicatedJobs") or []:
         containers = job["template"]["spec"]["template"]["spec"]["containers"]
         if job["name"] == _NODE and any(container["name"] == _NODE for container in containers):
             return True

@@ -21,17 +21,17 @@ _INTEGRATIONS = {"pod": "pod", "trainjob": "trainer.kubeflow.org/trainjob"}
 
 def check_queues(cluster: Cluster, spec: ClusterSpec, namespace: str) -> list[Finding]:
     """Check what the tiers that have clients and a queue need of Kueue; nothing where none has a queue."""
-    tiers = {name: spec.tiers[name] for name in spec.tiers_in_use() if spec.tiers[name].queue}
+    tiers = spec.tiers_where(lambda tier: tier.queue)
     if not tiers:
         return []
-    versions = cluster.versions(_GROUP)
-    if not versions:
+    version = cluster.version(_GROUP)
+    if version is None:
         finding = f"tier {next(iter(tiers))} has a queue, and Kueue is not installed: its pods would not wait for any"
         return [fail(_QUEUES, finding, "install Kueue with its pod integration, or take `queue` out of the tiers")]
     problems = []
     for name, tier in tiers.items():
         problems += allowed(
-            _QUEUES, lambda name=name, tier=tier: list(_check_tier(cluster, versions[0], namespace, name, tier))
+            _QUEUES, lambda name=name, tier=tier: list(_check_tier(cluster, version, namespace, name, tier))
         )
     problems += _check_integrations(cluster, {tier.runner for tier in tiers.values()})
     if any(tier.queue_seconds and tier.runner == "pod" for tier in tiers.values()):
@@ -75,7 +75,7 @@ def _check_integrations(cluster: Cluster, runners: Set[str]) -> list[Finding]:
     unsaid = f"whether Kueue queues {' and '.join(needed)} is not known"
     try:
         settings = cluster.config_map(_KUEUE_NAMESPACE, _CONFIG)
-        frameworks = yaml.safe_load((settings or {})[_CONFIG_KEY])["integrations"]["frameworks"]
+        frameworks = yaml.safe_load((settings or {})[_CONFIG_KEY])["integrations"]["frameworks"] or []
     except NotAllowed as error:
         return [unknown(_QUEUES, f"{unsaid}: you may not {error}", fix)]
     except (KeyError, TypeError, yaml.YAMLError):

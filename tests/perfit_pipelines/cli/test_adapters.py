@@ -269,6 +269,7 @@ def test_chat_in_a_terminal(trained):
         assert terminal.end() == 0
     assert answers[0] == answers[2]
     assert "Traceback" not in terminal.shown
+    assert "Warning" not in terminal.shown
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ import json
 
 import pytest
 
+from perfit_storage import open_store
+from perfit_storage.local_server import LocalS3Server
+
 from ...perfit_components.running import Site, make_spec, write_data
 from ..commands import perfit
 
@@ -43,6 +46,16 @@ def test_federations_by_name_and_another_baseline(store, tmp_path):
     assert "Personal minus local's" in result.out
     assert "Personal minus fedit's" not in result.out
     assert (tmp_path / ".perfit/compare/report.md").exists()
+
+
+def test_federations_of_this_machine_by_name(store, tmp_path):
+    with LocalS3Server(tmp_path / ".perfit/s3") as server:
+        own, there = open_store(server.store_uri, server.environment), open_store(store)
+        for key in there.list("federations/"):
+            own.put(key, there.get(key).data)
+        result = perfit("compare", "by-local", "by-fedit", "--json", cwd=tmp_path)
+        assert [row["method"] for row in json.loads(result.out)] == ["local", "fedit"]
+        assert "holds no federation 'none'" in perfit("compare", "by-local", "none", cwd=tmp_path).err
 
 
 def test_the_numbers_as_json(store, tmp_path):

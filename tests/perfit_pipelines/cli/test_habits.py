@@ -85,11 +85,8 @@ def test_a_validation_for_programs(home):
 def test_a_log_for_programs(tmp_path):
     log = tmp_path / ".perfit/federations/tiny/run.log"
     log.parent.mkdir(parents=True)
-    lines = [
-        "Ready.",
-        "[perfit] round=2 client=ann step=1/3 loss=0.5000",
-        "[perfit] round=2 client=ann phase=evaluating",
-    ]
+    step = "[perfit] round=2 client=ann step=1/3 loss=0.5000"
+    lines = ["Ready.", step, "[perfit] round=2 client=ann phase=evaluating"]
     log.write_text("".join(f"{line}\n" for line in lines))
     told = [json.loads(line) for line in perfit("logs", "--json", cwd=tmp_path).out.splitlines()]
     assert told == [
@@ -114,19 +111,63 @@ def test_the_log_of_a_run(tmp_path):
 
 
 def test_a_log_that_grows(tmp_path):
+    """Its last line is half written when it is read; what a pipe gets is not held back."""
     log = tmp_path / ".perfit/federations/tiny/run.log"
     log.parent.mkdir(parents=True)
-    log.write_text("one\n")
-    environment = {**os.environ, "PERFIT_HOME": str(tmp_path / ".perfit")}
-    command = [*COMMAND, "logs", "--follow"]
+    log.write_text("one\n[perfit] round=2 client=ann st")
+    environment = {**os.environ, "PERFIT_HOME": str(tmp_path / ".perfit"), "PYTHONUNBUFFERED": ""}
+    command = [*COMMAND, "logs", "--follow", "--json", "-n", "2"]  # the last lines are known when all has been read
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout.readline() == "one\n"
+            assert process.stdout.readline() == '{"text": "one"}\n'
             with open(log, "a") as file:
-                file.write("two\n")
-            assert process.stdout.readline() == "two\n"
+                file.write("ep=1/3 loss=0.5000\ntwo\n")
+            step = json.loads(process.stdout.readline())
+            assert step["text"] == "[perfit] round=2 client=ann step=1/3 loss=0.5000"
+            assert (step["step"], step["loss"]) == (1, 0.5)
+            assert process.stdout.readline() == '{"text": "two"}\n'
         finally:
             process.kill()
+
+
+# what is not installed
+
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+absent = sys.argv.pop(1)
+
+class Without(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Without())
+from perfit_pipelines.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("absent", "extra"),
+    [
+        ("kfp", "pipelines"),
+        ("kfp_server_api", "local"),
+        ("perfit_pipelines.cluster.schedule", None),
+        ("unicodedata", None),
+    ],
+)
+def test_a_package_that_is_not_installed(absent, extra, tmp_path):
+    """Where only some extras are installed; nothing to install brings a module of our own, or of Python's."""
+    command = [sys.executable, "-c", WITHOUT, absent, "schedule", "list", "--host", "http://127.0.0.1:9"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    if extra is None:
+        assert f"ModuleNotFoundError: No module named '{absent}'" in result.stderr
+    else:
+        fix = f"  fix: pip install 'perfit-kubeflow[{extra}]'"
+        assert result.stderr.splitlines() == [f"error: {absent} is not installed", fix]
 
 
 # run

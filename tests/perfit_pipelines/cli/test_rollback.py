@@ -31,7 +31,7 @@ def test_a_rollback_says_what_was_and_what_is_and_what_to_do(home):
     assert result.out.splitlines() == [
         f"{home.site.uri}: round 2 committed, global adapter digest {last.adapter.digest[:12]}",
         "after the rollback: round 0 committed, global adapter digest "
-        f"{initial.adapter.digest[:12]}; rolled back to round 0 (branch 1)",
+        f"{initial.adapter.digest[:12]}; begun again (branch 1)",
         "no longer counted, but kept: rounds/1/ to rounds/2/",
         "rolled back; the next round is rounds/1.1/",
         "Change the federation file, or the same rounds come out again: leave clients out, tighten `aggregation`.",
@@ -40,7 +40,7 @@ def test_a_rollback_says_what_was_and_what_is_and_what_to_do(home):
     assert {key for key, data in files(home.site.root).items() if before.get(key) != data} == {"head.json"}
     assert home.stored("status").out.splitlines() == [
         f"{home.site.uri}: round 0 committed, global adapter digest {initial.adapter.digest[:12]}; "
-        "rolled back to round 0 (branch 1)"
+        "begun again (branch 1)"
     ]
 
 
@@ -65,6 +65,8 @@ def test_a_federation_is_run_again_from_there(home):
     line = home.stored("status").out.splitlines()[0]
     assert ": round 2 committed, " in line
     assert line.endswith("; rolled back to round 1 (branch 1)")
+    exported = home.stored("export", "ann", home.directory / "ann").out
+    assert exported.count("\n") == 1, "the adapter is of a round that counts"
     assert home.stored("report").code == 0
     stored = after["rounds/2.1/report.html"].decode()
     assert undated((home.directory / "report.html").read_text()) == undated(stored)

@@ -83,6 +83,12 @@ def test_the_task_that_waits_says_for_whom(make_site, tmp_path):
     record_failure(site.uri, 1, site.name("ann"), failure)
     (state,) = followed.add(view).tasks
     assert (state.label, state.reason) == ("Remote clients", "1 of 2 answered; waiting for bob")
+    assert site.train_client("eve")["status"] == "trained"  # from a first mask on, nobody founds it again
+    staying = tuple(client for client in site.spec.clients if client.id != "bob")
+    Site(site.spec.model_copy(update={"clients": staying}), site.store_uri).prepare()
+    followed = StoreProgress(site.store_uri, site.spec.name, tasks)
+    (reason,) = (state.reason for state in followed.add(view).tasks if state.label == "Remote clients")
+    assert reason == "1 of 1 answered"  # as the task itself counts
 
 
 def test_a_list_that_has_stopped_is_completed(site, progress):

@@ -95,6 +95,12 @@ def test_kueue_that_queues_no_pods(queued):
     assert "add pod to integrations.frameworks" in found["fix"]
 
 
+def test_kueue_whose_frameworks_are_all_commented_out(queued):
+    text = "integrations:\n  frameworks:\n  # - pod\n"
+    queued.cluster.add({**settings(), "data": {"controller_manager_config.yaml": text}})
+    assert queued.only("fail", "queues")["finding"] == "Kueue does not queue pod: clients would not wait"
+
+
 def test_kueue_whose_settings_say_nothing(queued):
     queued.cluster.add({**settings(), "data": {}})
     assert "is not known" in queued.only("unknown", "queues")["finding"]
@@ -119,6 +125,9 @@ def test_trainjobs_end_their_waiting_themselves(queued):
     assert "does not queue trainer.kubeflow.org/trainjob" in found[1]["finding"]
     queued.cluster.add(settings("trainer.kubeflow.org/trainjob"), runtime("launcher"))
     assert "has no job node" in queued.only("fail", "TrainJobs")["finding"]
+    for template in ({"spec": {}}, {}):  # a JobSet may leave out its jobs, and a runtime the JobSet
+        queued.cluster.add({**runtime("node"), "spec": {"template": template}})
+        assert "has no job node" in queued.only("fail", "TrainJobs")["finding"]
     queued.cluster.add(runtime("node"))
     assert queued.findings() == []
     several = {**TIERS["gpu"], "runner": "trainjob", "nodes": 2, "accelerator": {"count": 1}}
@@ -133,5 +142,6 @@ def test_trainjobs_end_their_waiting_themselves(queued):
 
 
 def test_what_may_not_be_read(queued):
-    queued.cluster.forbidden = {"localqueues"}
-    assert "you may not read localqueues" in queued.only("unknown", "queues")["finding"]
+    for forbidden, what in (("localqueues", "localqueues"), ("/apis", "API groups")):
+        queued.cluster.forbidden = {forbidden}
+        assert f"you may not read {what}" in queued.only("unknown", "queues")["finding"]

@@ -54,6 +54,6 @@ def mean_loss(
             losses = F.cross_entropy(logits.float(), response, reduction="none")
             sums[number, 0], sums[number, 1] = losses.double().sum().item(), response.numel()
     total, tokens = 0.0, 0.0
-    for loss, number in processes.total(sums).tolist():
-        total, tokens = total + loss, tokens + number
+    for loss, count in processes.total(sums).tolist():
+        total, tokens = total + loss, tokens + count
     return total / tokens

@@ -10,7 +10,6 @@ from perfit.cluster_spec import ClusterSpec, quantity_bytes
 from perfit.lora import expand
 from perfit.memory import MemoryNeed, check_accelerators, check_machine, memory_need
 from perfit.models import model_skeleton
-from perfit.processes import share_of
 from perfit.quantization import check_quantization
 from perfit.round import trained_in_turn
 from perfit.space import LoraSpace
@@ -40,13 +39,12 @@ def check_model(spec: ClusterSpec, source: str) -> tuple[LoraSpace, list[str]]:
 
 def _need(spec: ClusterSpec, tier: str, source: str, model: PreTrainedModel, space: LoraSpace) -> MemoryNeed:
     """Return what a client of a tier needs that has the largest rank in it: each of its processes."""
-    training, processes = spec.of_tier(tier).training, spec.tiers[tier].processes
-    batch_size, _ = share_of(training.batch_size, training.gradient_accumulation, processes)
+    training = spec.of_tier(tier).training
     rank = max(spec.rank_of(client) for client in spec.clients if client.tier == tier)
     return memory_need(
         model,
         space,
-        training.model_copy(update={"batch_size": batch_size}),
+        training,
         trained=max(map(np.count_nonzero, trained_in_turn(spec, space, space.plain_mask(rank)))),
         vectors=len({*spec.algorithm.downloads, *spec.algorithm.uploads}) - 1 + bool(spec.algorithm.correction),
         search=spec.search if rank < space.rank else None,

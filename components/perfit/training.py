@@ -121,7 +121,7 @@ def _arguments(options: Training, steps: int, seed: int, directory: str) -> Trai
         warmup_steps=options.warmup_steps,
         optim=_OPTIMIZERS[options.optimizer],
         bf16=options.precision == "bfloat16",
-        ddp_find_unused_parameters=True,  # as one process trains a model of which some inputs use a part alone
+        ddp_find_unused_parameters=True,  # one process would also train a model of which an input uses a part
         **_GRADIENT_CHECKPOINTING if options.gradient_checkpointing else {},
         seed=seed,
         use_cpu=not torch.cuda.is_available(),

@@ -218,14 +218,17 @@ def test_accelerators_that_divide_the_batch_hold_the_whole_model_each():
         check_accelerators("small", 12 * GIB - 1, NEED.on_device(), 1, NEED, processes=4)
 
 
-def test_a_process_of_several_needs_memory_for_its_share_of_the_batch(make_federation):
-    batch = {"training": {"batch_size": 10**4}, "cluster": {"allow_secret_readers": True}}
-    gpu = {"runner": "trainjob", "memory": "99Gi", "accelerator": {"memory": "3Gi", "count": 8, "divide": "batch"}}
-    alone = make_federation(tiers={"default": {**gpu, "accelerator": {"memory": "3Gi"}}}, **batch)
-    with pytest.raises(PerfitError, match=r"^tiers\.default\.accelerator\.memory: 3\.00 GiB cannot hold"):
-        check_model(alone, alone.model)
-    together = make_federation(tiers={"default": gpu}, **batch)
-    assert check_model(together, together.model)[1] == []
+def test_the_processes_of_a_pod_have_its_memory_together(make_federation):
+    gpus = {"memory": "80Gi", "count": 4, "divide": "batch"}
+    sections = {"cluster": {"allow_secret_readers": True}, "training": {"batch_size": 4}}
+    tier = {"runner": "trainjob", "memory": "8Gi", "accelerator": gpus}
+    several = make_federation(tiers={"default": tier}, **sections)
+    with pytest.raises(PerfitError, match=r"^tiers\.default\.memory: 8\.00 GiB cannot .* beside its accelerator"):
+        check_model(several, several.model)
+    layers = make_federation(tiers={"default": {**tier, "accelerator": {**gpus, "divide": "layers"}}}, **sections)
+    assert "divide the model's layers" in check_model(layers, layers.model)[1][0]
+    enough = make_federation(tiers={"default": {**tier, "memory": "12Gi"}}, **sections)
+    assert check_model(enough, enough.model)[1] == []
 
 
 @pytest.mark.parametrize(

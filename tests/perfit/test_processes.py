@@ -31,9 +31,7 @@ def test_one_process_has_the_batches_of_a_batch_sampler():
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError(
-            "[gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]: Connection reset by peer"
-        ),
+        RuntimeError("[gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]: Connection reset by peer"),
         dist.DistBackendError("NCCL communicator was aborted on rank 0."),
         dist.DistNetworkError("failed to recv, got 0 bytes"),
     ],

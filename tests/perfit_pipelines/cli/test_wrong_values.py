@@ -95,7 +95,7 @@ ROWS = {
             change("cluster", {"allow_secret_readers": True}),
             change("tiers.weak", {"runner": "trainjob", "nodes": 3}),
         ),
-        "federation.yaml:29: tiers.weak: its jobs have 3 processes, which cannot divide the 2 examples of a step evenly",
+        "federation.yaml:29: tiers.weak: its jobs have 3 processes, which cannot divide the 2 examples of a step",
         "correct this key",
     ),
     "a tab": Row(VALIDATE, text("name:\tx\n"), "federation.yaml is not YAML: ", "repair the syntax at the line named"),

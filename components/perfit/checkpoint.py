@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from perfit import processes
 from perfit.adapter_file import read_fields
 from perfit.errors import PerfitError
 
@@ -123,7 +124,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training.
+    """The checkpoints of one training. Of several processes the first alone reads and writes them.
 
     Args:
         file: Where the last one is kept; None for no checkpoints.
@@ -160,19 +161,26 @@ class Checkpoints:
 
     def save(self, losses: list[float], tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a checkpoint, if that is possible."""
+        if processes.index() > 0:
+            return
         try:
             self._file.save(Checkpoint(losses, self._measured, tensors).dump(self._training))
         except PerfitError as error:
             _LOG.warning("the checkpoint after step %d is not written: %s", len(losses), error.problem)
 
     def _load(self, limit: int) -> Checkpoint | None:
+        data = processes.of_first(lambda: self._read(limit))
         try:
-            data = self._file.load(limit)
             return None if data is None else Checkpoint.parse(data, self._training)
-        except PerfitError as error:
-            _LOG.warning("the checkpoint is not used: %s", error.problem)
         except CheckpointError as error:
             _LOG.warning("the checkpoint is not used: %s", error)
+        return None
+
+    def _read(self, limit: int) -> bytes | None:
+        try:
+            return self._file.load(limit)
+        except PerfitError as error:
+            _LOG.warning("the checkpoint is not used: %s", error.problem)
         return None
 
 
@@ -194,6 +202,8 @@ def training_hash(
     """
     digest = hashlib.sha256()
     _update(digest, [spec.fixed(), spec.rank_of(client), client.id, round, [part.sha256 for part in examples]])
+    if processes.count() > 1:  # each draws what it drops out
+        _update(digest, {"processes": processes.count()})
     for name, vector in sorted(vectors.items()):
         _update(digest, [name, str(vector.dtype), vector.shape])
         digest.update(vector.tobytes())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from perfit import processes
 from perfit.adapter import SparseAdapter
 from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
 from perfit.errors import PerfitError, TrainingDiverged
@@ -246,6 +247,7 @@ def run_client(
         checkpoint: Where the tuning keeps its last checkpoint; None for no checkpoints.
 
     Raises:
+        PerfitError: Several processes have come to different values.
         TrainingDiverged: The loss or the held-out perplexity is not finite.
     """
     side = ClientRound(spec, model.space, held, round)
@@ -272,6 +274,7 @@ def run_client(
         )
         values, gradient = start.values.copy(), np.zeros_like(start.values)
         values[active], gradient[active] = read_values(vectors), gradients.mean()
+        processes.check_alike("tuned values", values)
     end = side.end(start, values, score)
     after = evaluate(model, spec, data, side.dense(end.values))
     if not math.isfinite(before + after):

@@ -55,12 +55,14 @@ def quantity_bytes(quantity: str) -> int:
 class Accelerator(Section):
     """A pod's accelerators: ``type`` is the nodes' resource, ``memory`` that of each one, for the memory check.
 
-    Several divide the model by its layers, which work one after the other: they are for models that one cannot hold.
+    Several divide the model's layers, which work one after the other: they are for models that one cannot hold. In a
+    TrainJob they may divide the batch instead: each holds the whole model, and has a process of its own.
     """
 
     type: str = "nvidia.com/gpu"
     count: int = Field(default=1, ge=1)
     memory: Quantity | None = None
+    divide: Literal["layers", "batch"] = "layers"
 
 
 class Toleration(Section):
@@ -109,6 +111,7 @@ class Tier(Machine):
 
     Args:
         runtime: The ClusterTrainingRuntime of TrainJobs.
+        nodes: How many pods a client's TrainJob has, which divide its batches.
         queue: Kueue's LocalQueue that admits the pods or jobs, each by itself; None for no queue.
         queue_priority: Kueue's WorkloadPriorityClass of them.
         queue_seconds: What was not admitted after this time is ended, and its client absent from the round.
@@ -116,6 +119,7 @@ class Tier(Machine):
 
     runner: Literal["pod", "trainjob", "remote"] = "pod"
     runtime: Name = "torch-distributed"
+    nodes: int = Field(default=1, ge=1)
     deadline_seconds: int = Field(default=21_600, ge=1)
     training: TierTraining = TierTraining()
     queue: Name | None = None
@@ -128,6 +132,33 @@ class Tier(Machine):
             if getattr(self, key) is not None and self.queue is None:
                 raise key_error((key,), "the tier has no queue; name Kueue's LocalQueue with the key `queue`")
         return self
+
+    @model_validator(mode="after")
+    def _batches_are_divided_by_jobs(self) -> Self:
+        several = self.accelerator is not None and self.accelerator.count > 1
+        if self.nodes > 1 and several and not self._divides_batches:
+            raise key_error(
+                ("accelerator", "divide"),
+                "nodes divide the batch, and so must the accelerators of each: set divide: batch, or count: 1",
+            )
+        if not self.is_job and (self.nodes > 1 or self._divides_batches):
+            key = ("nodes",) if self.nodes > 1 else ("accelerator", "divide")
+            raise key_error(key, f"a runner {self.runner} has one process; set runner: trainjob, or leave it out")
+        return self
+
+    @property
+    def _divides_batches(self) -> bool:
+        return self.accelerator is not None and self.accelerator.divide == "batch"
+
+    @property
+    def processes_per_node(self) -> int:
+        """How many processes of a client's training each of its pods has."""
+        return self.accelerator.count if self._divides_batches else 1
+
+    @property
+    def processes(self) -> int:
+        """How many processes divide the batches of a client's training."""
+        return self.nodes * self.processes_per_node
 
     @property
     def is_remote(self) -> bool:
@@ -217,6 +248,19 @@ class ClusterSpec(FederationSpec):
         for name, tier in self.tiers.items():
             if problem and tier.is_job:
                 raise key_error(("tiers", name, "runner"), problem)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_are_divisible(self) -> Self:
+        for name, tier in self.tiers.items():
+            training = self.of_tier(name).training
+            examples = training.batch_size * training.gradient_accumulation
+            if examples % tier.processes:
+                raise key_error(
+                    ("tiers", name),
+                    f"its jobs have {tier.processes} processes, which cannot divide the {examples} examples of a step "
+                    "evenly: make training.batch_size x gradient_accumulation a multiple, or change nodes or count",
+                )
         return self
 
     @model_validator(mode="after")

@@ -189,7 +189,7 @@ def _key(path: tuple) -> str:
 
 
 def _describe(problem: dict[str, Any], lines: Lines, source: str, model: type[BaseModel]) -> str:
-    path = written = problem.get("ctx", {}).get("path", problem["loc"])
+    path = written = (*problem["loc"], *problem.get("ctx", {}).get("path", ()))
     # pydantic adds the names of union members to the path; only keys that are in the file have a line.
     if path[:1] == ("method",) and problem["type"] != "federation":
         written = (path[0], *path[2:])

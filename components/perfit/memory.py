@@ -1,9 +1,9 @@
 """An estimate of the memory that a client's search and tuning need.
 
-On the CPU everything is in one memory; with accelerators a part of it is in theirs, divided among them layer by layer,
-and another in the pod's. Its purpose is to refuse a machine that is clearly too small before it is allocated, not to
-predict the exact peak: ``tests/benchmarks/memory.py`` compares that of the CPU with measured peaks. What accelerators
-need has never been measured.
+On the CPU everything is in one memory; with accelerators a part of it is in theirs, divided among them layer by layer
+unless each has a process, and another in the pod's. Its purpose is to refuse a machine that is clearly too small before
+it is allocated, not to predict the exact peak: ``tests/benchmarks/memory.py`` compares that of the CPU with measured
+peaks. What accelerators need has never been measured.
 """
 
 from __future__ import annotations
@@ -145,15 +145,18 @@ def check_machine(tier: str, memory: int, need: MemoryNeed) -> None:
         raise _too_small(f"tiers.{tier}.memory", memory, need.total, parts)
 
 
-def check_accelerators(tier: str, memory: int, device_memory: int | None, devices: int, need: MemoryNeed) -> str | None:
+def check_accelerators(
+    tier: str, memory: int, device_memory: int | None, devices: int, need: MemoryNeed, processes: int = 1
+) -> str | None:
     """Refuse a machine whose accelerators, or whose main memory beside them, have less than a client needs.
 
     Args:
         tier: Its name.
         memory: Bytes of main memory that the machine has.
         device_memory: Bytes of each of its accelerators; None if it is not known.
-        devices: How many there are.
-        need: The client's need.
+        devices: How many there are to a process.
+        need: What a process needs.
+        processes: How many processes the machine has, each with accelerators of its own.
 
     Returns:
         What is to be said of several accelerators: they divide the model by layers, which work one after the other.
@@ -161,9 +164,11 @@ def check_accelerators(tier: str, memory: int, device_memory: int | None, device
     Raises:
         PerfitError: One of the two is too small.
     """
-    if need.on_host > memory:
-        parts = {"vectors": need.host_vectors, "libraries": need.on_host - need.host_vectors}
-        problem = _too_small(f"tiers.{tier}.memory", memory, need.on_host, parts).problem
+    on_host, vectors = need.on_host * processes, need.host_vectors * processes
+    if on_host > memory:
+        problem = _too_small(
+            f"tiers.{tier}.memory", memory, on_host, {"vectors": vectors, "libraries": on_host - vectors}
+        ).problem
         raise PerfitError(f"{problem} beside its accelerator", "raise it, or lower lora.rank or lora.expansion")
     if device_memory is not None and need.on_device(devices) > device_memory:
         parts = {
@@ -172,7 +177,7 @@ def check_accelerators(tier: str, memory: int, device_memory: int | None, device
             "activations": need.activations // devices,
             "logits": need.logits,
         }
-        each = " of each" if devices > 1 else ""
+        each = " of each" if devices * processes > 1 else ""
         raise _too_small(f"tiers.{tier}.accelerator.memory", device_memory, need.on_device(devices), parts, each)
     if devices == 1:
         return None

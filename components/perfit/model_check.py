@@ -38,7 +38,7 @@ def check_model(spec: ClusterSpec, source: str) -> tuple[LoraSpace, list[str]]:
 
 
 def _need(spec: ClusterSpec, tier: str, source: str, model: PreTrainedModel, space: LoraSpace) -> MemoryNeed:
-    """Return what a client of a tier needs that has the largest rank in it."""
+    """Return what a client of a tier needs that has the largest rank in it: each of its processes."""
     training = spec.of_tier(tier).training
     rank = max(spec.rank_of(client) for client in spec.clients if client.tier == tier)
     return memory_need(
@@ -60,4 +60,5 @@ def _check_tier(spec: ClusterSpec, name: str, need: MemoryNeed) -> str | None:
     if accelerator is None:
         return check_machine(name, memory, need)
     device_memory = quantity_bytes(accelerator.memory) if accelerator.memory else None
-    return check_accelerators(name, memory, device_memory, accelerator.count, need)
+    devices = accelerator.count // tier.processes_per_node
+    return check_accelerators(name, memory, device_memory, devices, need, tier.processes_per_node)

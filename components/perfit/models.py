@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfit import processes
 from perfit.errors import PerfitError
 from perfit.locations import PACKAGE, PINNED, is_path
 from perfit.model_files import SUFFIXES, ModelManifest, check_files
@@ -293,15 +294,21 @@ def load_model(source: str, precision: str, quantization: Quantization | None = 
     from transformers import AutoModelForCausalLM
 
     check_quantization(source, quantization)
-    # Several accelerators divide one model by its layers; the data parallelism is between clients.
-    devices = torch.cuda.device_count()
-    options = {"device_map": "auto" if devices > 1 else {"": 0}} if devices else {}
+    options = {"device_map": _device_map()} if torch.cuda.is_available() else {}
     if quantization:
         options["quantization_config"] = quantization_config(quantization, precision)
     model = _from_pretrained(AutoModelForCausalLM, source, dtype=getattr(torch, precision), **options)
     check_placement(getattr(model, "hf_device_map", {}))
     keep_quantised_layout(model)
     return model.requires_grad_(False)
+
+
+def _device_map() -> str | dict[str, int]:
+    """Several accelerators divide one model by its layers, unless each is of a process that divides the batches."""
+    import torch
+
+    own = processes.count() > 1 or torch.cuda.device_count() == 1
+    return {"": torch.cuda.current_device()} if own else "auto"
 
 
 def check_placement(devices: Mapping[str, int | str]) -> None:

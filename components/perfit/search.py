@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from perfit import processes
 from perfit.checkpoint import Checkpoints
 from perfit.errors import PerfitError, TrainingDiverged
 from perfit.examples import Example
@@ -58,7 +59,7 @@ def search_architecture(
         bool, shape (N,), exactly ``space.budget(rank)`` of them set.
 
     Raises:
-        PerfitError: Of some module only A or only B would be left.
+        PerfitError: Of some module only A or only B would be left; several processes found different masks.
         TrainingDiverged: The loss is not finite.
     """
     if rank == space.rank:
@@ -81,6 +82,7 @@ def search_architecture(
             checkpoints=checkpoints,
         )
         mask = pruner.mask
+        processes.check_alike("masks", mask)
     if dead := dead_layers(space, mask):
         raise PerfitError(
             f"the search by method.metric {search.metric} left only A or only B of {len(dead)} modules, of which the "

@@ -38,5 +38,10 @@ Name = Annotated[str, BeforeValidator(_safe_name)]
 
 
 def key_error(path: tuple[str | int, ...], message: str) -> PydanticCustomError:
-    """Return the error of a check across keys; it names the key to change, as a check of one key would."""
+    """Return the error of a check across keys; it names the key to change, as a check of one key would.
+
+    Args:
+        path: Of that key, from the section that is checked.
+        message: What is wrong with it.
+    """
     return PydanticCustomError("federation", "{message}", {"message": message, "path": path})

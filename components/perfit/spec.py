@@ -145,7 +145,7 @@ class FederationSpec(Section):
             raise ValueError(f"{value!r} is not a section; write the method's name as {{name: {DEFAULT_METHOD}}}")
         name = _method_name(value)
         if not isinstance(name, str) or name not in METHODS:
-            raise key_error(("method", "name"), f"there is no method {name!r}; use one of {', '.join(METHODS)}")
+            raise key_error(("name",), f"there is no method {name!r}; use one of {', '.join(METHODS)}")
         return value
 
     @model_validator(mode="after")

@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
@@ -21,9 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from perfit import processes
 from perfit.checkpoint import Checkpoint, Checkpoints
 from perfit.errors import TrainingDiverged
-from perfit.examples import Example
+from perfit.examples import IGNORE_INDEX, Example
 from perfit.responses import only_responses, response_tokens
 from perfit.seeds import derive_seed
 from perfit.spec import Training
@@ -61,6 +65,9 @@ def train(
 ) -> list[float]:
     """Train the parameters of a model that require gradients, at a constant rate.
 
+    Several processes that call this with the same arguments divide the examples of each step among them, and all get
+    the values and losses of one process, up to the order in which gradients are summed; but each draws its own dropout.
+
     Args:
         model: A causal language model; its parameters change in place.
         examples: Tokenised records; shuffled by ``seed`` in every pass over them.
@@ -80,12 +87,14 @@ def train(
         TrainingDiverged: A loss is not finite.
     """
     losses = _Losses(on_step)
+    if processes.count() > 1:
+        _keep_frozen(model)
     with tempfile.TemporaryDirectory() as unused:
         trainer = _Trainer(
             model=model,
             args=_arguments(options, steps, seed, unused),
             train_dataset=[features(example) for example in examples],
-            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            data_collator=_Collator(tokenizer),
             compute_loss_func=_loss,
         )
         trainer.remove_callback(PrinterCallback)
@@ -99,11 +108,12 @@ def train(
 
 
 def _arguments(options: Training, steps: int, seed: int, directory: str) -> TrainingArguments:
+    size, batches = processes.share_of(options.batch_size, options.gradient_accumulation, processes.count())
     return TrainingArguments(
         output_dir=directory,
         max_steps=steps,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=batches,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_gradient_norm,
@@ -111,6 +121,7 @@ def _arguments(options: Training, steps: int, seed: int, directory: str) -> Trai
         warmup_steps=options.warmup_steps,
         optim=_OPTIMIZERS[options.optimizer],
         bf16=options.precision == "bfloat16",
+        ddp_find_unused_parameters=True,  # one process would also train a model of which an input uses a part
         **_GRADIENT_CHECKPOINTING if options.gradient_checkpointing else {},
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
@@ -133,6 +144,15 @@ def features(example: Example) -> dict[str, list[int]]:
     }
 
 
+class _Collator(DataCollatorForSeq2Seq):
+    """Pads a batch. In place of an empty one it gives an example without a response, of no loss and no gradient."""
+
+    def __call__(self, features, return_tensors=None):
+        token = self.tokenizer.pad_token_id
+        empty = {"input_ids": [token] * 2, "attention_mask": [1] * 2, "labels": [IGNORE_INDEX] * 2}
+        return super().__call__(features or [empty], return_tensors)
+
+
 class _Trainer(Trainer):
     """Computes each parametrised weight once per step, though PEFT reads it twice, and logits of responses alone.
 
@@ -141,12 +161,23 @@ class _Trainer(Trainer):
 
     Of the ``done`` steps before a checkpoint it only draws the batches, so that the order of the others is that of an
     uninterrupted training, across passes over the data too.
+
+    Where there are several processes, accelerate would give each other batches than those of one process at the end of
+    a pass over the data, and copy the whole model from the first process to the others.
     """
 
     done = 0
 
+    def get_train_dataloader(self) -> DataLoader:
+        if processes.count() == 1:
+            return super().get_train_dataloader()
+        size, batches = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)  # that of one process
+        shares = processes.Shares(order, size, batches, processes.index(), processes.count())
+        return DataLoader(self.train_dataset, batch_sampler=shares, collate_fn=self.data_collator)
+
     def compute_loss(self, model, inputs, *args, **kwargs):
-        with only_responses(model, inputs["labels"]):
+        with only_responses(self.model, inputs["labels"]):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
@@ -154,6 +185,13 @@ class _Trainer(Trainer):
             return torch.zeros((), device=self.args.device)
         with nullcontext() if self.args.gradient_checkpointing else parametrize.cached():
             return super().training_step(*args, **kwargs)
+
+
+def _keep_frozen(model: torch.nn.Module) -> None:
+    """Let the processes exchange trained parameters alone: all else is the same, and may be gigabytes."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    buffers = {name for name, _ in model.named_buffers()}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen | buffers)
 
 
 def _restore(trainer: Trainer) -> None:
@@ -211,7 +249,8 @@ class _Resumption(TrainerCallback):
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         step, done = state.global_step, self._trainer.done
-        torch.manual_seed(derive_seed(args.seed, "step", step))
+        further = (processes.index(),) if processes.index() else ()  # each process has other examples
+        torch.manual_seed(derive_seed(args.seed, "step", step, *further))
         if step == done:
             if self._last:
                 self._restore(self._last, optimizer)

@@ -15,6 +15,10 @@ API = "trainer.kubeflow.org/v1alpha1"
 _NODE = "node"
 """The job of a runtime that trains, and its container."""
 _MANAGER = "perfit.dev/client"
+NODES_LABEL = {"perfit/nodes": "several"}
+"""Of pods whose processes meet others', by which a network policy lets them."""
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""As KFP labels its own pods: a mesh would end the job never, and pass on HTTP alone."""
 _USER = 10001
 _PASSED_ON = ("resources", "env", "volumes", "volume_mounts", "node_selector", "tolerations")
 
@@ -59,8 +63,8 @@ class ClientJob:
         trainer = {
             "image": self.image,
             "command": self._command(),
-            "numNodes": 1,
-            "numProcPerNode": 1,
+            "numNodes": self.tier.nodes,
+            "numProcPerNode": self.tier.processes_per_node,
             "env": config["env"],
             "resourcesPerNode": config["resources"],
         }
@@ -75,7 +79,8 @@ class ClientJob:
             "tolerations": config["tolerations"],
             **self._volumes(config["volumes"] or [], config["volume_mounts"] or []),
         }
-        template = {"metadata": {"labels": {ROLE_LABEL: "client"}}, "spec": _given(pod)}
+        labels = {ROLE_LABEL: "client", **_NO_SIDECAR, **(NODES_LABEL if self.tier.nodes > 1 else {})}
+        template = {"metadata": {"labels": labels}, "spec": _given(pod)}
         return {
             "apiVersion": API,
             "kind": "TrainJob",
@@ -88,9 +93,19 @@ class ClientJob:
         }
 
     def _command(self) -> list[str]:
-        options = {"federation": self.federation, "round": self.round, "name": self.name, "threads": self.threads}
+        """The client's process; where there are several, torchrun starts them, and Trainer tells it where they meet.
+
+        How many there are it is told here: Trainer takes one a node where the resources have limits and no requests,
+        as KFP's have.
+        """
+        threads = max(1, self.threads // self.tier.processes_per_node) if self.threads else 0
+        options = {"federation": self.federation, "round": self.round, "name": self.name, "threads": threads}
         given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-        return ["python", "-m", "perfit_components.client_process", *given]
+        python, process = ["python", "-m"], ["perfit_components.client_process", *given]
+        if self.tier.processes == 1:
+            return [*python, *process]
+        shape = ["--nnodes", str(self.tier.nodes), "--nproc-per-node", str(self.tier.processes_per_node)]
+        return [*python, "torch.distributed.run", *shape, "-m", *process]
 
     def _metadata(self) -> Object:
         labels = {"app.kubernetes.io/part-of": "perfit", "perfit/client": self.client, **queue_labels(self.tier)}

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from perfit.cluster_spec import ClusterSpec
+from perfit.cluster_spec import ClusterSpec, Tier
 from perfit.errors import PerfitError
 from perfit_components.log_lines import ErrorFinder, plain
 from perfit_components.steps.prepare import AS_IN_FILE
@@ -82,8 +82,13 @@ def without_cluster(spec: ClusterSpec) -> ClusterSpec:
     An authority's certificate becomes an environment variable, and a TrainJob another component.
     """
     cluster = spec.cluster.model_copy(update={"store_ca": None})
-    jobs = {name: tier.model_copy(update={"runner": "pod"}) for name, tier in spec.tiers.items() if tier.is_job}
-    return spec.model_copy(update={"cluster": cluster, "tiers": {**spec.tiers, **jobs}})
+    tiers = {name: _as_pods(tier) if tier.is_job else tier for name, tier in spec.tiers.items()}
+    return spec.model_copy(update={"cluster": cluster, "tiers": tiers})
+
+
+def _as_pods(tier: Tier) -> Tier:
+    accelerator = tier.accelerator and tier.accelerator.model_copy(update={"divide": "layers"})
+    return tier.model_copy(update={"runner": "pod", "nodes": 1, "accelerator": accelerator})
 
 
 def _call_pipeline(spec: ClusterSpec, store: str, first: int, method: str, root: Path, workspace: Path) -> None:

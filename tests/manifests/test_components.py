@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from perfit_components.images import SERVER_IMAGE
+from perfit_components.train_job_object import NODES_LABEL
 from perfit_pipelines.deploy.kubectl import find_kubectl
 
+from .network import Peer, allows
 from .pod_security import violations
 from .rendering import MANIFESTS, Object, identity
 from .test_rbac import rules
@@ -25,12 +27,15 @@ ADDED = {
         ("RoleBinding", "perfit-queue-limit"),
         ("CronJob", "perfit-queue-limit"),
     },
-    "trainjob": {("Role", "perfit-trainjob"), ("RoleBinding", "perfit-trainjob")},
+    "trainjob": {(kind, "perfit-trainjob") for kind in ("NetworkPolicy", "Role", "RoleBinding")},
 }
 
 
-def added(component: str, directory: Path) -> list[Object]:
-    """What a component adds to what runs need, as an overlay of one's own would have it."""
+Objects = dict[tuple[str, str], Object]
+
+
+def rendered(component: str, directory: Path) -> tuple[Objects, Objects]:
+    """What runs need with a component, as an overlay of one's own would have it, and without."""
     run, own = MANIFESTS / "base/run", MANIFESTS / "components" / component
     kustomization = {
         "resources": [os.path.relpath(run, directory)],
@@ -43,7 +48,12 @@ def added(component: str, directory: Path) -> list[Object]:
         done = subprocess.run([find_kubectl(), "kustomize", str(place)], capture_output=True, text=True, check=True)
         assert not done.stderr
         objects.append({(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)})
-    whole, base = objects
+    return tuple(objects)
+
+
+def added(component: str, directory: Path) -> list[Object]:
+    """What a component adds to what runs need."""
+    whole, base = rendered(component, directory)
     return [item for key, item in whole.items() if key not in base]
 
 
@@ -75,3 +85,11 @@ def test_runs_get_trainjobs_and_nothing_else_by_a_role_of_their_own(tmp_path):
     assert rules(objects["Role"]) == [("trainer.kubeflow.org", "trainjobs", None, "create get delete")]
     assert objects["RoleBinding"]["roleRef"]["name"] == "perfit-trainjob"
     assert [subject["name"] for subject in objects["RoleBinding"]["subjects"]] == ["perfit-runner"]
+
+
+def test_the_nodes_of_a_job_reach_each_other_and_no_others_reach_them(tmp_path):
+    policies = [item for item in rendered("trainjob", tmp_path)[0].values() if item["kind"] == "NetworkPolicy"]
+    node, alone = (Peer("10.244.2.1", "team", {"perfit/role": "client", **label}) for label in (NODES_LABEL, {}))
+    assert allows(policies, node, node, 29_400)
+    for source, target in ((node, alone), (alone, node), (alone, alone)):
+        assert not allows(policies, source, target, 29_400)

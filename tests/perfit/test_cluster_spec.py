@@ -162,6 +162,44 @@ def test_trainjobs_that_cannot_be(cluster, problem):
     assert ClusterSpec.model_validate({**tree, "cluster": {"allow_secret_readers": True}})
 
 
+JOB = {"runner": "trainjob", "training": {"batch_size": 4, "gradient_accumulation": 2}}
+
+
+@pytest.mark.parametrize(
+    ("tier", "path", "problem"),
+    [
+        ({"nodes": 2}, ("nodes",), "a runner pod has one process; set runner: trainjob"),
+        ({"runner": "remote", "nodes": 2}, ("nodes",), "a runner remote has one process"),
+        ({"accelerator": {"divide": "batch"}}, ("accelerator", "divide"), "a runner pod has one process"),
+        ({**JOB, "nodes": 2, "accelerator": {"count": 2}}, ("accelerator", "divide"), "set divide: batch, or count: 1"),
+        ({**JOB, "nodes": 3}, (), "3 processes, which cannot divide the 8 examples of a step evenly"),
+        ({**JOB, "nodes": 2, "accelerator": {"count": 8, "divide": "batch"}}, (), "16 processes, which cannot divide"),
+    ],
+)
+def test_processes_that_cannot_be(tier, path, problem):
+    with pytest.raises(ValidationError, match=problem) as caught:
+        ClusterSpec.model_validate(
+            {**MINIMAL, "tiers": {"default": tier}, "cluster": {"allow_secret_readers": True, "deadline_seconds": None}}
+        )
+    (error,) = caught.value.errors()
+    assert (*error["loc"], *error["ctx"]["path"]) == ("tiers", "default", *path)
+
+
+@pytest.mark.parametrize(
+    ("tier", "processes"),
+    [
+        ({}, (1, 1)),
+        ({"accelerator": {"count": 8}}, (1, 1)),
+        ({"accelerator": {"count": 8, "divide": "batch"}}, (8, 8)),
+        ({"nodes": 4}, (1, 4)),
+        ({"nodes": 4, "accelerator": {"count": 2, "divide": "batch"}}, (2, 8)),
+    ],
+)
+def test_the_processes_of_a_job(tier, processes):
+    job = Tier(**JOB, **tier)
+    assert (job.processes_per_node, job.processes) == processes
+
+
 def test_tiers_in_use_are_in_the_order_of_the_file():
     assert ClusterSpec.model_validate(FULL).tiers_in_use() == ["big", "small"]
     assert spec().tiers_in_use() == ["default"]

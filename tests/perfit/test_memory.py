@@ -209,6 +209,28 @@ def test_accelerators_that_hold_just_the_need(memory, device_memory, devices, re
     assert check_accelerators("small", memory, device_memory, devices, NEED) == remark
 
 
+def test_accelerators_that_divide_the_batch_hold_the_whole_model_each():
+    assert check_accelerators("small", 12 * GIB, NEED.on_device(), 1, NEED, processes=4) is None
+    each = rf"^tiers\.small\.accelerator\.memory: {NEED.on_device() / GIB:.2f} GiB of each cannot hold"
+    with pytest.raises(PerfitError, match=each):
+        check_accelerators("small", 12 * GIB, NEED.on_device() - 1, 1, NEED, processes=4)
+    with pytest.raises(PerfitError, match=r"^tiers\.small\.memory: 12\.00 GiB .* about 12\.00 GiB \(vectors 1\.27, "):
+        check_accelerators("small", 12 * GIB - 1, NEED.on_device(), 1, NEED, processes=4)
+
+
+def test_the_processes_of_a_pod_have_its_memory_together(make_federation):
+    gpus = {"memory": "80Gi", "count": 4, "divide": "batch"}
+    sections = {"cluster": {"allow_secret_readers": True}, "training": {"batch_size": 4}}
+    tier = {"runner": "trainjob", "memory": "8Gi", "accelerator": gpus}
+    several = make_federation(tiers={"default": tier}, **sections)
+    with pytest.raises(PerfitError, match=r"^tiers\.default\.memory: 8\.00 GiB cannot .* beside its accelerator"):
+        check_model(several, several.model)
+    layers = make_federation(tiers={"default": {**tier, "accelerator": {**gpus, "divide": "layers"}}}, **sections)
+    assert "divide the model's layers" in check_model(layers, layers.model)[1][0]
+    enough = make_federation(tiers={"default": {**tier, "memory": "12Gi"}}, **sections)
+    assert check_model(enough, enough.model)[1] == []
+
+
 @pytest.mark.parametrize(
     ("memory", "device_memory", "devices", "problem"),
     [

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from perfit.errors import PerfitError
+from perfit.processes import ProcessLost
 from perfit.protocol import MAX_REASON
 from perfit_components.steps.failure import Failure, failure_as_record, stoppable
 from perfit_storage import StoreError
@@ -79,6 +80,23 @@ def test_other_errors_of_these_types_are_none_of_memory(error):
 def test_an_interrupt_is_not_a_failure():
     with pytest.raises(KeyboardInterrupt):
         failure_as_record(raising(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, True), (signal.SIGALRM, False)])
+def test_what_was_stopped_from_outside_would_have_gone_on(number, interrupted):
+    def action() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    with stoppable():
+        failure = failure_as_record(action)
+    assert failure.interrupted == interrupted
+    assert failure.reason.startswith("the task was told" if interrupted else "the client took longer")
+
+
+def test_so_would_a_process_whose_other_has_gone():
+    assert failure_as_record(raising(ProcessLost("it has gone", "look for it"))).interrupted
+    assert not failure_as_record(raising(PerfitError("it is red", "make it blue"))).interrupted
 
 
 class Swallows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from kubeflow_trainer_api import models
+from safetensors.torch import load
 
 from perfit.cluster_spec import Cluster, Tier
 from perfit.protocol import parse_outcome
@@ -125,13 +128,31 @@ class Trainer:
         return 201, self.held[name]
 
 
-def as_pods(job: dict[str, Any]) -> Callable[[], str]:
-    """Start a job's command as a process of its own."""
-    command = job["spec"]["trainer"]["command"]
-    assert command[0] == "python"
-    process = subprocess.Popen([sys.executable, *command[1:]], env=dict(os.environ, OMP_NUM_THREADS="1"))
-    ends = {None: "", 0: "Complete"}
-    return lambda: ends.get(process.poll(), "Failed")
+def as_pods(job: dict[str, Any], *of_nodes: dict[str, str]) -> Callable[[], str]:
+    """Start a job's command as a process of its own on each node, with the environment that Trainer sets."""
+    trainer, port = job["spec"]["trainer"], free_port()
+    assert trainer["command"][0] == "python"
+    pods = []
+    for node in range(trainer["numNodes"]):
+        # One process a node, where the resources have limits and no requests.
+        shape = {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(node)}
+        meeting = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        own = dict(enumerate(of_nodes)).get(node, {})
+        pods.append(
+            subprocess.Popen([sys.executable, *trainer["command"][1:]], env={**os.environ, **shape, **meeting, **own})
+        )
+
+    def ended() -> str:
+        codes = [pod.poll() for pod in pods]
+        return "Failed" if any(codes) else "" if None in codes else "Complete"
+
+    return ended
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def in_a_thread(job: dict[str, Any]) -> Callable[[], str]:
@@ -158,13 +179,23 @@ def trainer(tmp_path, clock) -> Iterator[Trainer]:
 
 
 @pytest.fixture
-def bob(make_site, trainer, monkeypatch) -> Callable[[], dict[str, str]]:
-    """A function that does bob's part of round 1 in a job; its site is the attribute ``site``."""
+def in_job(trainer, monkeypatch) -> Callable[[Site, str], dict[str, str]]:
+    """A function that does a client's part of round 1 in a job."""
     monkeypatch.setattr(step.ClusterApi.of_pod.__func__, "__defaults__", (trainer.environment, trainer.mount))
+
+    def act(site: Site, client: str) -> dict[str, str]:
+        return step.train_in_job(site.uri, 1, site.name(client), 1, IMAGE, CONFIG, trainer.environment).output
+
+    return act
+
+
+@pytest.fixture
+def bob(make_site, in_job) -> Callable[[], dict[str, str]]:
+    """A function that does bob's part of round 1 in a job; its site is the attribute ``site``."""
     site = make_site(**SECTIONS).prepare()
 
     def act() -> dict[str, str]:
-        return step.train_in_job(site.uri, 1, site.name("bob"), 1, IMAGE, CONFIG, trainer.environment).output
+        return in_job(site, "bob")
 
     act.site = site
     return act
@@ -184,6 +215,58 @@ def test_a_job_leaves_what_a_pod_does_and_is_deleted(bob, trainer, make_site, tm
     assert files(tmp_path / "by-job") == files(tmp_path / "store")
     assert trainer.held == {}
     assert len(trainer.created) == 1
+
+
+def of_several(**tier: Any) -> dict[str, Any]:
+    """Sections in which a client's job has several processes, and a pass over ann's records no whole number of steps.
+
+    Of its last step one example is left: only one of two processes has any.
+    """
+    training = {"steps": 4, "batch_size": 3, "gradient_accumulation": 2, "checkpoint_steps": 2}
+    return {**SECTIONS, "tiers": {"gpu": {"runner": "trainjob", **tier}}, "training": training}
+
+
+def test_two_processes_leave_what_one_does(make_site, in_job, trainer, tmp_path, capfd):
+    trainer.run = as_pods
+    site = make_site(**of_several(accelerator={"count": 2, "divide": "batch"})).prepare()
+    assert in_job(site, "ann")["status"] == "trained"
+    printed = capfd.readouterr().out
+    assert [printed.count(f"round={part} client=ann step=1/") for part in (0, 1)] == [1, 1], "of one process"
+    (tmp_path / "store").rename(tmp_path / "by-job")
+    site.prepare().train_client("ann")
+    by_job, by_one = files(tmp_path / "by-job"), files(tmp_path / "store")
+    assert by_job.keys() == by_one.keys(), "the mask's name, its digest, among them"
+    differing = {name.rpartition("tiny/")[2] for name, data in by_one.items() if by_job[name] != data}
+    tuned = {"rounds/1/updates/ann", "clients/ann/state/1", "clients/ann/adapter/adapter_model"}
+    record = "rounds/1/updates/ann.json"
+    assert differing <= {record, *(f"{name}.safetensors" for name in tuned)}
+    for name in differing - {record}:
+        one, job = (load(held[f"federations/tiny/{name}"]) for held in (by_one, by_job))
+        torch.testing.assert_close(job, one, rtol=0, atol=1e-6)
+    one, job = (numbers(held[f"federations/tiny/{record}"]) for held in (by_one, by_job))
+    assert job == pytest.approx(one, rel=1e-5)
+
+
+def numbers(record: bytes) -> list[float]:
+    """What a client's record says that may differ in the order in which something was summed."""
+    update = parse_outcome(record)
+    return [*update.losses, update.perplexity.round_0, update.perplexity.before, update.perplexity.after]
+
+
+def test_a_process_that_fails_ends_the_others_and_is_why(make_site, in_job, trainer):
+    pods: list[Callable[[], str]] = []
+
+    def run(job: dict[str, Any]) -> Callable[[], str]:
+        pods.append(as_pods(job, {}, {"PERFIT_STORE_PATIENCE_S": "a while"}))
+        return pods[0]
+
+    trainer.run = run
+    site = make_site(**of_several(nodes=2)).prepare()
+    said = in_job(site, "ann")
+    assert (said["status"], said["reason"].partition("\n")[0]) == ("failed", "PERFIT_STORE_PATIENCE_S is 'a while'")
+    record = parse_outcome((site.root / "rounds/1/updates/ann.json").read_bytes())
+    assert record.reason == said["reason"], "which the job's first process wrote"
+    assert [pod() for pod in pods] == ["Complete"], "or Kubernetes would start the pods again"
 
 
 def test_who_has_delivered_needs_no_job(bob, trainer):
@@ -298,7 +381,7 @@ def test_the_job_has_what_the_pod_would_have(make_site):
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]
-    assert pod["metadata"]["labels"] == {"perfit/role": "client"}, (
+    assert pod["metadata"]["labels"] == {"perfit/role": "client", "sidecar.istio.io/inject": "false"}, (
         "or the network policies would keep it from the store"
     )
     assert (pod["spec"]["nodeSelector"], pod["spec"]["tolerations"]) == (CONFIG["node_selector"], CONFIG["tolerations"])
@@ -308,7 +391,24 @@ def test_the_job_has_what_the_pod_would_have(make_site):
     assert "perfit-tiny-bob" in json.dumps(trainer["env"])
 
 
-@pytest.mark.parametrize("changes", [{"config": {}}, {"owner": None}, {"cluster": Cluster(model_cache=None)}])
+def test_torchrun_starts_the_processes_of_a_job_and_is_told_how_many(make_site):
+    tier = Tier(runner="trainjob", nodes=4, accelerator={"count": 2, "divide": "batch"})
+    spec = object_of(SECTIONS, make_site(), tier=tier, threads=7).to_object()["spec"]
+    trainer, (patch,) = spec["trainer"], spec["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert node["template"]["spec"]["template"]["metadata"]["labels"]["perfit/nodes"] == "several"
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 2)
+    launcher = ["python", "-m", "torch.distributed.run", "--nnodes", "4", "--nproc-per-node", "2"]
+    assert trainer["command"][:9] == [*launcher, "-m", "perfit_components.client_process"]
+    assert trainer["command"][-2:] == ["--threads", "3"]
+
+
+OF_NODES = Tier(runner="trainjob", nodes=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"config": {}}, {"owner": None}, {"cluster": Cluster(model_cache=None)}, {"tier": OF_NODES}]
+)
 def test_trainers_models_know_every_field(make_site, changes):
     job = object_of(SECTIONS, make_site(), **changes).to_object()
     assert read(job) == job

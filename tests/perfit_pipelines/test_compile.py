@@ -154,9 +154,13 @@ def test_what_follows_a_trainjob_hands_its_settings_to_the_job(with_jobs):
 
 
 def test_on_this_machine_there_are_no_trainjobs():
-    text = FEDERATION.replace("  gpu:\n", "  gpu:\n    runner: trainjob\n")
+    text = FEDERATION.replace("  gpu:\n", "  gpu:\n    runner: trainjob\n    nodes: 2\n")
+    text = text.replace("count: 2", "divide: batch")
     spec = parse_federation(text + "cluster: {allow_secret_readers: true}\n")
-    assert {tier.runner for tier in without_cluster(spec).tiers.values()} == {"pod"}
+    assert spec.tiers["gpu"].processes == 2
+    local = without_cluster(spec)
+    assert {tier.runner for tier in local.tiers.values()} == {"pod"}
+    assert parse_federation(local.to_yaml()) == local
 
 
 def test_a_clients_task_has_its_own_keys_and_volume_by_parameter(ir):

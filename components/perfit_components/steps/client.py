@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,15 +14,16 @@ from perfit.errors import PerfitError
 from perfit.protocol import Blob, ClientStatus, MessageError, Outcome, Perplexity, UpdateRecord, parse_outcome
 from perfit.round import ClientRound
 from perfit_components.log_lines import format_failure
-from perfit_components.steps.client_context import (
+from perfit_components.steps.architecture import (
     Architecture,
-    ClientContext,
     ensure_architecture,
     ensure_next_architecture,
     read_download,
     read_kept,
     state_file,
 )
+from perfit_components.steps.client_context import ClientContext
+from perfit_components.steps.computation import evaluate, together, tune
 from perfit_components.steps.failure import Failure, failure_as_record, stop_after, stoppable
 from perfit_components.steps.memory_bound import bounded_memory
 from perfit_components.steps.owner import Owner, check_terms, keep_terms
@@ -67,16 +69,20 @@ def train(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None
         threads: CPU threads of the training; 0 for torch's own choice.
         owner: What the client's owner gives it, where it runs the client itself; None in a pod.
     """
+    result = attempt(uri, round, name, threads, owner)
+    return record_failure(uri, round, name, result) if isinstance(result, Failure) else shown(result)
+
+
+def attempt(uri: str, round: int, name: str, threads: int = 0, owner: Owner | None = None) -> Outcome | Failure:
+    """Do as :func:`train`, but return a failure, and leave it to the caller to write it into the record."""
     with stoppable():
-        result = failure_as_record(lambda: _train(ClientContext.open(uri, round, name, owner), threads))
-    if isinstance(result, Failure):
-        return record_failure(uri, round, name, result)
-    return _task_result(result)
+        return failure_as_record(lambda: _train(ClientContext.open(uri, round, name, owner), threads))
 
 
-def task_result(record: bytes) -> TaskResult:
+def shown(outcome: Outcome) -> TaskResult:
     """Return the part of a client's record that its task shows."""
-    return _task_result(parse_outcome(record))
+    output = {"client": outcome.client, "status": outcome.status, "reason": getattr(outcome, "reason", "")}
+    return TaskResult(output, client_metrics(outcome) if isinstance(outcome, UpdateRecord) else {})
 
 
 def is_final(record: bytes) -> bool:
@@ -100,19 +106,24 @@ def _train(context: ClientContext, threads: int) -> Outcome:
         keep_terms(context.spec, context.client, context.store)
     stop_after(context.spec.participation.client_deadline_seconds)
     context.say("loading")
+    with computing(threads):
+        return _tune(context)
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Within the context, torch has so many threads (0 for its own choice), and memory is bounded where it can be."""
     import torch  # imported only now: a round that is done does not need it
 
     if threads:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share
     # An accelerator's driver reserves far more than the host's memory, and bounds its own.
     with nullcontext() if torch.cuda.is_available() else bounded_memory():
-        return _tune(context)
+        yield
 
 
 def _tune(context: ClientContext) -> Outcome:
     """Search if need be, tune, write the client's own files, then the update, then the record."""
-    from perfit.client import run_client
-
     round, participant = context.round, context.participant
     model, data = context.loaded
     architecture = ensure_architecture(context)
@@ -121,18 +132,7 @@ def _tune(context: ClientContext) -> Outcome:
     kept = read_kept(context, architecture)
     following = ensure_next_architecture(context, architecture.mask, received, kept)
     context.say("evaluating")  # trains from its first step to its last, then evaluates again
-    result = run_client(
-        model,
-        context.spec,
-        context.client,
-        round,
-        data,
-        architecture.mask,
-        received,
-        kept,
-        context.on_step(round),
-        context.checkpoint,
-    )
+    result = together(tune, context, architecture.mask, received, kept)
     baseline = _baseline(context)
     _write_own_files(context, architecture, result)
     update, bytes_up = _upload(context, architecture, result)
@@ -171,7 +171,7 @@ def record_failure(uri: str, round: int, name: str, failure: Failure) -> TaskRes
         context = ClientContext.open(uri, round, name)
         output["client"] = context.client.id
         if not context.is_committed:
-            result = _task_result(_put_failure(context, failure))
+            result = shown(_put_failure(context, failure))
     if result.output["status"] != "trained":
         print(format_failure(result.output["client"], result.output["reason"]), flush=True)
     return result
@@ -187,11 +187,6 @@ def _put_failure(context: ClientContext, failure: Failure) -> Outcome:
         reason=failure.reason,
     )
     return parse_outcome(context.store.put_record(context.place, context.client.id, status.to_json(), is_final))
-
-
-def _task_result(outcome: Outcome) -> TaskResult:
-    output = {"client": outcome.client, "status": outcome.status, "reason": getattr(outcome, "reason", "")}
-    return TaskResult(output, client_metrics(outcome) if isinstance(outcome, UpdateRecord) else {})
 
 
 def _write_own_files(context: ClientContext, architecture: Architecture, result: ClientResult) -> None:
@@ -218,15 +213,13 @@ def _upload(context: ClientContext, architecture: Architecture, result: ClientRe
 
 def _baseline(context: ClientContext) -> float:
     """Return the perplexity under the initial values, measured again only if the held-out records have changed."""
-    from perfit.client import evaluate
-
     store, client = context.store, context.client
     model, data = context.loaded
     with suppress(ObjectNotFound):
         baseline = json.loads(store.get_client_file(client.id, _BASELINE))
         if baseline["held_out_sha256"] == data.held_out.sha256:
             return baseline["perplexity"]
-    perplexity = evaluate(model, context.spec, data, model.space.initial_values(context.spec.training.seed))
+    perplexity = together(evaluate, context, model.space.initial_values(context.spec.training.seed))
     baseline = {"held_out_sha256": data.held_out.sha256, "perplexity": perplexity}
     store.put_client_file(client.id, _BASELINE, json.dumps(baseline).encode())
     return perplexity

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from perfit.errors import PerfitError, TrainingDiverged, log_error
+from perfit.processes import ProcessLost
 from perfit.protocol import cut
 
 T = TypeVar("T")
@@ -29,14 +30,29 @@ _NO_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an action has no result."""
+    """Why an action has no result.
+
+    Args:
+        reason: In perfit's words.
+        status: As in a client's record.
+        interrupted: Whether it would have gone on, had its pod or another of its processes stayed.
+    """
 
     reason: str
     status: Literal["failed", "out_of_memory"] = "failed"
+    interrupted: bool = False
 
 
 class Stopped(BaseException):
-    """The task was told to stop; no ``except Exception`` of a library on the way may keep it."""
+    """The task was told to stop; no ``except Exception`` of a library on the way may keep it.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(_STOPS[number])
+        self.number = number
 
 
 _STOPS = {
@@ -61,12 +77,12 @@ def stoppable() -> Iterator[None]:
         yield
         return
 
-    reasons: list[str] = []
+    numbers: list[int] = []
 
     def stop(number, frame) -> None:
-        reasons.append(_STOPS[number])
+        numbers.append(number)
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
-        raise Stopped(reasons[0])
+        raise Stopped(numbers[0])
 
     before = {number: signal.signal(number, stop) for number in _STOPS}
     try:
@@ -92,7 +108,7 @@ def failure_as_record(action: Callable[[], T]) -> T | Failure:
     try:
         return action()
     except Stopped as stopped:
-        return Failure(str(stopped))
+        return Failure(str(stopped), interrupted=stopped.number == signal.SIGTERM)
     except Exception as error:
         if _is_out_of_memory(error):
             log_error("out of memory", error)
@@ -102,7 +118,7 @@ def failure_as_record(action: Callable[[], T]) -> T | Failure:
             return Failure(cut(_reason(error)))
         if error.__cause__ is not None:
             log_error("the cause", error.__cause__)
-        return Failure(cut(str(error)))
+        return Failure(cut(str(error)), interrupted=isinstance(error, ProcessLost))
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 from urllib3.exceptions import HTTPError
 
 from perfit.errors import PerfitError
+from perfit.protocol import parse_outcome
 from perfit_components.cluster_api import ClusterApi
 from perfit_components.log_lines import format_phase
-from perfit_components.steps.client import TaskResult, is_final, record_failure, task_result
+from perfit_components.steps.client import TaskResult, is_final, record_failure, shown
 from perfit_components.steps.client_context import ClientContext
 from perfit_components.steps.failure import Failure, failure_as_record, stoppable
 from perfit_components.train_job_object import API, ClientJob
@@ -65,7 +66,7 @@ def _train(
 ) -> TaskResult:
     before = context.store.read_record(context.place, context.client.id)
     if before is not None and is_final(before):
-        return task_result(before)
+        return shown(parse_outcome(before))
     api = ClusterApi.of_pod(environment)
     if api is None:
         raise PerfitError("a TrainJob can only be created from a pod", "set the tier's runner to pod")
@@ -95,7 +96,7 @@ def _train(
             f"TrainJob {job.job_name} left no record: {running.ended}",
             "see the log of its pods, and whether its runtime takes another image and command",
         )
-    return task_result(after)
+    return shown(parse_outcome(after))
 
 
 class RunningJob:

@@ -32,6 +32,9 @@ def check_jobs(cluster: Cluster, spec: ClusterSpec) -> list[Finding]:
         elif not _trains(found):
             finding = f"the ClusterTrainingRuntime {tier.runtime} has no job {_NODE} with a container {_NODE}"
             problems.append(fail(_JOBS, finding, fix))
+        elif tier.processes > 1 and "torch" not in found["spec"].get("mlPolicy", {}):
+            finding = f"the ClusterTrainingRuntime {tier.runtime} tells the {tier.processes} processes of a job of tier"
+            problems.append(fail(_JOBS, f"{finding} {name} not where they meet: it has no mlPolicy.torch", fix))
     runtimes = ", ".join(dict.fromkeys(tier.runtime for tier in tiers.values()))
     return problems or [ok(_JOBS, f"Kubeflow Trainer has the runtime {runtimes}")]
 

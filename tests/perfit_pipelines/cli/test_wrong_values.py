@@ -52,6 +52,8 @@ VALUES = {
     ("clients.0.secret", "perfitserver-x"): "client 'ann' would share the Secret 'perfitserver-x' with a server",
     ("tiers.weak.memory", "16 GB"): f"'16 GB' {QUANTITY}",
     ("tiers.weak.cpu", "two"): f"'two' {QUANTITY}",
+    ("tiers.weak.nodes", 2): "a runner pod has one process; set runner: trainjob, or leave it out",
+    ("tiers.weak.queue_seconds", 600): "the tier has no queue; name Kueue's LocalQueue with the key `queue`",
     ("cluster.deadline_seconds", 5): f"{AT_LEAST} 60, but it is 5",
     ("model", "https://u:p@h/m"): f"holds credentials; {NO_SECRETS}",
 }
@@ -88,6 +90,15 @@ COMMENTED = "`perfit init FILE` writes a commented federation file"
 ANN = "client ann: {at}/data/ann"
 SPLIT = "data partition data/ann.jsonl out"
 ROWS = {
+    "a batch that a job's processes cannot divide": Row(
+        VALIDATE,
+        both(
+            change("cluster", {"allow_secret_readers": True}),
+            change("tiers.weak", {"runner": "trainjob", "nodes": 3}),
+        ),
+        "federation.yaml:29: tiers.weak: its jobs have 3 processes, which cannot divide the 2 examples of a step",
+        "correct this key",
+    ),
     "a tab": Row(VALIDATE, text("name:\tx\n"), "federation.yaml is not YAML: ", "repair the syntax at the line named"),
     "a list": Row(VALIDATE, text("- a\n"), "federation.yaml holds no keys", COMMENTED),
     "nothing": Row(VALIDATE, text(""), "federation.yaml holds no keys", COMMENTED),

@@ -130,6 +130,13 @@ def test_trainjobs_end_their_waiting_themselves(queued):
         assert "has no job node" in queued.only("fail", "TrainJobs")["finding"]
     queued.cluster.add(runtime("node"))
     assert queued.findings() == []
+    several = {**TIERS["gpu"], "runner": "trainjob", "nodes": 2, "accelerator": {"count": 1}}
+    queued.write(tiers={**TIERS, "gpu": several}, cluster={"allow_secret_readers": True})
+    assert "it has no mlPolicy.torch" in queued.only("fail", "TrainJobs")["finding"]
+    meeting = runtime("node")
+    meeting["spec"]["mlPolicy"] = {"numNodes": 1, "torch": {"numProcPerNode": "auto"}}
+    queued.cluster.add(meeting)
+    assert queued.findings() == []
     queued.cluster.custom.pop(group)
     assert "Kubeflow Trainer is not installed" in queued.only("fail", "TrainJobs")["finding"]
 

@@ -103,6 +103,12 @@ class Pods(Machine, RunSettings):
     image: str | None = Field(default=None, min_length=1)
     model_cache: Name | None = None
 
+    @model_validator(mode="after")
+    def _no_batch_is_divided(self) -> Self:
+        if self.accelerator and self.accelerator.divide == "batch":
+            raise key_error(("accelerator", "divide"), "a pod of a bench has one process; leave it out")
+        return self
+
 
 class BenchSpec(Section):
     """A bench file. ``lora`` to ``exchange`` are the sections of a federation file, for all methods.

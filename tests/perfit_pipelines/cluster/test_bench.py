@@ -202,9 +202,16 @@ def test_cells_are_found_among_the_nodes_of_their_run():
     assert len({task.node for task in tasks} & places) == 2
 
 
-def test_what_a_bench_needs_on_kubeflow(bench):
-    with_gpus = yaml.safe_load((bench.directory / "bench.yaml").read_text()) | {"pods": {"gpus": 1}}
-    (bench.directory / "bench.yaml").write_text(yaml.safe_dump(with_gpus))
+@pytest.mark.parametrize(
+    ("pods", "problem"),
+    [
+        ({"gpus": 1}, "pods.gpus: "),
+        ({"memory": "16 GB"}, "pods.memory: '16 GB' is not a Kubernetes quantity"),
+        ({"accelerator": {"count": 2, "divide": "batch"}}, "pods.accelerator.divide: a pod of a bench has one process"),
+    ],
+)
+def test_what_no_pod_of_a_bench_can_have(bench, pods, problem):
+    write_bench(bench.directory, "owner/model", **SECTIONS, pods=pods)
     result = bench.run()
-    assert (result.code, "pods.gpus: " in result.err) == (1, True)
+    assert (result.code, problem in result.err) == (1, True), result.err
     assert not bench.api.requests

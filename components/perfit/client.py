@@ -16,11 +16,12 @@ from perfit import processes
 from perfit.adapter import SparseAdapter
 from perfit.checkpoint import CheckpointFile, Checkpoints, training_hash
 from perfit.errors import PerfitError, TrainingDiverged
-from perfit.evaluation import mean_loss, perplexity
+from perfit.evaluation import example_losses, perplexity
 from perfit.examples import ExampleSet, load_examples, split_held_out
 from perfit.exchange import Transfer
 from perfit.lora import compact, expand, read_values, set_dense
 from perfit.methods import ClientStart, Tuned, Vectors
+from perfit.methods.method import Score
 from perfit.models import load_model, load_tokenizer, prepare_model
 from perfit.round import ClientRound, Received
 from perfit.search import search_architecture
@@ -332,10 +333,10 @@ def _held_out_perplexity(model: ExpandedModel, spec: FederationSpec, data: Clien
     return perplexity(model.peft, data.held_out.examples, model.tokenizer, spec.training.batch_size)
 
 
-def _scorer(model: ExpandedModel, side: ClientRound, validation: ExampleSet, batch_size: int):
-    def score(values: np.ndarray) -> float:
+def _scorer(model: ExpandedModel, side: ClientRound, validation: ExampleSet, batch_size: int) -> Score:
+    def score(values: np.ndarray) -> np.ndarray:
         set_dense(model.peft, model.space, side.dense(values))
-        return mean_loss(model.peft, validation.examples, model.tokenizer, batch_size)
+        return example_losses(model.peft, validation.examples, model.tokenizer, batch_size)
 
     return score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -12,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from perfit import processes
 from perfit.examples import Example
-from perfit.responses import only_responses, response_tokens
+from perfit.responses import only_responses, response_counts, response_tokens
 from perfit.training import features
 
 
@@ -29,31 +30,41 @@ def mean_loss(
 ) -> float:
     """Return the mean negative log-likelihood over all response tokens of the examples, in nats.
 
-    Logits are converted to float32 and losses summed in float64. How the examples are batched does not change the
-    result, except through the rounding of the model itself. Several processes divide the batches among them; each
-    batch's sum is of one of them, so that all have the same result, and that of one process.
+    Losses are added in float64. How the examples are batched does not change the result, except through the rounding of
+    the model itself.
+    """
+    loss, tokens = example_losses(model, examples, tokenizer, batch_size).sum(axis=0)
+    return float(loss / tokens)
+
+
+def example_losses(
+    model: torch.nn.Module, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> np.ndarray:
+    """Return the negative log-likelihood of each example's response, in nats, and the number of its tokens.
+
+    Logits are converted to float32. Several processes divide the batches among them; each example is of one of them, so
+    that all have the same result, and that of one process.
+
+    Returns:
+        float64, shape (examples, 2), in the order of the examples.
     """
     model.eval()
     device = next(model.parameters()).device
     # Longest first: batches of similar lengths need the least padding.
-    ordered = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
-    parts = [range(at, min(at + batch_size, len(ordered))) for at in range(0, len(ordered), batch_size)]
-    own = range(processes.index(), len(parts), processes.count())
+    order = sorted(range(len(examples)), key=lambda at: len(examples[at].input_ids), reverse=True)
+    parts = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    own = parts[processes.index() :: processes.count()]
     batches = DataLoader(
-        [features(example) for example in ordered],
-        batch_sampler=[parts[number] for number in own],
-        collate_fn=DataCollatorForSeq2Seq(tokenizer),
+        [features(example) for example in examples], batch_sampler=own, collate_fn=DataCollatorForSeq2Seq(tokenizer)
     )
-    sums = torch.zeros(len(parts), 2, dtype=torch.float64)
+    sums = torch.zeros(len(examples), 2, dtype=torch.float64)
     with torch.inference_mode():
-        for number, batch in zip(own, batches, strict=True):
+        for part, batch in zip(own, batches, strict=True):
             labels = batch.pop("labels").to(device)
             with only_responses(model, labels):
                 logits = model(**batch.to(device)).logits
-            response = response_tokens(labels)
-            losses = F.cross_entropy(logits.float(), response, reduction="none")
-            sums[number, 0], sums[number, 1] = losses.double().sum().item(), response.numel()
-    total, tokens = 0.0, 0.0
-    for loss, count in processes.total(sums).tolist():
-        total, tokens = total + loss, tokens + count
-    return total / tokens
+            losses = F.cross_entropy(logits.float(), response_tokens(labels), reduction="none").double().cpu()
+            counts = response_counts(labels).tolist()
+            for at, of_example in zip(part, losses.split(counts), strict=True):
+                sums[at, 0], sums[at, 1] = of_example.sum(), len(of_example)
+    return processes.total(sums).numpy()

@@ -32,3 +32,8 @@ def only_responses(model: torch.nn.Module, labels: torch.Tensor) -> Iterator[Non
 def response_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Return what these logits predict: int64, shape (R,)."""
     return labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
+
+
+def response_counts(labels: torch.Tensor) -> torch.Tensor:
+    """Return how many of them each example has: int64, shape (examples,)."""
+    return (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)

@@ -165,8 +165,9 @@ def keep_mean(options: Any, space: LoraSpace, state: Vectors, cohort: Cohort) ->
     return {**state, VALUES: cohort.average(VALUES, state[VALUES])}
 
 
-Score = Callable[[np.ndarray], float]
-"""Mean loss, nats per response token, of values (float32, shape (T,)) on validation records of the client's own."""
+Score = Callable[[np.ndarray], np.ndarray]
+"""What :func:`perfit.evaluation.example_losses` returns for values (float32, shape (T,)) on validation records of the
+client's own, always in the same order."""
 
 
 ChooseMix = Callable[[Any, np.ndarray, np.ndarray, Score], Mix]

@@ -2,8 +2,9 @@
 
 PerFIT's clients start each round from the server's averages, which undo part of their tuning where data differ, and end
 it with whatever the last step gave. Here a client starts from a mix of its own last values and the averages, and ends
-with a mix of what it started from and what it has tuned. Each mix has the weight in {0, 1/4, 1/2, 3/4, 1} under which
-the loss on the client's validation records is lowest.
+with a mix of what it started from and what it has tuned. Of the weights {0, 1/4, 1/2, 3/4, 1} it takes those with the
+most of the averages, and of its tuning, that are not evidently worse on its validation records than the best: by more
+than one standard error of the paired difference (as Breiman et al., 1984, choose by few records).
 
 The line between own and shared values is that of APFL (Deng et al., 2020, arXiv 2003.13461), which trains on it and
 moves its weight by a gradient on training records. docs/methods.md says what else was tried.
@@ -11,6 +12,7 @@ moves its weight by a gradient on training records. docs/methods.md says what el
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from perfit.methods.perfit import Options as PerFITOptions
 from perfit.methods.perfit import search
 
 WEIGHTS = (0, 0.25, 0.5, 0.75, 1)
-"""Of a client's latest values; of equal losses the first is taken."""
+"""Of a client's latest values."""
 
 
 class Options(PerFITOptions):
@@ -29,11 +31,41 @@ class Options(PerFITOptions):
     name: Literal["perfit-adaptive"] = "perfit-adaptive"
 
 
-def lowest_loss(options: Options, latest: np.ndarray, earlier: np.ndarray, score: Score) -> Mix:
-    """Return the mix with the lowest validation loss, which must be a number."""
-    mixes = [Mix(np.float32(weight) * latest + np.float32(1 - weight) * earlier, weight) for weight in WEIGHTS]
-    losses = [score(mix.values) for mix in mixes]
-    return mixes[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
+def as_shared_as_possible(options: Options, own: np.ndarray, shared: np.ndarray, score: Score) -> Mix:
+    """Return the mix with the least of a client's own values that is not evidently worse than the best."""
+    return _first_not_worse(own, shared, WEIGHTS, score)
 
 
-METHOD = Method("PerFIT-adaptive", "this project", Options, search=search, start=lowest_loss, end=lowest_loss)
+def as_tuned_as_possible(options: Options, tuned: np.ndarray, start: np.ndarray, score: Score) -> Mix:
+    """Return the mix with the most of the tuned values that is not evidently worse than the best."""
+    return _first_not_worse(tuned, start, WEIGHTS[::-1], score)
+
+
+def _first_not_worse(latest: np.ndarray, earlier: np.ndarray, weights: Sequence[float], score: Score) -> Mix:
+    """Return the first mix within one standard error of the lowest loss; ``earlier`` alone if no loss is finite."""
+    mixes = [Mix(np.float32(weight) * latest + np.float32(1 - weight) * earlier, weight) for weight in weights]
+    losses = np.array([score(mix.values) for mix in mixes])
+    with np.errstate(invalid="ignore"):
+        means = losses[:, :, 0].sum(axis=1) / losses[:, :, 1].sum(axis=1)
+        best = int(np.argmin(np.where(np.isnan(means), np.inf, means)))
+        close = [means[i] - means[best] <= _standard_error(losses[i], losses[best]) for i in range(len(mixes))]
+    return mixes[close.index(True)] if np.isfinite(means[best]) else mixes[weights.index(0)]
+
+
+def _standard_error(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the standard error of the difference of two mean losses over the same records (a ratio of sums)."""
+    difference, tokens = one[:, 0] - other[:, 0], one[:, 1]
+    if len(tokens) < 2:
+        return np.inf
+    rest = difference - tokens * difference.sum() / tokens.sum()
+    return float(np.sqrt(len(rest) * rest.var(ddof=1)) / tokens.sum())
+
+
+METHOD = Method(
+    "PerFIT-adaptive",
+    "this project",
+    Options,
+    search=search,
+    start=as_shared_as_possible,
+    end=as_tuned_as_possible,
+)

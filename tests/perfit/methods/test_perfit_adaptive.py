@@ -13,6 +13,11 @@ from .helpers import MEAN, everything, make_spec, side_of
 OWN = np.array([0, 4, 8, 12, 16, 20], dtype=np.float32)
 
 
+def on_records(loss):
+    """A score by a loss that all of four records have, of ten tokens each: without an error."""
+    return lambda mix: np.array([[10 * loss(mix), 10]] * 4)
+
+
 def begin(score, kept=OWN, received=MEAN):
     """What client ``big`` begins its second round with."""
     side = side_of(make_spec({"name": "perfit-adaptive"}), "big", round=2)
@@ -31,7 +36,7 @@ def begin(score, kept=OWN, received=MEAN):
     ],
 )
 def test_the_mix_with_the_lowest_validation_loss(best, weight, values):
-    start = begin(lambda mix: float(np.sum((mix - best) ** 2)))
+    start = begin(on_records(lambda mix: np.sum((mix - best) ** 2)))
     assert start.own_weight == weight
     assert_array_equal(start.values, values)
     assert start.values.dtype == np.float32
@@ -39,14 +44,37 @@ def test_the_mix_with_the_lowest_validation_loss(best, weight, values):
 
 
 def test_of_equal_losses_the_servers_values():
-    start = begin(lambda mix: 1.0)
+    start = begin(on_records(lambda mix: 1.0))
     assert start.own_weight == 0
     assert_array_equal(start.values, MEAN)
 
 
 def test_a_loss_that_is_not_finite_is_not_chosen():
-    start = begin(lambda mix: 2.0 if mix[0] == 3 else float("nan"))
+    start = begin(on_records(lambda mix: 2.0 if mix[0] == 3 else np.nan))
     assert start.own_weight == 0.25
+    assert begin(on_records(lambda mix: np.inf)).own_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "weight"),
+    [
+        # Nats of two records of ten tokens under own values; under the others' (12, 8), and under mixes 99 each.
+        ([9, 9], 0),  # better by 0.1 a token, of which the standard error is sqrt(2 * 8) / 20 = 0.2
+        ([9, 6], 1),  # by 0.25, of which it is sqrt(2 * 0.5) / 20 = 0.05
+        ([12, 8], 0),
+    ],
+)
+def test_own_values_must_be_evidently_better(own, weight):
+    def score(mix):
+        nats = {0: own, 4: [12, 8]}.get(mix[0], [99, 99])
+        return np.array([nats, [10, 10]], dtype=float).T
+
+    assert (MEAN[0], OWN[0]) == (4, 0)
+    assert begin(score).own_weight == weight
+    assert begin(lambda mix: score(mix)[:1]).own_weight == 0, "one record is no evidence"
+    side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
+    end = side.end(ClientStart(OWN), np.array(MEAN, dtype=np.float32), score)
+    assert end.weight == 1 - weight, "nor is tuning given up without evidence"
 
 
 def test_nothing_is_scored_where_own_and_shared_values_are_the_same():
@@ -62,7 +90,7 @@ def test_nothing_is_scored_where_own_and_shared_values_are_the_same():
 def test_a_client_ends_with_the_part_of_its_tuning_that_helps(target, weight):
     side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
     tuned = np.array(MEAN, dtype=np.float32)
-    end = side.end(ClientStart(OWN), tuned, lambda mix: float(np.sum((mix - target) ** 2)))
+    end = side.end(ClientStart(OWN), tuned, on_records(lambda mix: np.sum((mix - target) ** 2)))
     assert end.weight == weight
     assert_array_equal(end.values, target)
     assert end.values.dtype == np.float32

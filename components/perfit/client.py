@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-VALIDATION_FRACTION = 0.25
+VALIDATION_FRACTION = 0.125
 """Of a client's training records, what methods with a ``start`` hook set aside: the same records in all rounds."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import perfit.client
+import perfit.models
 from perfit.adapter_file import AdapterFile
 from perfit.cluster_spec import Cluster
 from perfit.errors import PerfitError
@@ -238,6 +239,21 @@ def test_a_client_of_the_file_before_leaves_no_mask(make_site, monkeypatch):
     assert not site.store.has_masks()
     monkeypatch.undo()
     assert [outcome.status for outcome in other.run_round(1).clients] == ["trained", "trained"]
+
+
+def test_a_run_that_founds_while_another_has_founded_and_begun_goes_on_with_it(make_site, monkeypatch):
+    site = make_site()
+    other, prepare_model = Site(site.spec, site.store_uri), perfit.models.prepare_model
+
+    def founded_meanwhile(*arguments):
+        monkeypatch.undo()
+        other.prepare().run_round(1)
+        return prepare_model(*arguments)
+
+    monkeypatch.setattr(perfit.models, "prepare_model", founded_meanwhile)
+    site.prepare()
+    assert site.store.read_head().round == 1
+    assert [outcome.status for outcome in site.run_round(2).clients] == ["trained", "trained"]
 
 
 class Killed(BaseException):

@@ -185,7 +185,7 @@ def _found(spec: ClusterSpec, store: FederationStore, stored: _Stored) -> None:
     space = _space(spec, source)
     store.check_conditions()
     if not store.create_head(_beginning(spec, store, space)):
-        raise _meanwhile(store, "head.json")
+        return _write_missing(spec, store)  # another run has founded it meanwhile, and may have committed rounds
     _write_files(spec, store, stored, model)
 
 

@@ -74,7 +74,7 @@ def test_own_values_must_be_evidently_better(own, weight):
     assert begin(lambda mix: score(mix)[:1]).own_weight == 0, "one record is no evidence"
     side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
     end = side.end(ClientStart(OWN), np.array(MEAN, dtype=np.float32), score)
-    assert end.weight == 1 - weight, "nor is tuning given up without evidence"
+    assert end.weight == 0, "tuning that is worse is given up without: it may have diverged"
 
 
 def test_nothing_is_scored_where_own_and_shared_values_are_the_same():

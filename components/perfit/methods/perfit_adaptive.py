@@ -3,8 +3,9 @@
 PerFIT's clients start each round from the server's averages, which undo part of their tuning where data differ, and end
 it with whatever the last step gave. Here a client starts from a mix of its own last values and the averages, and ends
 with a mix of what it started from and what it has tuned, each with a weight in {0, 1/4, 1/2, 3/4, 1} that validation
-records of its own choose. It starts with the most of the averages that is not evidently worse than the best mix: by more than one
-standard error of the paired difference (as Breiman et al., 1984, choose by few records). It ends with the lowest loss.
+records of its own choose. It starts with the most of the averages that is not evidently worse than the best mix: by
+more than one standard error of the paired difference (as Breiman et al., 1984, choose by few records). It ends with the
+lowest loss.
 
 The line between own and shared values is that of APFL (Deng et al., 2020, arXiv 2003.13461), which trains on it and
 moves its weight by a gradient on training records. docs/methods.md says what else was tried.

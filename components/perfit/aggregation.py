@@ -21,7 +21,7 @@ from pydantic import Field
 from perfit.robustness import Measure, Scale, capped, measure, measure_of, root_mean_square, scales
 from perfit.scratch import ReadBytes, Scratch, reader
 from perfit.sections import Section
-from perfit.sweep import Parts, Read, Rule, Side, Sums, Sweep
+from perfit.sweep import Parts, Read, Rule, Side, Sums, Sweep, row_addresses
 from perfit.updates import Update
 
 MIN_HOLDERS = 3
@@ -168,12 +168,11 @@ class Cohort:
             holders, masks = self._no_holders(), [self._reader(update.mask) for update in self._updates.values()]
             length = max(_UNIT, 8 * _BLOCK_VALUES // max(1, len(masks)) // _UNIT * _UNIT)
             bits = np.empty((len(masks), length // 8), np.uint8)
-            rows = (bits.ctypes.data + bits.strides[0] * np.arange(len(bits))).astype(np.uint64)
             for start in range(0, self.size, length):
                 block = slice(start, min(start + length, self.size))
                 for read, row in zip(masks, bits, strict=True):
                     read(start // 8, row[: -(-(block.stop - start) // 8)])
-                add_holders(rows, 0, holders[block])
+                add_holders(row_addresses(bits), 0, holders[block])
             self._holders = holders
         return self._holders
 

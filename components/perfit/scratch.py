@@ -75,10 +75,9 @@ class Scratch:
         return np.frombuffer(self._map, np.uint8, size, start)
 
     def reader(self, array: np.ndarray) -> ReadBytes:
-        """Return what reads bytes of a contiguous array, one of the file without mapping its pages.
+        """Return what reads bytes of a contiguous array, those of the file without mapping its pages.
 
-        Raises:
-            ScratchError: The disk cannot be read.
+        It raises ``ScratchError`` if the disk cannot be read.
         """
         data = array.view(np.uint8)
         start = self._start_of(memoryview(data))
@@ -86,8 +85,12 @@ class Scratch:
             return reader(array)
 
         def read(at: int, into: np.ndarray) -> None:
-            if os.preadv(self._file.fileno(), [into], start + at) < into.nbytes:
-                raise ScratchError("the files of this round cannot be read again", "run the round again")
+            try:
+                count = os.preadv(self._file.fileno(), [into], start + at)
+            except OSError as error:
+                raise _unreadable(error.strerror) from error
+            if count < into.nbytes:
+                raise _unreadable("it ends too early")
 
         return read
 
@@ -127,6 +130,11 @@ class Scratch:
     def release(self) -> None:
         """Take the pages out of this process's memory, until an array is looked at again."""
         self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _unreadable(why: str) -> ScratchError:
+    place = tempfile.gettempdir()
+    return ScratchError(f"the files of this round cannot be read from {place}: {why}", "run the round again")
 
 
 def reader(array: np.ndarray) -> ReadBytes:

@@ -58,11 +58,17 @@ class Update:
             Which of these positions the client shares (int64, counted from the range's first), and its values there
             (float32).
         """
-        byte, bit = divmod(positions.start, 8)
-        bits = np.unpackbits(self.mask[byte : -(-positions.stop // 8)], count=positions.stop - 8 * byte).view(bool)
-        before = count_bits(self.mask[:byte]) + np.count_nonzero(bits[:bit])
-        shared = np.flatnonzero(bits[bit:])  # indexing with a boolean array takes seven times as long
+        byte = positions.start // 8
+        before = count_bits(self.mask[:byte]) + set_in(self.mask, slice(8 * byte, positions.start)).size
+        shared = set_in(self.mask, positions)
         return shared, self.vectors[name][before : before + shared.size]
+
+
+def set_in(mask: np.ndarray, positions: slice) -> np.ndarray:
+    """Return which positions of a range are set in a packed mask, uint8: int64, counted from the range's first."""
+    byte, bit = divmod(positions.start, 8)
+    bits = np.unpackbits(mask[byte : -(-positions.stop // 8)], count=positions.stop - 8 * byte).view(bool)
+    return np.flatnonzero(bits[bit:])  # indexing with a boolean array takes seven times as long
 
 
 def count_bits(mask: np.ndarray) -> int:

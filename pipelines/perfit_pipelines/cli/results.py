@@ -10,10 +10,11 @@ from rich import box
 from rich.table import Table
 
 from perfit.errors import printable
-from perfit.protocol import Branch, ClientStatus, RoundSummary, UpdateRecord
+from perfit.protocol import ClientStatus, RoundSummary, UpdateRecord
 from perfit.spec import FederationSpec
-from perfit_components.steps.context import FederationContext
+from perfit_components.steps.context import FederationContext, base_of
 from perfit_components.steps.contribution import read_outcome
+from perfit_components.steps.plan import remote_participants
 from perfit_components.steps.report import draw_report
 from perfit_pipelines.writing import write_file, writing
 from perfit_report import RoundTimes, last_records
@@ -26,7 +27,7 @@ _WORDS = ("client", "federation", "method", "status")
 
 def committed(head: Head) -> str:
     """Return where a federation is, and to which rounds it was rolled back on the way."""
-    back = (f"; {Branch(number=b.number, first_round=b.first_round).origin}" for b in head.branches)
+    back = (f"; {branch.origin}" for branch in base_of(head).branches)
     return f"round {head.round} committed, global adapter digest {head.adapter.digest[:12]}{''.join(back)}"
 
 
@@ -131,8 +132,8 @@ def pending(context: FederationContext) -> list[str]:
     delivered = sum(isinstance(outcome, UpdateRecord) for outcome in outcomes)
     first = f"round {plan.round} is not committed: {delivered} of {len(outcomes)} clients have a result so far"
     lost = lost_lines(outcome for outcome in outcomes if outcome.status in ("failed", "refused"))
-    remote = context.spec.remote_tiers()
-    late = [outcome.client for outcome in outcomes if outcome.status == "missing" and outcome.tier in remote]
+    remote = {participant.client for participant in remote_participants(context, plan)}
+    late = [outcome.client for outcome in outcomes if outcome.status == "missing" and outcome.client in remote]
     return [first, *lost, *([f"remote, without a record yet: {', '.join(late)}"] if late else [])]
 
 

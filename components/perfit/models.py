@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib.util
 import json
@@ -10,12 +9,12 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfit import processes
+from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.locations import PACKAGE, PINNED, is_path
 from perfit.model_files import SUFFIXES, ModelManifest, check_files
@@ -109,7 +108,7 @@ def prepare_model(model: str, cache: Path, commit: str | None = None, hub_cache:
     if not target.exists():
         temporary = _temporary_directory(cache)
         try:
-            with _without_collection():
+            with without_collection():
                 _convert_gguf(Path(located), temporary)
             os.chmod(temporary, 0o755)  # mkdtemp lets nobody else in, but pods of another user may share the cache
             os.rename(temporary, target)
@@ -347,21 +346,6 @@ def _from_pretrained(factory, source: str, **options):
     except (OSError, ValueError) as error:
         what = _KINDS[factory.__name__]
         raise _cannot_be_loaded(source, error, f"it holds no {what} that transformers can load") from error
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Within the context, garbage is not looked for among the millions of objects of a GGUF file's reader.
-
-    That would take a third of the time of a conversion.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _convert_gguf(file: Path, target: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from perfit.adapter_file import dump_transfer, dump_vectors
+from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.protocol import Blob, ClientStatus, MessageError, Outcome, Perplexity, UpdateRecord, parse_outcome
 from perfit.round import ClientRound
@@ -113,7 +114,8 @@ def _train(context: ClientContext, threads: int) -> Outcome:
 @contextmanager
 def computing(threads: int) -> Iterator[None]:
     """Within the context, torch has so many threads (0 for its own choice), and memory is bounded where it can be."""
-    import torch  # imported only now: a round that is done does not need it
+    with without_collection():
+        import torch  # imported only now: a round that is done does not need it
 
     if threads:
         torch.set_num_threads(threads)  # torch sees all cores of a node, not a pod's share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from perfit import processes
 from perfit.adapter_file import AdapterHeader
 from perfit.cluster_spec import ClusterClient, ClusterSpec, Tier
+from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.protocol import Participant, Plan
 from perfit_components.log_lines import format_phase, format_step
@@ -101,7 +103,17 @@ class ClientContext:
         The cache of models is only read, and believed as far as its files are those that the federation was founded
         with. On its owner's machine the client also fills it.
         """
-        from perfit.client import load_client_data, load_prepared
+        with without_collection():
+            model = self._load_model()
+        gc.freeze()  # accelerate collects after every training: slow over all of torch and transformers
+
+        from perfit.client import load_client_data
+
+        with tempfile.TemporaryDirectory() as downloads:
+            return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
+
+    def _load_model(self) -> ExpandedModel:
+        from perfit.client import load_prepared
         from perfit.models import checked_model, own_model
 
         _check_device(self.spec.tiers[self.client.tier], self.client.tier)
@@ -116,9 +128,7 @@ class ClientContext:
                 source = own_model(manifest, cache, self.owner.model)
             else:
                 source = checked_model(manifest, cache, Path(scratch))
-            model = load_prepared(self.spec, source)
-        with tempfile.TemporaryDirectory() as downloads:
-            return model, load_client_data(self.spec, self.client, model.tokenizer, _fetcher(downloads))
+            return load_prepared(self.spec, source)
 
     def header(self, budget: int, mask_digest: str) -> AdapterHeader:
         """Return the header of a file that the client writes in this round."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ..warm_python import warm_python
 from .commands import Home, Result, make_home
 
 
@@ -24,6 +25,13 @@ def nothing_of_the_user(tmp_path_factory) -> Iterator[None]:
     """Let no command work on what the user of this machine has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERFIT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_tasks(one_thread, nothing_of_the_user, tmp_path_factory) -> Iterator[None]:
+    """Let no task of KFP's local runner import torch again."""
+    with warm_python(tmp_path_factory.mktemp("warm")):
         yield
 
 

@@ -134,7 +134,7 @@ if __name__ == "__main__":
     import peft  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import perfit.client
+    import perfit.client  # noqa: F401
     import perfit_components.steps.aggregate
     import perfit_components.steps.client
     import perfit_components.steps.prepare  # noqa: F401

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from perfit.adapter_file import dump_server_vectors
 from perfit.cluster_spec import ClusterSpec
+from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.federation_file import parse_federation, validated
 from perfit.model_files import ModelManifest, check_files, describe_files
@@ -245,9 +246,10 @@ def _beginning(spec: ClusterSpec, store: FederationStore, space: LoraSpace) -> H
 
 
 def _space(spec: ClusterSpec, source: str) -> LoraSpace:
-    from perfit.model_check import check_model  # imports torch, which an existing federation does not need
+    with without_collection():
+        from perfit.model_check import check_model  # imports torch, which an existing federation does not need
 
-    space, remarks = check_model(spec, source)
+        space, remarks = check_model(spec, source)
     for remark in remarks:
         print(remark, flush=True)
     return space

@@ -64,7 +64,7 @@ def warm_python(directory: Path) -> Iterator[None]:
 
 
 def _start(address: Path) -> subprocess.Popen:
-    command = [sys.executable, __file__, address]
+    command = [sys.executable, "-P", __file__, address]  # not from this directory, which has a perfit too
     host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert host.stdout.readline() == "ready\n"
     return host

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,13 +48,15 @@ def warm_python(directory: Path) -> Iterator[None]:
 
     launcher, address = directory / "python", directory / "socket"
     hosts: list[subprocess.Popen] = []
+    starting = threading.Lock()  # KFP runs the iterations of a loop in threads
 
     @contextmanager
     def environment(**_) -> Iterator[str]:
-        if not hosts:
-            hosts.append(_start(address))
-            launcher.write_text(_LAUNCHER.format(python=sys.executable, address=str(address)))
-            launcher.chmod(0o700)
+        with starting:
+            if not hosts:
+                hosts.append(_start(address))
+                launcher.write_text(_LAUNCHER.format(python=sys.executable, address=str(address)))
+                launcher.chmod(0o700)
         yield str(launcher)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from perfit.adapter import SparseAdapter
+from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.spec import Lora
 
@@ -47,9 +48,10 @@ def peft_config(lora: Lora, base_model: str, revision: str | None = None) -> byt
         base_model: Name of the base model.
         revision: The hub's commit of it; None for the one that the name pins, if any.
     """
-    from perfit.lora import lora_config  # imports torch, which the names of the files do not need
+    with without_collection():
+        from perfit.lora import lora_config  # imports torch, which the names of the files do not need
 
-    fields = lora_config(lora, base_model).to_dict()
+        fields = lora_config(lora, base_model).to_dict()
     # PEFT keeps module names in sets, whose order changes from process to process.
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
     pinned = {"revision": revision} if revision else {}

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.models import split_revision
 from perfit.space import LoraSpace
@@ -37,8 +36,7 @@ def lora_config(lora: Lora, base_model: str) -> LoraConfig:
         lora: The expanded LoRA of a federation, whose scaling alpha / rank is that of all its clients.
         base_model: Name of the base model, to be written into the configuration.
     """
-    with without_collection():
-        from peft import LoraConfig
+    from peft import LoraConfig
 
     targets = lora.target_modules
     name, revision = split_revision(base_model)

@@ -442,6 +442,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, str(error), path)
         except Refusal as refusal:
             self._refuse(refusal.status, refusal.message, path)
+        except ConnectionError:
+            raise  # the client went away, as one that is interrupted does: for handle_error
         except Exception:
             api.crashes.append(traceback.format_exc())
             self._refuse(500, "this test server has a mistake", path)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from perfit.collection import without_collection
 from perfit.errors import PerfitError
 from perfit.locations import is_local
 
@@ -134,10 +135,10 @@ def check_model(spec: ClusterSpec) -> tuple[PreTrainedTokenizerBase | None, str,
     if source is None:
         what = "modules, rank, memory and the lengths of prompts were not checked"
         return None, f"model {spec.model} is not on this machine: {what}", []
-    from perfit.model_check import check_model
-    from perfit.models import load_tokenizer
-
-    with warnings.catch_warnings():
+    with without_collection(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT and transformers, about each other
+        from perfit.model_check import check_model
+        from perfit.models import load_tokenizer
+
         space, remarks = check_model(spec, source)
         return load_tokenizer(source), f"model {spec.model}: {len(space.matrices) // 2} adapted modules", remarks

@@ -25,6 +25,18 @@ _COMMON = ("lora", "training", "data", "participation", "aggregation", "exchange
 _EXAMPLE = "give a bench file; docs/benchmarks.md shows one"
 
 
+def load_bench(path: str | Path) -> tuple[BenchSpec, Lines]:
+    """Read a bench file, and on which lines its keys are.
+
+    Raises:
+        PerfitError: The file is wrong by itself; the data and each method's options are not looked at.
+    """
+    tree, lines = load_tree(read_text(path, _EXAMPLE), str(path))
+    if not isinstance(tree, dict):
+        raise PerfitError(f"{path} holds no keys", _EXAMPLE)
+    return validated(BenchSpec, tree, lines, str(path)), lines
+
+
 def plan_cells(path: str | Path, directory: Path) -> tuple[BenchSpec, list[Cell]]:
     """Read a bench file, write the clients' files of each seed below ``directory / NAME``, and list the cells.
 
@@ -34,10 +46,7 @@ def plan_cells(path: str | Path, directory: Path) -> tuple[BenchSpec, list[Cell]
     Raises:
         PerfitError: The file is wrong anywhere, for any method, grid point and seed, or the data do not fit the split.
     """
-    tree, lines = load_tree(read_text(path, _EXAMPLE), str(path))
-    if not isinstance(tree, dict):
-        raise PerfitError(f"{path} holds no keys", _EXAMPLE)
-    bench = validated(BenchSpec, tree, lines, str(path))
+    bench, lines = load_bench(path)
     source = str(Path(path).resolve().parent / bench.records) if is_local(bench.records) else bench.records
     data = check_records(source, bench.data.bad_records, also=[bench.split.label])
     cells = []

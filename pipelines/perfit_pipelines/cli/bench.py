@@ -46,6 +46,9 @@ def bench(
     secret: Annotated[
         str | None, typer.Option(help="Kubernetes Secret with AWS_* keys to the store, for the pods.")
     ] = None,
+    policy: Annotated[
+        bool, typer.Option("--policy", help="Print what the keys need to be allowed in the store, and run nothing.")
+    ] = False,
     service_account: ServiceAccount = "perfit-runner",
     poll_interval: PollInterval = 2.0,
     timeout: Timeout = None,
@@ -62,6 +65,9 @@ def bench(
     from perfit.bench.comparison import compare
     from perfit.bench.plan import plan_cells
 
+    if policy:
+        _print_policy(file, store)
+        return
     work = _run_here
     if where := _elsewhere(call, store, secret):
         work = partial(_run_on_kubeflow, endpoint, where, service_account, poll_interval, timeout, context)
@@ -69,6 +75,15 @@ def bench(
     directory = places.bench() / plan.name
     results = _run_cells(cells, directory / "cells", partial(work, plan))
     write_comparison(compare(plan, cells, results), output or directory)
+
+
+def _print_policy(file: Path, store: str | None) -> None:
+    from perfit.bench.plan import load_bench
+    from perfit_pipelines.deploy.policies import bench_policy
+
+    if store is None:
+        raise PerfitError("a policy is of a store, and none is given", "give --store s3://bucket/prefix")
+    print(dumps(bench_policy(load_bench(file)[0].name, store), indent=2))
 
 
 def _run_cells(

@@ -29,7 +29,7 @@ Policy = dict[str, Any]
 """An IAM policy document."""
 
 _HASH = "?" * 64
-_READ, _WRITE, _LIST = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
+_READ, _WRITE, _DELETE, _LIST = "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"
 _EXCHANGED = ("exchanged.safetensors", "exchanged.*.safetensors")
 _GLOBAL = ("global.safetensors", "global.*.safetensors")
 _STATE = ("state.safetensors", "state.*.safetensors")
@@ -121,6 +121,19 @@ def serving_policy(spec: ClusterSpec, store: str) -> Policy:
     return _policy(
         _allow([_READ], bucket.arns(spec, "spec.yaml", "model.json", "head.json", adapters)),
         _allow_list(bucket, bucket.keys(spec, f"clients/*/{ADAPTER_DIRECTORY}*")),
+    )
+
+
+def bench_policy(name: str, store: str) -> Policy:
+    """Return what the pods of a bench may do, and the machine that submits them: everything below its directory.
+
+    Raises:
+        PerfitError: The store is not of S3.
+    """
+    bucket = Bucket(store)
+    files = f"{bucket.prefix}benches/{name}/*"
+    return _policy(
+        _allow([_READ, _WRITE, _DELETE], [f"arn:aws:s3:::{bucket.name}/{files}"]), _allow_list(bucket, [files])
     )
 
 

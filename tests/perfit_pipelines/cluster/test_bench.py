@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from perfit_pipelines.cluster.nodes import place_of_node
 from perfit_pipelines.cluster.upload import read_ir
 from perfit_pipelines.compile import compiled_yaml
 from perfit_pipelines.workflow_nodes import Workflow
-from perfit_storage import BenchStore
+from perfit_storage import AccessDenied, BenchStore, open_store
 
 from ...perfit.bench.helpers import result_of, write_bench
 from ...perfit_components.running import files
 from ..commands import Result, perfit
+from ..store_roles import RoleServer, role_server
 from .conftest import QUICK
 from .kfp_api import KfpApi, until
 from .test_follow import interrupt
@@ -83,12 +84,22 @@ class Bench:
         self.store.create_result(cell, json.dumps(result_of(job)).encode())
 
 
+@pytest.fixture(scope="module")
+def roles(tmp_path_factory) -> Iterator[RoleServer]:
+    with role_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
 @pytest.fixture
-def bench(tiny_llama, tmp_path, api, s3_server, monkeypatch) -> Bench:
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
+def bench(tiny_llama, tmp_path, api, roles, monkeypatch) -> Bench:
+    """With a key to the store that may do what ``--policy`` prints."""
     write_bench(tmp_path, tiny_llama, **SECTIONS)
-    return Bench(tmp_path, f"{s3_server.store_uri}/{tmp_path.name}", api)
+    uri = f"{roles.server.store_uri}/{tmp_path.name}"
+    printed = perfit("bench", "bench.yaml", "--store", uri, "--policy", cwd=tmp_path)
+    roles.add_users({tmp_path.name: ("secret", json.loads(printed.out))})
+    for name, value in roles.environment(tmp_path.name, "secret").items():
+        monkeypatch.setenv(name, value)
+    return Bench(tmp_path, uri, api)
 
 
 def test_a_bench_here_and_there_gives_one_table(bench):
@@ -120,6 +131,21 @@ def test_a_bench_here_and_there_gives_one_table(bench):
     difference = float(rows[1]["personal"]) - float(rows[0]["personal"])
     assert [row["method"] for row in rows] == ["local", "fedit"]
     assert float(rows[1]["minus_local"]) == pytest.approx(difference)
+
+
+def test_the_key_of_a_bench_opens_nothing_else(bench, roles):
+    for path in ("benches/other/cells/x.json", "benches/tiny-2/x", "federations/tiny/head.json"):
+        open_store(bench.store_uri, roles.administrator).put(path, b"x")
+        with pytest.raises(AccessDenied):
+            open_store(bench.store_uri).get(path)
+        with pytest.raises(AccessDenied):
+            list(open_store(bench.store_uri).list(path.rpartition("/")[0]))
+
+
+def test_a_policy_is_of_a_store(bench):
+    command = ["bench", "bench.yaml", "--policy"]
+    assert "a policy is of a store, and none is given" in perfit(*command, cwd=bench.directory).err
+    assert "is not a store that has keys" in perfit(*command, "--store", "file:///data", cwd=bench.directory).err
 
 
 def test_a_run_is_of_the_file_and_gives_the_tables(bench):

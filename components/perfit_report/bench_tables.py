@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfit.bench.comparison import Comparison, MethodResult
-from perfit.bench.statistics import Interval, Point
+from perfit.bench.statistics import WORSE, Interval, Point
 from perfit_report.data import csv_of
 from perfit_report.templates import format_bytes, format_perplexity
 
@@ -36,7 +36,8 @@ class Table:
 def tables(comparison: Comparison) -> list[Table]:
     """Return the tables of a bench in the order of the page."""
     rows = [_summary(comparison, method) for method in comparison.methods]
-    found = [_perplexities(comparison, rows), _rounds(comparison), _costs(rows)]
+    gains = [_gains(comparison, rows)] if comparison.baselines else []
+    found = [_perplexities(comparison, rows), *gains, _rounds(comparison), _costs(rows)]
     if comparison.targets:
         found.append(_targets(comparison, rows))
     if any(row.get("rouge_l") is not None for row in rows):
@@ -79,10 +80,15 @@ def _summary(comparison: Comparison, method: MethodResult) -> Row:
         "validation": _number(point.validation),
         "start": point.start,
         "personal": float(point.personal.mean()),
+        "geometric_mean": point.geometric_mean,
+        "pairs": point.personal.size,
         "worst_client": point.worst,
         "spread": point.spread,
         "shared": None if point.shared is None else float(point.shared.mean()),
         **{f"minus_{label}": difference for label, difference in method.differences.items()},
+        **{f"ratio_to_{label}": gain.ratio for label, gain in method.gains.items()},
+        **{f"worst_ratio_to_{label}": gain.worst for label, gain in method.gains.items()},
+        **{f"worse_than_{label}": gain.worse for label, gain in method.gains.items()},
         "trainable": point.trainable,
         "bytes_up": point.total("bytes_up"),
         "bytes_down": point.total("bytes_down"),
@@ -122,6 +128,21 @@ def _perplexities(comparison: Comparison, rows: Sequence[Row]) -> Table:
     columns = {title: (name, format_perplexity) for title, name in names.items()}
     differences = {f"Personal minus {label}'s": (f"minus_{label}", _interval) for label in comparison.baselines}
     return _pick(PERPLEXITY, note, rows, {"Grid point": ("point", str), **columns, **differences})
+
+
+def _gains(comparison: Comparison, rows: Sequence[Row]) -> Table:
+    note = (
+        "The same personal perplexities by ratio, so that a client with a large one counts like the others: geometric "
+        "mean over seeds and clients; how far it is from a baseline's (below zero is better, intervals as above); how "
+        f"many pairs of client and seed are worse off by more than {WORSE - 1:.0%}; and the worst of all pairs."
+    )
+    pairs = next((row["pairs"] for row in rows if "pairs" in row), 0)
+    columns = {"Geometric mean": ("geometric_mean", format_perplexity)}
+    for label in comparison.baselines:
+        columns[f"Against {label}'s"] = (f"ratio_to_{label}", _percent)
+        columns[f"Worse than {label}'s"] = (f"worse_than_{label}", f"{{}} of {pairs}".format)
+        columns[f"Worst against {label}'s"] = (f"worst_ratio_to_{label}", _change)
+    return _pick("Gains and losses", note, rows, columns)
 
 
 def _costs(rows: Sequence[Row]) -> Table:
@@ -198,6 +219,14 @@ def _text(point: Point) -> str:
 
 def _interval(difference: Interval) -> str:
     return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+
+
+def _percent(ratio: Interval) -> str:
+    return f"{_change(ratio.mean)} [{_change(ratio.low)}, {_change(ratio.high)}]"
+
+
+def _change(ratio: float) -> str:
+    return f"{ratio - 1:+.1%}"
 
 
 def _pair(perplexities: tuple[float, float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perfit.bench.statistics import bootstrap
+from perfit.bench.statistics import bootstrap, gain
 from perfit.errors import PerfitError
 from perfit_components.steps.comparison import compare_federations
 from perfit_report.bench_page import bench_markdown, render_bench
@@ -54,7 +54,8 @@ def test_figures_and_differences_are_those_of_the_records(make_federation):
         assert point.client_seconds is None
     perfit, local = comparison.methods
     assert perfit.differences == {"local": bootstrap(after["perfit"] - after["local"], keeps_clients=True)}
-    assert local.differences == {}
+    assert perfit.gains == {"local": gain(after["perfit"], after["local"], keeps_clients=True)}
+    assert local.differences == local.gains == {}
     markdown = bench_markdown(comparison)
     assert f"| perfit | - | {after['perfit'].mean():.2f} |" in markdown
     assert markdown.count("<svg") == 0

@@ -44,6 +44,14 @@ def test_perplexities_and_differences():
     assert found["lost"] == ("failed", "-", "-", "-", "-", "-")
 
 
+def test_gains_and_losses():
+    found = rows("Gains and losses")
+    # Personal 10 and 14, local's 13 and 19: ratios of 10/13 and 14/19.
+    assert found["fedit"] == ("11.83", "-24.7% [-26.3%, -23.1%]", "0 of 2", "-23.1%")
+    assert found["local"] == ("15.72", "-", "-", "-")
+    assert found["lost"] == ("-", "-", "-", "-")
+
+
 def test_rounds_costs_targets_answers_and_grids():
     assert rows("By round")["fedit"] == ("40.00", "10.00 / 30.00", "10.00 / 12.00")
     assert rows("Cost")["fedit"] == ("30", "400\u202fB", "200\u202fB", "3.0", "1.0\u202fMB")
@@ -64,6 +72,7 @@ def test_markdown_keeps_its_columns():
 def test_csv_has_the_numbers():
     fedit, local, lost = csv.DictReader(io.StringIO(summary_csv(results())))
     assert (fedit["personal"], fedit["minus_local"], fedit["minus_local_low"]) == ("12.0", "-4.0", "-5.0")
+    assert (fedit["pairs"], fedit["worse_than_local"], float(fedit["worst_ratio_to_local"])) == ("2", "0", 10 / 13)
     assert (local["peak_memory"], local["seeds_to_12"], lost["point"]) == ("", "0", "failed")
     lines = list(csv.DictReader(io.StringIO(clients_csv(results()))))
     assert [line["personal"] for line in lines[:4]] == ["20.0", "40.0", "10.0", "14.0"]

@@ -8,17 +8,25 @@ from dataclasses import dataclass
 
 from perfit.bench.results import CellResult, Measurements
 from perfit.bench.spec import BenchSpec, Cell
-from perfit.bench.statistics import Interval, Point, bootstrap
+from perfit.bench.statistics import Gain, Interval, Point, bootstrap, gain
 from perfit.errors import PerfitError
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method with all points of its grid, and the paired differences of the chosen one to each baseline's."""
+    """A method with all points of its grid, and how the chosen one compares with each baseline's, in pairs.
+
+    Args:
+        label: Of the method.
+        points: All of its grid.
+        differences: In personal perplexity, by baseline.
+        gains: By ratio, by baseline.
+    """
 
     label: str
     points: tuple[Point, ...]
     differences: Mapping[str, Interval]
+    gains: Mapping[str, Gain]
 
     @property
     def chosen(self) -> Point | None:
@@ -132,15 +140,14 @@ def compare_points(
     """Compare methods, by label, each at its chosen point, with the baselines among them."""
     chosen = {label: choose(of) for label, of in points.items()}
 
-    def differences(label: str) -> dict[str, Interval]:
+    def result(label: str, of: tuple[Point, ...]) -> MethodResult:
         mine, others = chosen[label], {other: chosen[other] for other in baselines if other != label}
-        return {
-            other: bootstrap(mine.personal - point.personal, keeps_clients)
-            for other, point in others.items()
-            if mine and point
-        }
+        pairs = {other: (mine.personal, point.personal) for other, point in others.items() if mine and point}
+        differences = {other: bootstrap(own - theirs, keeps_clients) for other, (own, theirs) in pairs.items()}
+        gains = {other: gain(own, theirs, keeps_clients) for other, (own, theirs) in pairs.items()}
+        return MethodResult(label, of, differences, gains)
 
-    return tuple(MethodResult(label, of, differences(label)) for label, of in points.items())
+    return tuple(result(label, of) for label, of in points.items())
 
 
 def _points(

@@ -17,6 +17,8 @@ REPLICATES = 5000
 """Of a bootstrap."""
 COVERAGE = 0.95
 """Of its intervals."""
+WORSE = 1.05
+"""A client with more than this multiple of a baseline's perplexity is worse off than with that."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,21 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How clients fare with a method, by the ratio of their personal perplexities to those with a baseline.
+
+    Args:
+        ratio: Its geometric mean over clients and seeds, below 1 if they gain.
+        worse: How many pairs of client and seed are worse off, by more than :data:`WORSE`.
+        worst: The largest ratio.
+    """
+
+    ratio: Interval
+    worse: int
+    worst: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,11 @@ class Point:
     def worst(self) -> float:
         """Personal perplexity of a seed's worst client, mean over seeds."""
         return float(self.personal.max(axis=1).mean())
+
+    @property
+    def geometric_mean(self) -> float:
+        """Of the personal perplexity, over seeds and clients: no client decides it by being far above the others."""
+        return float(np.exp(np.log(self.personal).mean()))
 
     @property
     def spread(self) -> float:
@@ -160,6 +182,14 @@ def bootstrap(values: np.ndarray, keeps_clients: bool) -> Interval:
         means[i] = np.take_along_axis(drawn, columns, axis=1).mean()
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def gain(own: np.ndarray, baseline: np.ndarray, keeps_clients: bool) -> Gain:
+    """Compare perplexities with a baseline's: float64, shape (seeds, clients); ``keeps_clients`` as for a bootstrap."""
+    ratios = own / baseline
+    logs = bootstrap(np.log(ratios), keeps_clients)
+    mean = Interval(*(math.exp(value) for value in (logs.mean, logs.low, logs.high)))
+    return Gain(mean, int((ratios > WORSE).sum()), float(ratios.max()))
 
 
 def _table(rows: Iterable[Mapping[str, float]]) -> np.ndarray:

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 from perfit.bench.comparison import choose, compare
 from perfit.bench.results import AnswerScores, CellResult
-from perfit.bench.statistics import Cost, Interval, Point, bootstrap
+from perfit.bench.statistics import Cost, Interval, Point, bootstrap, gain
 
 from .helpers import by_client, make_bench, make_cell, make_result
 
@@ -28,6 +28,15 @@ def test_mean_worst_client_and_spread_of_the_last_round():
     assert POINT.start == 40
     assert POINT.validation == 10
     assert_array_equal(POINT.by_round("personal"), [[30, 20], [20, 14]])
+
+
+def test_gains_are_by_ratio_and_count_who_is_worse_off():
+    own, baseline = np.array([[2.0, 8.0], [4.0, 21.0]]), np.array([[4.0, 4.0], [4.0, 20.0]])
+    found = gain(own, baseline, keeps_clients=True)
+    assert found.ratio.mean == pytest.approx(1.05**0.25)
+    assert found.ratio.low < 1 < found.ratio.high
+    assert (found.worse, found.worst) == (1, 2)  # 5 % above is not yet worse off
+    assert POINT.geometric_mean == pytest.approx((10 * 30 * 12 * 16) ** 0.25)
 
 
 def test_costs_of_all_clients_and_rounds():

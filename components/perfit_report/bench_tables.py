@@ -121,6 +121,7 @@ def _perplexities(comparison: Comparison, rows: Sequence[Row]) -> Table:
         "spread (standard deviation over clients): of these, by seed. Shared: under what a client would start from "
         "next, after the last round of which that is known."
     )
+    note += _records(comparison)
     if comparison.baselines:
         drawn = "clients, the same in all seeds" if comparison.keeps_clients else "clients within seeds"
         note += f" Differences are paired by client and seed, with 95 % bootstrap intervals over seeds and {drawn}."
@@ -128,6 +129,26 @@ def _perplexities(comparison: Comparison, rows: Sequence[Row]) -> Table:
     columns = {title: (name, format_perplexity) for title, name in names.items()}
     differences = {f"Personal minus {label}'s": (f"minus_{label}", _interval) for label in comparison.baselines}
     return _pick(PERPLEXITY, note, rows, {"Grid point": ("point", str), **columns, **differences})
+
+
+def _records(comparison: Comparison) -> str:
+    """Say between what the clients' records are, if it was counted: a perplexity of few tokens tells little."""
+    cells = (cell for method in comparison.methods for point in method.points for cell in point.cells)
+    counts = [of for cell in cells for of in cell.records.values()]
+    if not counts:
+        return ""
+    train, held_out, tokens, skipped = (
+        _range([getattr(of, name) for of in counts]) for name in ("train", "held_out", "held_out_tokens", "skipped")
+    )
+    return (
+        f" Of the clients' records, {train} of each were trained on and {held_out} held out, with {tokens} response "
+        f"tokens; {skipped} were left out, because they are too long or bad."
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _gains(comparison: Comparison, rows: Sequence[Row]) -> Table:
@@ -247,4 +268,6 @@ def _clients(comparison: Comparison, method: MethodResult, point: Point) -> Iter
             measured = round.model_dump()
             for client in round.personal:
                 values = {name: by_client.get(client) for name, by_client in measured.items()}
+                if counts := cell.records.get(client):
+                    values |= counts.model_dump()
                 yield run | {"round": number, "client": client} | values

@@ -6,7 +6,7 @@ import csv
 import io
 
 from perfit.bench.comparison import compare
-from perfit.bench.results import AnswerScores, CellResult
+from perfit.bench.results import AnswerScores, CellResult, RecordCounts
 from perfit_report.bench_page import bench_markdown, render_bench
 from perfit_report.bench_tables import clients_csv, summary_csv, tables
 
@@ -23,8 +23,9 @@ BENCH = make_bench(
 def results():
     cells = [make_cell(label) for label in BENCH.methods]
     scores = by_client([AnswerScores(records=2, exact_match=m, rouge_l=0.5) for m in (0.0, 0.5)])
+    records = by_client([RecordCounts(train=n, held_out=9, held_out_tokens=1200, skipped=60 - n) for n in (4, 60)])
     found = [
-        make_result(cells[0], [(20, 40), (10, 14)], shared=(9, 11), answers=scores),
+        make_result(cells[0], [(20, 40), (10, 14)], shared=(9, 11), answers=scores, records=records),
         make_result(cells[1], [(22, 40), (13, 19)], shared=(13, 19), peak_memory=None),
         CellResult(job=cells[2].job, environment="torch 0", failure="the loss is nan | inf"),
     ]
@@ -42,6 +43,11 @@ def test_perplexities_and_differences():
     assert found["fedit"] == ("-", "12.00", "14.00", "2.00", "10.00", "-4.00 [-5.00, -3.00]")
     assert found["local"] == ("-", "16.00", "19.00", "3.00", "16.00", "-")
     assert found["lost"] == ("failed", "-", "-", "-", "-", "-")
+
+
+def test_a_note_says_how_few_records_a_client_has():
+    (note,) = (table.note for table in tables(results()) if table.title == "Perplexity")
+    assert "4 to 60 of each were trained on and 9 held out, with 1,200 response tokens; 0 to 56 were left out" in note
 
 
 def test_gains_and_losses():
@@ -75,6 +81,7 @@ def test_csv_has_the_numbers():
     assert (fedit["pairs"], fedit["worse_than_local"], float(fedit["worst_ratio_to_local"])) == ("2", "0", 10 / 13)
     assert (local["peak_memory"], local["seeds_to_12"], lost["point"]) == ("", "0", "failed")
     lines = list(csv.DictReader(io.StringIO(clients_csv(results()))))
+    assert [(line["train"], line["skipped"]) for line in lines[:2]] == [("4", "56"), ("60", "0")]
     assert [line["personal"] for line in lines[:4]] == ["20.0", "40.0", "10.0", "14.0"]
     assert lines[-1]["failure"] == "the loss is nan | inf"
 

@@ -11,9 +11,10 @@ from blake3 import blake3
 
 from perfit.adapter import mask_hash
 from perfit.adapter_file import AdapterHeader, dump_mask, dump_server_vectors, dump_transfer
-from perfit.bench.results import Measurements, RoundResult
-from perfit.client import evaluate
+from perfit.bench.results import Measurements, RecordCounts, RoundResult
+from perfit.client import ClientData, evaluate
 from perfit.errors import TrainingDiverged
+from perfit.examples import IGNORE_INDEX
 from perfit.round import download, split_state
 from perfit.sampling import sample_clients
 from perfit.simulation import OnStep, Simulation, State
@@ -34,7 +35,8 @@ def measure(
         on_step: Called after each step of a training.
 
     Returns:
-        Per client and round, perplexities on held-out records and bytes; and the federation's state after the last.
+        Per client its records, per client and round perplexities on held-out ones and bytes; and the federation's state
+        after the last.
 
     Raises:
         TrainingDiverged: A loss or a perplexity is not finite.
@@ -48,7 +50,8 @@ def measure(
         if on_round:
             on_round(number, rounds[-1])
     trainable = {client: _trained(simulation, held) for client, held in state.architectures.items()}
-    return Measurements(trainable=trainable, start=start, rounds=tuple(rounds)), state
+    records = {client: _counts(data) for client, data in simulation.data.items()}
+    return Measurements(records=records, trainable=trainable, start=start, rounds=tuple(rounds)), state
 
 
 def round_result(
@@ -107,6 +110,16 @@ def _shared(simulation: Simulation, state: State) -> dict[str, float]:
         return finite(evaluate(simulation.model, simulation.spec, simulation.data[client], values))
 
     return {client.id: perplexity(client.id, values) for client, values in simulation.next_starts(state)}
+
+
+def _counts(data: ClientData) -> RecordCounts:
+    held_out = data.held_out.examples
+    return RecordCounts(
+        train=len(data.train.examples),
+        held_out=len(held_out),
+        held_out_tokens=sum(label != IGNORE_INDEX for example in held_out for label in example.labels),
+        skipped=len(data.train.skipped) + len(data.held_out.skipped),
+    )
 
 
 def _trained(simulation: Simulation, held: np.ndarray) -> int:

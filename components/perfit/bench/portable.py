@@ -101,7 +101,7 @@ def read_result(data: bytes, job: Job) -> CellResult:
     """
     sent = job.model_dump_json().encode()
     problem = "it is longer than a result of this job can be"
-    if len(data) <= result_bytes(job) and _marks(data) <= _marks(sent) + 8 * job.spec.rounds + 2 * _clients(job) + 256:
+    if len(data) <= result_bytes(job) and _marks(data) <= _marks(sent) + 8 * job.spec.rounds + 3 * _clients(job) + 256:
         try:
             result = CellResult.model_validate_json(data)
         except ValidationError as error:
@@ -114,7 +114,7 @@ def read_result(data: bytes, job: Job) -> CellResult:
 
 def result_bytes(job: Job) -> int:
     """Return how many bytes a result of a job has at most."""
-    entries = _clients(job) * (5 * job.spec.rounds + 6)
+    entries = _clients(job) * (5 * job.spec.rounds + 8)
     return len(job.model_dump_json().encode()) + 4 * _MAX_TEXT + entries * _ENTRY_BYTES
 
 
@@ -146,7 +146,7 @@ def _problem(result: CellResult) -> str | None:
     of_all = [result.start, result.validation, *(by for r in result.rounds for by in (r.personal, r.shared))]
     if any(list(by_client) != clients for by_client in of_all):
         return "a perplexity in it is missing, or of somebody who is no client"
-    of_some = [result.trainable, result.answers, *(r.bytes_up for r in result.rounds)]
+    of_some = [result.records, result.trainable, result.answers, *(r.bytes_up for r in result.rounds)]
     alike = all(r.bytes_up.keys() == r.bytes_down.keys() == r.seconds.keys() and r.seconds for r in result.rounds)
     if not alike or not result.trainable or any(by_client.keys() - set(clients) for by_client in of_some):
         return "a count in it is missing, or of somebody who is no client"
@@ -159,6 +159,8 @@ def _problem(result: CellResult) -> str | None:
 def _counts(result: CellResult) -> Iterator[float]:
     yield from result.trainable.values()
     yield result.peak_memory or 0
+    for records in result.records.values():
+        yield from (records.train, records.held_out, records.held_out_tokens, records.skipped)
     for score in result.answers.values():
         yield from (score.records, score.exact_match, score.rouge_l)
     for round in result.rounds:

@@ -16,6 +16,22 @@ class AnswerScores(Section):
     rouge_l: float
 
 
+class RecordCounts(Section):
+    """A client's records, those that the sequence length and ``data.bad_records`` leave.
+
+    Args:
+        train: Trained on, by a method that sets none of its own aside.
+        held_out: Those that perplexity is of.
+        held_out_tokens: Their response tokens.
+        skipped: Left out.
+    """
+
+    train: int
+    held_out: int
+    held_out_tokens: int
+    skipped: int
+
+
 class RoundResult(Section):
     """A round, by client.
 
@@ -40,6 +56,7 @@ class Measurements(Section):
 
     Args:
         failure: Why it has no result: a training diverged, or a search was refused.
+        records: By client; may be none.
         trainable: Trainable parameters by client.
         start: Held-out perplexity before the first round, by client.
         rounds: The rounds.
@@ -49,6 +66,7 @@ class Measurements(Section):
     """
 
     failure: str | None = None
+    records: dict[str, RecordCounts] = Field(default_factory=dict)
     trainable: dict[str, int] = Field(default_factory=dict)
     start: dict[str, float] = Field(default_factory=dict)
     rounds: tuple[RoundResult, ...] = ()

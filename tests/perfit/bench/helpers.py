@@ -95,7 +95,9 @@ def result_of(job: Job) -> dict[str, Any]:
     by = dict.fromkeys
     one = {"personal": by(clients, 5.0), "shared": by(clients, 6.0), "bytes_up": by(clients, 9)}
     one |= {"bytes_down": by(clients, 8), "seconds": by(clients, 1.5)}
+    counts = {"train": 8, "held_out": 2, "held_out_tokens": 9, "skipped": 0}
     measured = {"trainable": by(clients, 40), "start": by(clients, 30.0), "validation": by(clients, 10.0)}
+    measured["records"] = {client: dict(counts) for client in clients}
     return {
         "job": job.model_dump(mode="json"),
         "environment": "torch 0",

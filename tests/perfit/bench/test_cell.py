@@ -8,11 +8,11 @@ import pytest
 from perfit.bench import cell as cell_module
 from perfit.bench.cell import run_cell
 from perfit.bench.plan import plan_cells
-from perfit.bench.results import CellResult
+from perfit.bench.results import CellResult, RecordCounts
 from perfit.simulation import Simulation
 
 from ..tiny import SEARCH
-from .helpers import write_bench
+from .helpers import SECTIONS, write_bench
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_cell_measures_every_client_in_every_round(jobs, tmp_path):
     assert [found for _, found in seen] == list(result.rounds)
     assert [number for number, _ in seen] == [1, 2]
     clients = {"client-1", "client-2"}
-    for by_client in (result.trainable, result.start, result.validation, result.answers):
+    for by_client in (result.records, result.trainable, result.start, result.validation, result.answers):
         assert by_client.keys() == clients
     for round in result.rounds:
         for by_client in (round.personal, round.shared, round.bytes_up, round.bytes_down, round.seconds):
@@ -44,6 +44,15 @@ def test_a_cell_measures_every_client_in_every_round(jobs, tmp_path):
     assert result.failure is None
     assert result.peak_memory > 10_000_000
     assert CellResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_records_that_do_not_fit_are_counted(jobs, tmp_path):
+    training = {**SECTIONS["training"], "sequence_length": 24}
+    (job,) = jobs(methods={"local": {}}, training=training, data={"bad_records": "skip"})
+    # Of 12 records four prompts ("What is rice Paris?", "... five?", each twice) have 24 tokens, one of them held out;
+    # one of the other seven for training is for validation. What is held out has 3 of 4 tokens left.
+    expected = RecordCounts(train=6, held_out=1, held_out_tokens=3, skipped=4)
+    assert run_cell(job, tmp_path).records["client-1"] == expected
 
 
 def test_validation_records_are_neither_trained_on_nor_held_out(jobs, tmp_path):

@@ -93,6 +93,8 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a client too few": (lambda r: r["rounds"][0]["personal"].pop("client-1"), "a perplexity in it is missing"),
     "other clients' order": (lambda r: r.update(start=reversed_(r["start"])), "a perplexity in it is missing"),
     "somebody": (lambda r: r["trainable"].update(eve=1), "of somebody who is no client"),
+    "somebody's records": (lambda r: r["records"].update(eve=r["records"]["client-1"]), "of somebody who is no client"),
+    "records below 0": (lambda r: r["records"]["client-2"].update(skipped=-1), "out of range"),
     "nobody trained": (lambda r: r.update(trainable={}), "a count in it is missing"),
     "no seconds": (lambda r: r["rounds"][1].update(seconds={}), "a count in it is missing"),
     "a perplexity of 0": (lambda r: r["rounds"][0]["personal"].update({"client-1": 0}), "out of range"),

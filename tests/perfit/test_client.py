@@ -25,7 +25,6 @@ from perfit.evaluation import perplexity
 from perfit.examples import ExampleSet, split_held_out
 from perfit.exchange import BLOCK
 from perfit.lora import set_dense
-from perfit.methods.perfit_adaptive import WEIGHTS
 from perfit.round import ClientRound
 from perfit.seeds import derive_seed
 from perfit.spec import Client
@@ -177,7 +176,8 @@ def test_the_loss_on_validation_records_chooses_between_own_and_shared_values(ma
     received = everything(ClientRound(spec, model.space, start.mask, 2).roles, {"values": start.dense()})
     again = run_client(model, spec, spec.client("ann"), 2, data["ann"], start.mask, received, tuned.kept)
     assert again.own_weight > 0
-    assert {tuned.tuned_weight, again.tuned_weight} <= set(WEIGHTS) - {0}  # it still learns
+    assert tuned.tuned_weight > 0  # it still learns
+    assert again.tuned_weight > 0
     _, validation = split_held_out(
         data["ann"].train, VALIDATION_FRACTION, derive_seed(spec.training.seed, "validation")
     )

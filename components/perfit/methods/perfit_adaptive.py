@@ -2,10 +2,10 @@
 
 PerFIT's clients start each round from the server's averages, which undo part of their tuning where data differ, and end
 it with whatever the last step gave. Here a client starts from a mix of its own last values and the averages, and ends
-with a mix of what it started from and what it has tuned, each with a weight in {0, 1/4, 1/2, 3/4, 1} that validation
-records of its own choose. It starts with the most of the averages that is not evidently worse than the best mix: by
-more than one standard error of the paired difference (as Breiman et al., 1984, choose by few records). It ends with the
-lowest loss.
+with a mix of what it started from and what it has tuned. Validation records of its own choose the weights. A few of
+them cannot tell which of {0, 1/4, 1/2, 3/4, 1} is best, so the choice is bagged (Breiman, 1996): bootstrap samples of
+the records choose, and the mean of their choices is the weight. Where they agree, it is theirs; where they do not, it
+lies between.
 
 The line between own and shared values is that of APFL (Deng et al., 2020, arXiv 2003.13461), which trains on it and
 moves its weight by a gradient on training records. docs/methods.md says what else was tried.
@@ -13,7 +13,6 @@ moves its weight by a gradient on training records. docs/methods.md says what el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +22,9 @@ from perfit.methods.perfit import Options as PerFITOptions
 from perfit.methods.perfit import search
 
 WEIGHTS = (0, 0.25, 0.5, 0.75, 1)
-"""Of a client's latest values; of equal losses the first is taken."""
+"""Of a client's latest values."""
+SAMPLES = 1000
+"""Of the validation records, with replacement."""
 
 
 class Options(PerFITOptions):
@@ -32,42 +33,26 @@ class Options(PerFITOptions):
     name: Literal["perfit-adaptive"] = "perfit-adaptive"
 
 
-def as_shared_as_possible(options: Options, own: np.ndarray, shared: np.ndarray, score: Score) -> Mix:
-    """Return the mix with the least of a client's own values that is not evidently worse than the best."""
-    mixes, means, losses = _scored(own, shared, WEIGHTS, score)
-    best = _least(means)
-    with np.errstate(invalid="ignore"):
-        close = [means[i] - means[best] <= _standard_error(losses[i], losses[best]) for i in range(len(mixes))]
-    return mixes[close.index(True)] if np.isfinite(means[best]) else mixes[0]
+def bagged_mix(options: Options, latest: np.ndarray, earlier: np.ndarray, score: Score) -> Mix:
+    """Return the mix of the mean of the weights that bootstrap samples of the validation records choose.
+
+    Each sample chooses the weight with the lowest mean loss (nats per token), of equal ones the first. The same losses
+    give the same weight.
+    """
+    losses = np.array([score(_mixed(latest, earlier, weight)) for weight in WEIGHTS])
+    generator, records = np.random.default_rng(0), losses.shape[1]
+    chosen = []
+    for _ in range(SAMPLES):
+        drawn = generator.multinomial(records, np.full(records, 1 / records))
+        with np.errstate(invalid="ignore"):
+            means = losses[:, :, 0] @ drawn / (losses[:, :, 1] @ drawn)
+        chosen.append(WEIGHTS[np.argmin(np.where(np.isnan(means), np.inf, means))])
+    weight = float(np.mean(chosen))
+    return Mix(_mixed(latest, earlier, weight), weight)
 
 
-def lowest_loss(options: Options, tuned: np.ndarray, start: np.ndarray, score: Score) -> Mix:
-    """Return the mix with the lowest loss; of equal ones the one with less of the tuned values."""
-    mixes, means, _ = _scored(tuned, start, WEIGHTS, score)
-    return mixes[_least(means)]
-
-
-def _scored(
-    latest: np.ndarray, earlier: np.ndarray, weights: Sequence[float], score: Score
-) -> tuple[list[Mix], np.ndarray, np.ndarray]:
-    """Return the mixes, their mean losses (nats per token), and those of each record, as :data:`Score` has them."""
-    mixes = [Mix(np.float32(weight) * latest + np.float32(1 - weight) * earlier, weight) for weight in weights]
-    losses = np.array([score(mix.values) for mix in mixes])
-    with np.errstate(invalid="ignore"):
-        return mixes, losses[:, :, 0].sum(axis=1) / losses[:, :, 1].sum(axis=1), losses
-
-
-def _least(means: np.ndarray) -> int:
-    return int(np.argmin(np.where(np.isnan(means), np.inf, means)))
-
-
-def _standard_error(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the standard error of the difference of two mean losses over the same records (a ratio of sums)."""
-    difference, tokens = one[:, 0] - other[:, 0], one[:, 1]
-    if len(tokens) < 2:
-        return np.inf
-    rest = difference - tokens * difference.sum() / tokens.sum()
-    return float(np.sqrt(len(rest) * rest.var(ddof=1)) / tokens.sum())
+def _mixed(latest: np.ndarray, earlier: np.ndarray, weight: float) -> np.ndarray:
+    return np.float32(weight) * latest + np.float32(1 - weight) * earlier
 
 
 METHOD = Method(
@@ -75,6 +60,6 @@ METHOD = Method(
     "this project",
     Options,
     search=search,
-    start=as_shared_as_possible,
-    end=lowest_loss,
+    start=bagged_mix,
+    end=bagged_mix,
 )

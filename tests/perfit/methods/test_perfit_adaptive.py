@@ -55,26 +55,37 @@ def test_a_loss_that_is_not_finite_is_not_chosen():
     assert begin(on_records(lambda mix: np.inf)).own_weight == 0
 
 
+def by_record(*nats):
+    """A score of records of ten tokens, by the nats of each under the shared values, the middle and its own."""
+
+    def score(mix):
+        rows = {MEAN[0]: 0, (MEAN[0] + OWN[0]) / 2: 1, OWN[0]: 2}
+        return np.array([[record[rows[mix[0]]] if mix[0] in rows else 99, 10] for record in nats], dtype=float)
+
+    return score
+
+
 @pytest.mark.parametrize(
-    ("own", "weight"),
+    ("nats", "weight"),
     [
-        # Nats of two records of ten tokens under own values; under the others' (12, 8), and under mixes 99 each.
-        ([9, 9], 0),  # better by 0.1 a token, of which the standard error is sqrt(2 * 8) / 20 = 0.2
-        ([9, 6], 1),  # by 0.25, of which it is sqrt(2 * 0.5) / 20 = 0.05
-        ([12, 8], 0),
+        # Of four samples of two records one has the first twice, one the second twice, two have both.
+        ([(5, 9, 1), (1, 9, 5)], 0.25),  # one says own, the others, of equal losses, shared
+        ([(5, 9, 1), (1, 9, 4)], 0.75),  # both together: own
+        ([(5, 2, 1), (1, 2, 5)], 0.5),  # both together: the middle
+        ([(5, 9, 1), (5, 9, 1)], 1),
+        ([(5, 9, 1)], 1),
     ],
 )
-def test_own_values_must_be_evidently_better(own, weight):
-    def score(mix):
-        nats = {0: own, 4: [12, 8]}.get(mix[0], [99, 99])
-        return np.array([nats, [10, 10]], dtype=float).T
+def test_the_weight_is_the_mean_of_what_samples_of_the_records_choose(nats, weight):
+    assert begin(by_record(*nats)).own_weight == pytest.approx(weight, abs=0.05)
+    assert begin(by_record(*nats)).own_weight == begin(by_record(*nats)).own_weight
 
-    assert (MEAN[0], OWN[0]) == (4, 0)
-    assert begin(score).own_weight == weight
-    assert begin(lambda mix: score(mix)[:1]).own_weight == 0, "one record is no evidence"
+
+def test_tuning_that_is_worse_is_given_up():
     side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
-    end = side.end(ClientStart(OWN), np.array(MEAN, dtype=np.float32), score)
-    assert end.weight == 0, "tuning that is worse is given up without: it may have diverged"
+    end = side.end(ClientStart(OWN), np.array(MEAN, dtype=np.float32), by_record((9, 9, 1), (8, 9, 2)))
+    assert end.weight == 0
+    assert_array_equal(end.values, OWN)
 
 
 def test_nothing_is_scored_where_own_and_shared_values_are_the_same():

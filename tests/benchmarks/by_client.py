@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from perfit.bench.results import CellResult
+from perfit.bench.statistics import WORSE
 
 METHODS = "perfit,perfit-adaptive,local,fedit"
 OWN = "perfit-adaptive"
 """Compared with the best of the others, client by client."""
-BEHIND = 1.05
-"""Times the perplexity of another method: worse than that, for the counts."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Two-sided 95 % quantiles of Student's distribution, by the number of seeds."""
 
@@ -49,9 +48,9 @@ def print_methods(methods: list[str], seeds: list[int], logs: np.ndarray) -> Non
     for method, of in zip(methods, logs, strict=True):
         cells = [f"{np.exp(one.mean()):.2f} ({np.exp(one).mean():.2f})" for one in of]
         behind = of - best
-        alone = int((of - logs[methods.index("local")] > np.log(BEHIND)).sum()) if "local" in methods else "-"
+        alone = int((of - logs[methods.index("local")] > np.log(WORSE)).sum()) if "local" in methods else "-"
         cells += [f"{100 * np.expm1(behind.mean()):.1f} %", f"{100 * np.expm1(behind.max()):.0f} %"]
-        cells += [f"{int((behind > np.log(BEHIND)).sum())} of {pairs}", f"{alone} of {pairs}"]
+        cells += [f"{int((behind > np.log(WORSE)).sum())} of {pairs}", f"{alone} of {pairs}"]
         print(f"| `{method}` | {' | '.join(cells)} |")
 
 

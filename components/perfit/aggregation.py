@@ -144,7 +144,7 @@ class Cohort:
             name: The vector's.
             reads: What reads an update, by client.
         """
-        result, found, squares = self._sweep(name, reads, self._base[name], examined=True)
+        result, found, squares = self._sweep(name, reads, self._base[name])
         for (client, update), sums in zip(self._updates_in_order(), found, strict=True):
             self._measures[client] = measure_of(update.samples, {name: sums})
         self._swept[name] = result, squares
@@ -172,7 +172,7 @@ class Cohort:
                 block = slice(start, min(start + length, self.size))
                 for read, row in zip(masks, bits, strict=True):
                     read(start // 8, row[: -(-(block.stop - start) // 8)])
-                add_holders(row_addresses(bits), 0, holders[block])
+                add_holders(row_addresses(bits), holders[block])
             self._holders = holders
         return self._holders
 
@@ -229,10 +229,10 @@ class Cohort:
         if name in self._swept:
             return self._from_sweep(name, elsewhere)
         reads = {client: self._read_in_order(update.vectors[name]) for client, update in self._updates_in_order()}
-        return self._sweep(name, reads, elsewhere, examined=False)[0]
+        return self._sweep(name, reads, elsewhere)[0]
 
     def _sweep(
-        self, name: str, reads: Mapping[str, Read], elsewhere: np.ndarray | float, examined: bool
+        self, name: str, reads: Mapping[str, Read], elsewhere: np.ndarray | float
     ) -> tuple[np.ndarray, list[Sums], float]:
         """Return a vector's average, and what :meth:`perfit.sweep.Sweep.run` does."""
         scales, base = self.scales, self._base.get(name, np.zeros(0, np.float32))
@@ -246,7 +246,7 @@ class Cohort:
         rule = None if self._options.rule == "mean" else self._robust_rule([side.factor for side in sides])
         result, store_block = self._new_vector()
         sweep = Sweep(sides, base, elsewhere, holders, counted, self._min_holders, threads(), rule)
-        found, squares = sweep.run(store_block, self._release, examined)
+        found, squares = sweep.run(store_block, self._release)
         self._holders = holders
         return result, found, squares
 

@@ -19,6 +19,8 @@ from numba.np.arrayobj import make_array
 TILE = 2048
 """Positions whose sums stay in a core's first cache while all clients are added; a multiple of eight."""
 
+SUMS = 32
+"""Sums of each client, which vectors of numbers are added to."""
 _LANES = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)[:, ::-1], axis=1).ravel()
 """Each byte with its first position as the lowest bit, as the processor counts."""
 _SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).view(np.uint64).ravel()
@@ -32,8 +34,9 @@ def _given(dtype: types.Type) -> types.Array:
 
 _MASK, _VECTOR, _NUMBERS = _given(types.uint8), _given(types.float32), _given(types.float64)
 _ADDRESSES, _FLAGS = _given(types.uint64), _given(types.boolean)
-_COUNTERS, _OUT = types.int64[::1], types.float32[::1]
-_SET_MEAN = types.void(_ADDRESSES, _ADDRESSES, _COUNTERS, types.int64, _NUMBERS, _NUMBERS, _VECTOR, _FLAGS, _OUT)
+_OUT = types.float32[::1]
+_SUMS, _MAXIMA = types.float64[:, ::1], types.int32[:, ::1]
+_SET_MEAN = types.void(_ADDRESSES, _ADDRESSES, _NUMBERS, _NUMBERS, _VECTOR, _FLAGS, _OUT, _SUMS, _MAXIMA)
 
 
 @intrinsic
@@ -77,34 +80,49 @@ def _pack(typing, values, at, lanes, packed, begin):
 
 
 @intrinsic
-def _add(typing, values, begin, lanes, one, total, weight, at):
-    """Add ``one`` times float32 values from ``begin`` on to eight float64 places of ``total`` whose bits are set.
+def _add(typing, values, begin, lanes, one, base, total, weight, squares, largest, at):
+    """Add ``one`` times float32 values from ``begin`` on to those of 16 float64 places of ``total`` whose bits are set.
 
-    ``one`` itself is added to these places of ``weight``, and -0.0 to the others of ``total``.
+    ``one`` itself is added to these places of ``weight``, the squares of the values' differences from ``base`` to
+    ``squares``, and ``largest`` is raised to the bits of their magnitudes; at other places nothing changes.
     """
 
     def generate(context, builder, signature, arguments):
-        _, begin, lanes, one, _, _, at = arguments
-        arrays = (make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 4, 5))
-        values, total, weight = arrays
-        eight, wide = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.DoubleType(), 8)
-        bits = builder.bitcast(lanes, ir.VectorType(ir.IntType(1), 8))
-        source = builder.gep(values, [begin])
-        kind = ir.FunctionType(eight, [source.type, bits.type, eight])
-        expand = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.expandload.v8f32")
-        spread = builder.fpext(builder.call(expand, [source, bits, ir.Constant(eight, [-0.0] * 8)]), wide)
+        def array(number):
+            return make_array(signature.args[number])(context, builder, arguments[number]).data
+
+        def same(kind, number):
+            return ir.Constant(kind, [number] * 16)
+
+        def at_place(data, first, kind):
+            return builder.bitcast(builder.gep(data, [first]), kind.as_pointer())
+
+        def increase(place, term, flags=()):
+            builder.store(builder.fadd(builder.load(place, align=8), term, flags=flags), place, align=8)
+
+        begin, lanes, one, at = (arguments[number] for number in (1, 2, 3, 9))
+        narrow, wide, whole = (ir.VectorType(kind, 16) for kind in (ir.FloatType(), ir.DoubleType(), ir.IntType(32)))
+        bits, source = builder.bitcast(lanes, ir.VectorType(ir.IntType(1), 16)), builder.gep(array(0), [begin])
+        kind = ir.FunctionType(narrow, [source.type, bits.type, narrow])
+        expand = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.expandload.v16f32")
+        given = builder.call(expand, [source, bits, same(narrow, -0.0)])
         ones = ir.Constant(wide, ir.Undefined)
-        for lane in range(8):
+        for lane in range(16):
             ones = builder.insert_element(ones, one, ir.Constant(ir.IntType(32), lane))
-        for target, term in (
-            (total, builder.fmul(spread, ones)),
-            (weight, builder.select(bits, ones, ir.Constant(wide, [0.0] * 8))),
-        ):
-            place = builder.bitcast(builder.gep(target, [at]), wide.as_pointer())
-            builder.store(builder.fadd(builder.load(place, align=8), term), place, align=8)
+        increase(at_place(array(5), at, wide), builder.fmul(builder.fpext(given, wide), ones))
+        increase(at_place(array(6), at, wide), builder.select(bits, ones, same(wide, 0.0)))
+
+        turn, fused = builder.and_(at, ir.Constant(at.type, 16)), ("contract",)  # by turns: no sum waits for the last
+        change = builder.fsub(given, builder.load(at_place(array(4), at, narrow), align=4))
+        change = builder.fpext(builder.select(bits, change, same(narrow, 0.0)), wide)
+        increase(at_place(array(7), turn, wide), builder.fmul(change, change, flags=fused), fused)
+        place, magnitude = at_place(array(8), turn, whole), builder.bitcast(given, whole)
+        magnitude, before = builder.and_(magnitude, same(whole, 0x7FFFFFFF)), builder.load(place, align=4)
+        builder.store(builder.select(builder.icmp_signed(">", magnitude, before), magnitude, before), place, align=4)
         return context.get_dummy_value()
 
-    return types.void(values, types.int64, types.uint8, types.float64, total, weight, types.int64), generate
+    given = values, types.int64, types.uint16, types.float64, base, total, weight, squares, largest, types.int64
+    return types.void(*given), generate
 
 
 @njit(types.void(_MASK, _VECTOR, _OUT), cache=True, nogil=True)
@@ -130,17 +148,16 @@ def count_set(bits):
 
 
 @njit(
-    [types.void(_ADDRESSES, types.int64, count[::1]) for count in (types.uint8, types.uint16, types.uint32)],
+    [types.void(_ADDRESSES, count[::1]) for count in (types.uint8, types.uint16, types.uint32)],
     cache=True,
     nogil=True,
 )
-def add_holders(masks, start, holders):
+def add_holders(masks, holders):
     """Count the clients that share each position.
 
     Args:
         masks: Addresses of the packed masks, uint64, shape (clients,).
-        start: The first position, a multiple of eight.
-        holders: uint8, uint16 or uint32, shape (P,): the counts of the positions from ``start`` are added to it.
+        holders: uint8, uint16 or uint32, shape (P,): the counts are added to it.
     """
     tile = np.empty(TILE // 8, np.uint64)  # of eight counters, which hold up to 255 each
     for first in range(0, holders.size, TILE):
@@ -148,7 +165,7 @@ def add_holders(masks, start, holders):
         for some in range(0, masks.size, 255):
             tile[:] = 0
             for client in range(some, min(some + 255, masks.size)):
-                bits = carray(_pointer(masks[client] + np.uint64((start + first) // 8), np.uint8), ((size + 7) // 8,))
+                bits = carray(_pointer(masks[client] + np.uint64(first // 8), np.uint8), ((size + 7) // 8,))
                 for byte in range(bits.size):
                     tile[byte] += _SPREAD[bits[byte]]
             holders[first : first + size] += tile.view(np.uint8)[:size]
@@ -172,48 +189,6 @@ def _limited(bits, values, factor, base, tile):
         origin = np.float64(tile[at]) if base.size else 0.0
         tile[at] = origin + factor * (values[at] - origin)
     return tile[:count]
-
-
-@njit(_SET_MEAN, cache=True, nogil=True, error_model="numpy")
-def set_mean(masks, vectors, cursors, start, weights, factors, base, shared, out):
-    """Set shared positions to the weighted mean over the clients that hold them, in float64, in the clients' order.
-
-    Args:
-        masks: Addresses of the packed masks, uint64, shape (clients,); bits after the last position are zero.
-        vectors: Addresses of the float32 values at the set bits, uint64, shape (clients,).
-        cursors: int64, shape (clients,): how many values are before ``start``; changed to how many are before the end.
-        start: The first position, a multiple of eight.
-        weights: float64, shape (clients,): whole numbers.
-        factors: float64, shape (clients,): a client counts with ``base + factor * (value - base)``, rounded to float32,
-            or with its very value if the factor is 1.
-        base: float32, shape (P,), or empty for zeros.
-        shared: bool, shape (P,): the positions to set; each has a holder.
-        out: float32, shape (P,): changed.
-    """
-    total, weight, tile = _line_aligned(), _line_aligned(), np.empty(TILE, np.float32)
-    for first in range(0, out.size, TILE):
-        size, everywhere = min(TILE, out.size - first), 0.0
-        total[:] = -0.0  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
-        weight[:] = 0
-        for client in range(masks.size):
-            bits = carray(_pointer(masks[client] + np.uint64((start + first) // 8), np.uint8), ((size + 7) // 8,))
-            values = carray(_pointer(vectors[client] + np.uint64(4 * cursors[client]), np.float32), (size,))
-            one, factor, count = weights[client], factors[client], count_set(bits)
-            cursors[client] += count
-            if count == size and factor == 1:
-                everywhere += one
-                for at in range(size):
-                    total[at] += one * values[at]
-                continue
-            if factor != 1:
-                values = _limited(bits, values, factor, base[first : first + size], tile)
-            begin = 0
-            for byte in range(bits.size):
-                _add(values, begin, _LANES[bits[byte]], one, total, weight, 8 * byte)
-                begin += _ones(bits[byte])
-        for at in range(size):
-            mean = np.float32(total[at] / (everywhere + weight[at]))
-            out[first + at] = mean if shared[first + at] else out[first + at]
 
 
 @njit(types.float64(_MASK, _VECTOR, _VECTOR, _OUT), cache=True, nogil=True, fastmath={"reassoc"})
@@ -256,9 +231,62 @@ def examine(mask, values, base):
         count += part.size
         numbers = part.view(np.int32)
         for at in range(numbers.size):
-            largest = max(largest, numbers[at] & np.int32(0x7FFFFFFF))
+            largest = max(largest, np.int32(numbers[at] & np.int32(0x7FFFFFFF)))
         squares += _squares(bits, part, base[8 * byte : 8 * byte + TILE], tile)
     return np.int64(largest), squares, count
+
+
+@njit(_SET_MEAN, cache=True, nogil=True, error_model="numpy")
+def set_mean(masks, vectors, weights, factors, base, shared, out, squares, largest):
+    """Set shared positions to the weighted mean over the clients that hold them, in float64, in the clients' order.
+
+    What :func:`examine` finds is found on the way, while the values are in the cache.
+
+    Args:
+        masks: Addresses of the packed masks, uint64, shape (clients,); bits after the last position are zero.
+        vectors: Addresses of the float32 values at the set bits, uint64, shape (clients,).
+        weights: float64, shape (clients,): whole numbers.
+        factors: float64, shape (clients,): a client counts with ``base + factor * (value - base)``, rounded to float32,
+            or with its very value if the factor is 1.
+        base: float32, shape (P,), or empty for zeros.
+        shared: bool, shape (P,): the positions to set; each has a holder.
+        out: float32, shape (P,): changed.
+        squares: float64, shape (clients, SUMS): sums of squared changes, of values that count, are added to these.
+        largest: int32, shape (clients, SUMS): raised to the bits of the largest magnitudes.
+    """
+    total, weight, tile = _line_aligned(), _line_aligned(), np.empty(TILE, np.float32)
+    origin, cursors = np.zeros(TILE, np.float32), np.zeros(masks.size, np.int64)
+    for first in range(0, out.size, TILE):
+        size, everywhere = min(TILE, out.size - first), 0.0
+        total[:] = -0.0  # -0.0 + -0.0 keeps its sign, 0.0 + -0.0 does not
+        weight[:] = 0
+        if base.size:
+            origin[:size] = base[first : first + size]
+        for client in range(masks.size):
+            bits = carray(_pointer(masks[client] + np.uint64(first // 8), np.uint8), ((size + 7) // 8,))
+            values = carray(_pointer(vectors[client] + np.uint64(4 * cursors[client]), np.float32), (size,))
+            one, factor, count = weights[client], factors[client], count_set(bits)
+            cursors[client] += count
+            if count == size and factor == 1:
+                everywhere += one
+                for at in range(size):
+                    total[at] += one * values[at]
+                found, change, _ = examine(bits, values, origin[:size])
+                largest[client, 0] = max(largest[client, 0], found)
+                squares[client, 0] += change
+                continue
+            if factor != 1:
+                values = _limited(bits, values, factor, base[first : first + size], tile)
+            begin, sums, maxima = 0, squares[client], largest[client]
+            for byte in range(0, bits.size, 2):
+                here = bits[byte]
+                there = bits[byte + 1] if byte + 1 < bits.size else np.uint8(0)
+                lanes = np.uint16(_LANES[here]) | np.uint16(_LANES[there]) << np.uint16(8)
+                _add(values, begin, np.uint16(lanes), one, origin, total, weight, sums, maxima, 8 * byte)
+                begin += _ones(here) + _ones(there)
+        for at in range(size):
+            mean = np.float32(total[at] / (everywhere + weight[at]))
+            out[first + at] = mean if shared[first + at] else out[first + at]
 
 
 @njit(types.float64(_VECTOR, _VECTOR, _FLAGS), cache=True, nogil=True, fastmath={"reassoc"})

@@ -35,7 +35,7 @@ _BLOCK_VALUES = 2**21
 _LONGEST = 2**16
 """Values of one update in a block, about."""
 _UNIT = 2048
-"""Positions of which a thread's share of a block has a multiple."""
+"""Positions of which a block has a multiple."""
 _RELEASED = 2**20
 """Positions after which the pages of base and result are released."""
 
@@ -67,11 +67,11 @@ class _Block:
         self.bits = np.empty((clients, length // 8), np.uint8)
         self.values = np.empty((clients, length), np.float32)
 
-    def parts(self, start: int, stop: int, cursors: Sequence[int]) -> Parts:
-        """Yield each update's part in a range of the block."""
-        for bits, values, before in zip(self.bits, self.values, cursors, strict=True):
-            shared = set_in(bits, slice(start, stop))
-            yield shared, values[before : before + shared.size]
+    def parts(self) -> Parts:
+        """Yield each update's part of the block."""
+        for bits, values in zip(self.bits, self.values, strict=True):
+            shared = set_in(bits, slice(0, self.positions.stop - self.positions.start))
+            yield shared, values[: shared.size]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Sweep:
         holders: How many of the updates share each position: unsigned, shape (N,); zeros if :meth:`run` is to count.
         counted: Whether it has been counted.
         min_holders: Positions that fewer share have no mean.
-        threads: In how many threads; it changes nothing about the result.
+        threads: 1, or 2 to read a block while the last one is averaged; it changes nothing about the result.
         rule: In place of the mean; None for the mean.
     """
 
@@ -98,33 +98,34 @@ class Sweep:
     threads: int
     rule: Rule | None = None
 
-    def run(self, store: StoreBlock, release: Callable[[], None], examined: bool) -> tuple[list[Sums], float]:
+    def run(self, store: StoreBlock, release: Callable[[], None]) -> tuple[list[Sums], float]:
         """Go through all positions once.
+
+        One thread reads a block while another averages the last one. Two that read are slower than one.
 
         Args:
             store: Takes blocks of the result, in any order.
             release: Called now and then.
-            examined: Whether to examine what is read.
 
         Returns:
-            The sums of each update, if examined, and the sum of the squared changes of the result.
+            The sums of each update, and the sum of the squared changes of the result.
         """
-        length, changes = self._length(), []
-        found: list[Sums] = [(0, 0.0, 0)] * len(self.sides)
+        from perfit.kernels import SUMS
+
+        shape, length, changes = (len(self.sides), SUMS), self._length(), []
+        squares, largest = np.zeros(shape), np.zeros(shape, np.int32)
         now, last = (_Block(len(self.sides), length) for _ in range(2))
         with ThreadPoolExecutor(self.threads) as pool:
             for number, positions in enumerate([*self._blocks(length), slice(0, 0)]):
                 now.positions = positions
-
-                def work(thread: int, now: _Block = now, last: _Block = last) -> None:
-                    changes.append(self._average(last, thread, store))
-                    self._read(now, thread, found if examined else None)
-
-                list(pool.map(work, range(self.threads)))
+                averaging = pool.submit(self._average, last, squares, largest, store)
+                pool.submit(self._read, now).result()
+                changes.append(averaging.result())
                 now, last = last, now
                 if number * length % _RELEASED < length:
                     release()
-        return found, math.fsum(changes)
+        found = zip(largest.max(1).tolist(), squares.sum(1).tolist(), self.sides, strict=True)
+        return [(most, total, side.count) for most, total, side in found], math.fsum(changes)
 
     @cached_property
     def _weights(self) -> np.ndarray:
@@ -136,54 +137,40 @@ class Sweep:
 
     def _length(self) -> int:
         """Return how many positions a block has."""
-        clients, unit = max(1, len(self.sides)), _UNIT * self.threads
+        clients = max(1, len(self.sides))
         values = min(_BLOCK_VALUES, _LONGEST * clients)
         length = values * self.holders.size // max(1, sum(side.count for side in self.sides))
         most = values // clients * (1 if self.rule else 8)  # a rule needs a number, and all need a bit, a position
-        return max(unit, min(length, most) // unit * unit)
+        return max(_UNIT, min(length, most) // _UNIT * _UNIT)
 
     def _blocks(self, length: int) -> Iterator[slice]:
         size = self.holders.size
         return (slice(start, min(start + length, size)) for start in range(0, size, length))
 
-    def _read(self, block: _Block, thread: int, found: list[Sums] | None) -> None:
-        """Read a thread's share of the updates, and examine it."""
-        from perfit.kernels import count_set, examine
+    def _read(self, block: _Block) -> None:
+        from perfit.kernels import count_set
 
         positions = block.positions
-        base, count = self.base[positions], positions.stop - positions.start
-        for update in range(thread, len(self.sides) if count else 0, self.threads):
-            bits = block.bits[update, : -(-count // 8)]
-            self.sides[update].mask(positions.start // 8, bits)
-            values = block.values[update, : count_set(bits)]
-            self.sides[update].values(positions, bits, values)
-            if found is not None:
-                largest, squares, number = examine(bits, values, base)
-                before = found[update]
-                found[update] = (max(before[0], largest), before[1] + squares, before[2] + number)
+        if count := positions.stop - positions.start:
+            for side, bits, values in zip(self.sides, block.bits[:, : -(-count // 8)], block.values, strict=True):
+                side.mask(positions.start // 8, bits)
+                side.values(positions, bits, values[: count_set(bits)])
 
-    def _average(self, block: _Block, thread: int, store: StoreBlock) -> float:
-        """Average a thread's share of the positions; return the sum of the squared changes."""
-        from perfit.kernels import add_holders, count_set, set_mean, squared_distance
+    def _average(self, block: _Block, squares: np.ndarray, largest: np.ndarray, store: StoreBlock) -> float:
+        """Average a block, and add to the updates' sums; return the sum of the result's squared changes."""
+        from perfit.kernels import add_holders, set_mean, squared_distance
 
-        first, end = block.positions.start, block.positions.stop
-        share = -(-(end - first) // self.threads // _UNIT) * _UNIT
-        part = slice(first + thread * share, min(first + (thread + 1) * share, end))
-        if part.start >= part.stop:
-            return 0.0
-        start, stop = part.start - first, part.stop - first
-        before = [count_set(bits[: start // 8]) if thread else 0 for bits in block.bits]
-        base, holders, out = self.base[part], self.holders[part], np.empty(stop - start, np.float32)
-        out[:] = self.elsewhere if np.isscalar(self.elsewhere) else self.elsewhere[part]
-        masks, vectors = row_addresses(block.bits), row_addresses(block.values)
+        positions, masks, vectors = block.positions, row_addresses(block.bits), row_addresses(block.values)
+        base, holders = self.base[positions], self.holders[positions]
+        out = np.empty(holders.size, np.float32)
+        out[:] = self.elsewhere if np.isscalar(self.elsewhere) else self.elsewhere[positions]
         if not self.counted:
-            add_holders(masks, start, holders)
+            add_holders(masks, holders)
         shared = holders >= self.min_holders
-        cursors = np.array(before, dtype=np.int64)
-        set_mean(masks, vectors, cursors, start, self._weights, self._factors, base, shared, out)
+        set_mean(masks, vectors, self._weights, self._factors, base, shared, out, squares, largest)
         if self.rule:
-            self.rule(out, block.parts(start, stop, before), base, holders)
-        store(part, out)
+            self.rule(out, block.parts(), base, holders)
+        store(positions, out)
         return squared_distance(out, base, shared) if base.size else 0.0
 
 

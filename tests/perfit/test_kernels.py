@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from perfit.kernels import TILE, add_holders, examine, gather, set_mean, squared_distance
+from perfit.kernels import SUMS, TILE, add_holders, examine, gather, set_mean, squared_distance
 
 SIZES = [1, 7, 8, 9, 64, 1001, TILE - 1, TILE, TILE + 1, 3 * TILE + 5]
 NOTHING = np.zeros(0, np.float32)
@@ -33,7 +33,7 @@ def test_holders(size, clients):
     positions = random_positions(np.random.default_rng(size), size, clients)
     for dtype in (np.uint16, np.uint32) if clients > 255 else (np.uint8, np.uint16, np.uint32):
         holders, masks = np.zeros(size, dtype), np.packbits(positions, axis=1)
-        add_holders(addresses(masks), 0, holders)
+        add_holders(addresses(masks), holders)
         assert_array_equal(holders, positions.sum(axis=0))
 
 
@@ -49,13 +49,12 @@ def test_the_mean(size, with_base):
     before = rng.normal(0, 1, size).astype(np.float32)
     out = before.copy()
     masks, vectors = np.packbits(positions, axis=1), [row[held] for row, held in zip(dense, positions, strict=True)]
-    cursors = np.zeros(8, dtype=np.int64)
-    for part in (slice(0, size // 2 // 8 * 8), slice(size // 2 // 8 * 8, size)):
-        some = base[part] if with_base else base
-        set_mean(
-            addresses(masks), addresses(vectors), cursors, part.start, weights, factors, some, shared[part], out[part]
-        )
-    assert_array_equal(cursors, positions.sum(axis=1))
+    squares, largest = np.zeros((8, SUMS)), np.zeros((8, SUMS), np.int32)
+    set_mean(addresses(masks), addresses(vectors), weights, factors, base, shared, out, squares, largest)
+    for at, (mask, values) in enumerate(zip(masks, vectors, strict=True)):
+        if factors[at] == 1:
+            found, change, _ = examine(mask, values, base)
+            assert (largest[at].max(), squares[at].sum()) == (found, pytest.approx(change, rel=1e-12))
 
     origin = base.astype(np.float64) if with_base else np.zeros(size)
     scaled = (origin + factors[:, np.newaxis] * (dense - origin)).astype(np.float32)
@@ -114,6 +113,21 @@ def test_the_largest_magnitude(values, expected):
 @pytest.mark.parametrize("bad", [np.nan, -np.nan])
 def test_what_is_not_a_number_has_no_magnitude(bad):
     assert np.isnan(largest_magnitude([1, bad, 9]))
+    for mask in ([True, True, True], [True, True, False, True]):  # all positions, and some
+        size, largest = len(mask), np.zeros((1, SUMS), np.int32)
+        masks, one, values = np.packbits([mask], axis=1), np.ones(1), np.float32([1, bad, 9, 0])
+        set_mean(
+            addresses(masks),
+            addresses([values]),
+            one,
+            one,
+            NOTHING,
+            np.ones(size, bool),
+            np.empty(size, np.float32),
+            np.zeros((1, SUMS)),
+            largest,
+        )
+        assert np.isnan(largest.max().view(np.float32))
 
 
 def test_read_only_arrays_are_accepted():

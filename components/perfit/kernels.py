@@ -17,10 +17,11 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 TILE = 2048
-"""Positions whose sums stay in a core's first cache while all clients are added; a multiple of eight."""
+"""Positions whose sums stay in a core's first cache while all clients are added; a multiple of 16."""
 
 SUMS = 32
-"""Sums of each client, which vectors of numbers are added to."""
+"""Of each client, in two vectors of 16."""
+
 _LANES = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)[:, ::-1], axis=1).ravel()
 """Each byte with its first position as the lowest bit, as the processor counts."""
 _SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).view(np.uint64).ravel()

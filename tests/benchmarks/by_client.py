@@ -21,8 +21,6 @@ from perfit.bench.statistics import WORSE
 METHODS = "perfit,perfit-adaptive,local,fedit"
 OWN = "perfit-adaptive"
 """Compared with the best of the others, client by client."""
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Two-sided 95 % quantiles of Student's distribution, by the number of seeds."""
 
 
 def logarithms(directory: Path, methods: list[str]) -> tuple[list[int], list[str], np.ndarray]:
@@ -55,25 +53,31 @@ def print_methods(methods: list[str], seeds: list[int], logs: np.ndarray) -> Non
 
 
 def print_clients(methods: list[str], clients: list[str], logs: np.ndarray) -> None:
-    """Print a line a client: each method's perplexity, and how far the own one is from the best of the others."""
+    """Print a line a client: each method's perplexity, and how far the own one is from the best of the others.
+
+    The best is that of the seeds' mean, so chance favours it. The interval's standard deviation is of all clients, each
+    about its own mean over seeds: a handful of seeds says little of one client's.
+    """
     own, others = methods.index(OWN), [number for number, method in enumerate(methods) if method != OWN]
-    print(f"\n| client | {' | '.join(methods)} | {OWN} minus the best other [95 %] |")
+    best = [min(others, key=lambda other: logs[other, :, number].mean()) for number in range(len(clients))]
+    changes = np.array([logs[own, :, number] - logs[other, :, number] for number, other in enumerate(best)])
+    half, seeds = np.nan, changes.shape[1]
+    if freedom := len(clients) * (seeds - 1):
+        half = student(freedom) * (changes.var(axis=1, ddof=1).mean() / seeds) ** 0.5
+    print(f"\n| client | {' | '.join(methods)} | {OWN} to the best other [95 %] |")
     print("| --- |" + " --- |" * (len(methods) + 1))
     for number, client in enumerate(clients):
-        of = logs[:, :, number]
-        best = min(others, key=lambda other: of[other].mean())
-        change = of[own] - of[best]
-        cells = [f"{np.exp(one.mean()):.2f}" for one in of]
-        cells += [f"{methods[best]} {100 * np.expm1(change.mean()):+.0f} % {interval(change)}"]
+        cells = [f"{np.exp(one.mean()):.2f}" for one in logs[:, :, number]]
+        ends = [100 * np.expm1(changes[number].mean() + distance) for distance in (0, -half, half)]
+        cells += ["{} {:+.0f} % [{:+.0f}, {:+.0f}]".format(methods[best[number]], *ends)]
         print(f"| {client} | {' | '.join(cells)} |")
 
 
-def interval(changes: np.ndarray) -> str:
-    """Return the interval of the mean over seeds, by Student's t: a handful of seeds makes it wide."""
-    if changes.size not in STUDENT:
-        return ""
-    half = STUDENT[changes.size] * changes.std(ddof=1) / changes.size**0.5
-    return f"[{100 * np.expm1(changes.mean() - half):+.0f}, {100 * np.expm1(changes.mean() + half):+.0f}]"
+def student(freedom: int) -> float:
+    """Return the two-sided 95 % quantile of Student's distribution, by three terms of its Cornish-Fisher expansion."""
+    normal = 1.959964
+    first, second = normal**3 + normal, 5 * normal**5 + 16 * normal**3 + 3 * normal
+    return normal + first / (4 * freedom) + second / (96 * freedom**2)
 
 
 def main(root: str, methods: str = METHODS) -> None:

@@ -201,7 +201,7 @@ def test_a_terminal_shows_bars_and_answers_ctrl_c(make):
     """With this machine's own S3 server, which has to end too."""
     home = make(training={"steps": 10_000})
     with perfit_in_terminal("run", home.file, cwd=home.directory) as terminal:
-        for stage in ("preparing the federation", "ann  loading", "ann  training"):  # a search is over before it is drawn
+        for stage in ("preparing the federation", "ann  loading", "ann  training"):  # a search may be too short to see
             terminal.wait_for(stage)
         pressed = time.monotonic()
         terminal.send("\x03")

@@ -20,7 +20,7 @@ TILE = 2048
 """Positions whose sums stay in a core's first cache while all clients are added; a multiple of 16."""
 
 SUMS = 32
-"""Of each client, in two vectors of 16."""
+"""Sums that a client's squares are spread over, likewise its maxima: two vectors of 16."""
 
 _LANES = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)[:, ::-1], axis=1).ravel()
 """Each byte with its first position as the lowest bit, as the processor counts."""

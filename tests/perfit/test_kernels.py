@@ -114,19 +114,9 @@ def test_the_largest_magnitude(values, expected):
 def test_what_is_not_a_number_has_no_magnitude(bad):
     assert np.isnan(largest_magnitude([1, bad, 9]))
     for mask in ([True, True, True], [True, True, False, True]):  # all positions, and some
-        size, largest = len(mask), np.zeros((1, SUMS), np.int32)
-        masks, one, values = np.packbits([mask], axis=1), np.ones(1), np.float32([1, bad, 9, 0])
-        set_mean(
-            addresses(masks),
-            addresses([values]),
-            one,
-            one,
-            NOTHING,
-            np.ones(size, bool),
-            np.empty(size, np.float32),
-            np.zeros((1, SUMS)),
-            largest,
-        )
+        shared, out, largest = np.array(mask), np.empty(len(mask), np.float32), np.zeros((1, SUMS), np.int32)
+        masks, one, values = np.packbits([mask], axis=1), np.ones(1), np.float32([1, bad, 9])
+        set_mean(addresses(masks), addresses([values]), one, one, NOTHING, shared, out, np.zeros((1, SUMS)), largest)
         assert np.isnan(largest.max().view(np.float32))
 
 

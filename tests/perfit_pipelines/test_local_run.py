@@ -199,9 +199,9 @@ def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, tempo
 
 def test_a_terminal_shows_bars_and_answers_ctrl_c(make):
     """With this machine's own S3 server, which has to end too."""
-    home = make(training={"steps": 10_000})
+    home = make(training={"steps": 10_000}, method={"search_steps": 200})  # long enough to be drawn
     with perfit_in_terminal("run", home.file, cwd=home.directory) as terminal:
-        for stage in ("preparing the federation", "ann  loading", "ann  training"):  # a search may be too short to see
+        for stage in ("preparing the federation", "ann  loading", "ann  searching", "ann  training"):
             terminal.wait_for(stage)
         pressed = time.monotonic()
         terminal.send("\x03")

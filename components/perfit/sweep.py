@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,7 +101,7 @@ class Sweep:
     def run(self, store: StoreBlock, release: Callable[[], None]) -> tuple[list[Sums], float]:
         """Go through all positions once.
 
-        One thread reads a block while another averages the last one. Two that read are slower than one.
+        One thread stores a result and reads a block while another averages the last one. Two that read are slower.
 
         Args:
             store: Takes blocks of the result, in any order.
@@ -115,15 +115,21 @@ class Sweep:
         shape, length, changes = (len(self.sides), SUMS), self._length(), []
         squares, largest = np.zeros(shape), np.zeros(shape, np.int32)
         now, last = (_Block(len(self.sides), length) for _ in range(2))
-        with ThreadPoolExecutor(self.threads) as pool:
+        done = slice(0, 0), np.empty(0, np.float32)
+        with ThreadPoolExecutor(1) as pool:
             for number, positions in enumerate([*self._blocks(length), slice(0, 0)]):
                 now.positions = positions
-                averaging = pool.submit(self._average, last, squares, largest, store)
-                pool.submit(self._read, now).result()
-                changes.append(averaging.result())
+                averaging = pool.submit(self._average, last, squares, largest)
+                if self.threads == 1:
+                    wait([averaging])
+                self._read(now)
+                store(*done)
+                *done, change = averaging.result()
+                changes.append(change)
                 now, last = last, now
                 if number * length % _RELEASED < length:
                     release()
+        store(*done)
         found = zip(largest.max(1).tolist(), squares.sum(1).tolist(), self.sides, strict=True)
         return [(most, total, side.count) for most, total, side in found], math.fsum(changes)
 
@@ -156,8 +162,8 @@ class Sweep:
                 side.mask(positions.start // 8, bits)
                 side.values(positions, bits, values[: count_set(bits)])
 
-    def _average(self, block: _Block, squares: np.ndarray, largest: np.ndarray, store: StoreBlock) -> float:
-        """Average a block, and add to the updates' sums; return the sum of the result's squared changes."""
+    def _average(self, block: _Block, squares: np.ndarray, largest: np.ndarray) -> tuple[slice, np.ndarray, float]:
+        """Average a block, and add to the updates' sums; return where, the result, the sum of its squared changes."""
         from perfit.kernels import add_holders, set_mean, squared_distance
 
         positions, masks, vectors = block.positions, row_addresses(block.bits), row_addresses(block.values)
@@ -170,8 +176,7 @@ class Sweep:
         set_mean(masks, vectors, self._weights, self._factors, base, shared, out, squares, largest)
         if self.rule:
             self.rule(out, block.parts(), base, holders)
-        store(positions, out)
-        return squared_distance(out, base, shared) if base.size else 0.0
+        return positions, out, squared_distance(out, base, shared) if base.size else 0.0
 
 
 def row_addresses(rows: np.ndarray) -> np.ndarray:

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from perfit.cluster_spec import ClusterSpec
 from perfit.errors import PerfitError, printable
 from perfit.locations import hide_credentials, is_local, is_path
+from perfit.methods import METHODS
 from perfit.overrides import override
-from perfit.spec import METHODS
+from perfit.spec import method_name
 
 MAX_CHARACTERS = 1_000_000
 """Maximum length of a federation file: enough for several thousand clients."""
@@ -93,7 +94,7 @@ def validated(model: type[M], tree: Any, lines: Lines, source: str, context: Any
     try:
         return model.model_validate(tree, context=context)
     except ValidationError as error:
-        problems = [_describe(problem, lines, source, model) for problem in error.errors()]
+        problems = [_describe(problem, tree, lines, source, model) for problem in error.errors()]
         fix = f"correct {'this key' if len(problems) == 1 else 'these keys'}"
         raise PerfitError("\n".join(problems), fix) from None
 
@@ -188,17 +189,14 @@ def _key(path: tuple) -> str:
     return ".".join(printable(str(part)) for part in path)
 
 
-def _describe(problem: dict[str, Any], lines: Lines, source: str, model: type[BaseModel]) -> str:
-    path = written = (*problem["loc"], *problem.get("ctx", {}).get("path", ()))
-    # pydantic adds the names of union members to the path; only keys that are in the file have a line.
-    if path[:1] == ("method",) and problem["type"] != "federation":
-        written = (path[0], *path[2:])
-    known = next((written[:n] for n in range(len(written), 0, -1) if written[:n] in lines), ())
+def _describe(problem: dict[str, Any], tree: Any, lines: Lines, source: str, model: type[BaseModel]) -> str:
+    path = (*problem["loc"], *problem.get("ctx", {}).get("path", ()))
+    known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in lines), ())
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = _unknown(path, model)
+        message = _unknown(path, model, tree)
     elif problem["type"] == "missing":
-        message, known = f"the key {path[-1]!r} is missing", written[:-1]
+        message, known = f"the key {path[-1]!r} is missing", path[:-1]
     elif problem["type"] not in ("value_error", "federation"):
         message = hide_credentials(f"{message}, but it is {problem['input']!r}")
     line = lines.get(known)
@@ -207,11 +205,10 @@ def _describe(problem: dict[str, Any], lines: Lines, source: str, model: type[Ba
     return f"{where}: {_key(named)}: {message}" if named else f"{where}: {message}"
 
 
-def _unknown(path: tuple, model: type[BaseModel]) -> str:
-    # Inside `method` pydantic's path names the method: its options are a union of one model per method.
-    name = path[1] if path[0] == "method" and len(path) > 1 else None
+def _unknown(path: tuple, model: type[BaseModel], tree: Any) -> str:
+    name = method_name(tree["method"]) if path[0] == "method" and len(path) > 1 else None
     options: Any = METHODS[name].options if name else model
-    for part in path[2 if name else 0 : -1]:
+    for part in path[1 if name else 0 : -1]:
         is_model = isinstance(options, type) and issubclass(options, BaseModel)
         options = options.model_fields[part].annotation if is_model else _models(options)[0]
     names = list(_models(options)[0].model_fields)

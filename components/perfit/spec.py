@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from perfit.aggregation import Aggregation
 from perfit.exchange import Exchange
@@ -29,15 +27,9 @@ Quantization = Literal["int8", "nf4"]
 """How the frozen base model's linear modules are held: :mod:`perfit.quantization`."""
 
 
-def _method_name(value: Any) -> Any:
+def method_name(value: Any) -> Any:
+    """Return the name in the section ``method``, or of given options; it may be anything."""
     return value.get("name", DEFAULT_METHOD) if isinstance(value, dict) else getattr(value, "name", None)
-
-
-AnyMethodOptions = Annotated[
-    reduce(or_, [Annotated[method.options, Tag(name)] for name, method in METHODS.items()]),
-    Discriminator(_method_name),
-]
-"""The section ``method``: the options of the method called ``name``, and no others."""
 
 
 class Lora(Section):
@@ -126,7 +118,7 @@ class FederationSpec(Section):
 
     name: Name
     model: PlainUri
-    method: AnyMethodOptions = PerFITOptions()
+    method: SerializeAsAny[MethodOptions] = PerFITOptions()
     lora: Lora = Lora()
     training: Training = Training()
     data: Data = Data()
@@ -138,15 +130,15 @@ class FederationSpec(Section):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _method_is_known(cls, value: Any) -> Any:
+    def _options_of_method(cls, value: Any) -> MethodOptions:
         if isinstance(value, str):
             raise ValueError(f"{value!r} is not a section; write {{name: {value}}}")
         if not isinstance(value, dict | MethodOptions):
             raise ValueError(f"{value!r} is not a section; write the method's name as {{name: {DEFAULT_METHOD}}}")
-        name = _method_name(value)
+        name = method_name(value)
         if not isinstance(name, str) or name not in METHODS:
             raise key_error(("name",), f"there is no method {name!r}; use one of {', '.join(METHODS)}")
-        return value
+        return METHODS[name].options.model_validate(value)
 
     @model_validator(mode="after")
     def _expansion_has_effect(self) -> Self:
@@ -293,7 +285,7 @@ class FederationSpec(Section):
         for key, value in sections.items():
             merges = isinstance(value, dict) and isinstance(tree.get(key), dict) and key != "method"
             tree[key] = {**tree[key], **value} if merges else value
-        name = _method_name(tree["method"])
+        name = method_name(tree["method"])
         if name in METHODS and METHODS[name].search(METHODS[name].options()) is None:
             tree["lora"].pop("expansion", None)
         return tree

@@ -101,3 +101,9 @@ def test_a_package_does_not_replace_a_method_of_the_table(tmp_path):
     install(tmp_path, "fedit")
     code = "from perfit.methods import METHODS; print(METHODS['fedit'].title, parse('name: fedit').algorithm.title)"
     assert run(tmp_path, PARSE + code) == ["FedIT FedIT"]
+
+
+def test_a_federation_imports_its_own_method_alone():
+    (modules,) = run(Path(), f"{PARSE}import sys; parse('name: rolora'); print(*sys.modules)")
+    own = {name for name in modules.split() if name.startswith("perfit.methods.")}
+    assert own == {f"perfit.methods.{name}" for name in ("method", "perfit", "rolora")}

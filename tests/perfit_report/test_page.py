@@ -302,7 +302,7 @@ def test_the_method_is_called_by_its_title_and_paper():
 
 def test_a_method_from_elsewhere_is_called_by_its_own_title(monkeypatch):
     made_up = replace(METHODS["fedit"], title="Made <up> LoRA", paper="arXiv 0000.00000")
-    monkeypatch.setitem(METHODS, "fedit", made_up)
+    monkeypatch.setattr("perfit.methods.fedit.METHOD", made_up)
     html = page(make_spec({"early": 2, "late": 1}, method={"name": "fedit"}))
     assert about(html) == "Made &lt;up&gt; LoRA (arXiv 0000.00000) · org/model · seed 0 · LoRA rank 2 on 1 module"
     assert "<title>desks · Made &lt;up&gt; LoRA report</title>" in html

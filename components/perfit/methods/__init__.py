@@ -8,26 +8,11 @@ A package adds methods with entry points of the group ``perfit.methods``, each n
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
 from importlib.metadata import entry_points
 
-from perfit.methods import (
-    fedadam,
-    fedavgm,
-    feddpa,
-    fedit,
-    fedprox,
-    fedsa_lora,
-    fedyogi,
-    ffa_lora,
-    flexlora,
-    hetlora,
-    local,
-    perfit,
-    perfit_adaptive,
-    perfit_local,
-    rolora,
-    scaffold,
-)
 from perfit.methods.method import (
     VALUES,
     AfterTuning,
@@ -56,25 +41,44 @@ __all__ = [
 ]
 
 _TABLE = (
-    perfit.METHOD,
-    perfit_adaptive.METHOD,
-    fedit.METHOD,
-    local.METHOD,
-    perfit_local.METHOD,
-    fedprox.METHOD,
-    ffa_lora.METHOD,
-    fedsa_lora.METHOD,
-    feddpa.METHOD,
-    flexlora.METHOD,
-    hetlora.METHOD,
-    rolora.METHOD,
-    scaffold.METHOD,
-    fedavgm.METHOD,
-    fedadam.METHOD,
-    fedyogi.METHOD,
+    "perfit",
+    "perfit-adaptive",
+    "fedit",
+    "local",
+    "perfit-local",
+    "fedprox",
+    "ffa-lora",
+    "fedsa-lora",
+    "feddpa",
+    "flexlora",
+    "hetlora",
+    "rolora",
+    "scaffold",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
 )
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (*(entry.load() for entry in entry_points(group="perfit.methods")), *_TABLE)
-}
+
+class _Methods(Mapping[str, Method]):
+    """The methods, each imported when it is first asked for: a federation has one."""
+
+    @cached_property
+    def _installed(self) -> dict[str, Method]:
+        methods = [entry.load() for entry in entry_points(group="perfit.methods")]
+        return {method.name: method for method in methods if method.name not in _TABLE}
+
+    def __getitem__(self, name: str) -> Method:
+        if name in _TABLE:
+            return import_module(f"perfit.methods.{name.replace('-', '_')}").METHOD
+        return self._installed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*_TABLE, *self._installed))
+
+    def __len__(self) -> int:
+        return len(_TABLE) + len(self._installed)
+
+
+METHODS: Mapping[str, Method] = _Methods()
 """Every method by its name in federation files; installed packages cannot replace one of this package."""

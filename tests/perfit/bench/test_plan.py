@@ -184,7 +184,7 @@ def test_a_file_that_is_no_bench_file(tmp_path, text, problem):
 
 @pytest.mark.parametrize(
     ("name", "points"),
-    [("methods", 2), ("masks", 1), ("overlap", 2), ("baselines-overlap", 2), ("baselines-category", 1)],
+    [("methods", 2), ("masks", 1), ("baselines-overlap", 2), ("baselines-category", 1)],
 )
 def test_the_committed_bench_files_are_valid(tmp_path, name, points):
     tree = yaml.safe_load((Path(__file__).parents[2] / f"benchmarks/{name}.yaml").read_text())

@@ -223,7 +223,7 @@ def better(options: Choosing, own: np.ndarray, shared: np.ndarray, score) -> Mix
 @pytest.fixture
 def choosing(monkeypatch):
     """A client of a method that is not in the table."""
-    monkeypatch.setitem(METHODS, "choosing", Method("Choosing", "none", Choosing, start=better))
+    monkeypatch.setitem(METHODS.installed, "choosing", Method("Choosing", "none", Choosing, start=better))
     return side_of(make_spec({"name": "fedit"}).model_copy(update={"method": Choosing()}), "small")
 
 

@@ -64,21 +64,22 @@ class _Methods(Mapping[str, Method]):
     """The methods, each imported when it is first asked for: a federation has one."""
 
     @cached_property
-    def _installed(self) -> dict[str, Method]:
+    def installed(self) -> dict[str, Method]:
+        """Methods of other packages by name."""
         methods = [entry.load() for entry in entry_points(group="perfit.methods")]
         return {method.name: method for method in methods if method.name not in _TABLE}
 
     def __getitem__(self, name: str) -> Method:
         if name in _TABLE:
             return import_module(f"perfit.methods.{name.replace('-', '_')}").METHOD
-        return self._installed[name]
+        return self.installed[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*_TABLE, *self._installed))
+        return iter((*_TABLE, *self.installed))
 
     def __len__(self) -> int:
-        return len(_TABLE) + len(self._installed)
+        return len(_TABLE) + len(self.installed)
 
 
-METHODS: Mapping[str, Method] = _Methods()
+METHODS = _Methods()
 """Every method by its name in federation files; installed packages cannot replace one of this package."""

@@ -217,8 +217,8 @@ def _rounds(comparison: Comparison) -> Table:
 
 def _grids(methods: Sequence[MethodResult]) -> Table:
     note = (
-        "Mean perplexity on validation records under the last personal adapters. The lowest is chosen, of equals the "
-        "first; held-out records play no part."
+        "Geometric mean of the perplexity on validation records under the last personal adapters. The lowest is "
+        "chosen, of equals the first; held-out records play no part."
     )
     rows = [
         {

@@ -76,9 +76,12 @@ class Point:
 
     @property
     def validation(self) -> float:
-        """Mean perplexity on validation records over seeds and clients; infinite if any cell failed or has none."""
+        """Geometric mean of the perplexity on validation records, over seeds and clients.
+
+        Infinite if any cell failed or has none. With few records the mean is decided by a client or two.
+        """
         measured = all(cell.validation for cell in self.cells)
-        return _mean(cell.validation for cell in self.cells) if measured else math.inf
+        return float(np.exp(np.log(_values(cell.validation for cell in self.cells)).mean())) if measured else math.inf
 
     @cached_property
     def personal(self) -> np.ndarray:
@@ -197,7 +200,11 @@ def _table(rows: Iterable[Mapping[str, float]]) -> np.ndarray:
 
 
 def _mean(rows: Iterable[Mapping[str, float]]) -> float:
-    return float(np.mean([value for row in rows for value in row.values()]))
+    return float(np.mean(_values(rows)))
+
+
+def _values(rows: Iterable[Mapping[str, float]]) -> list[float]:
+    return [value for row in rows for value in row.values()]
 
 
 def _sum(round: RoundResult, name: str) -> float:

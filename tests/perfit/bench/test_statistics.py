@@ -26,7 +26,7 @@ def test_mean_worst_client_and_spread_of_the_last_round():
     assert POINT.spread == (10 + 2) / 2
     assert POINT.shared.mean() == (20 + 20 + 24 + 28) / 4
     assert POINT.start == 40
-    assert POINT.validation == 10
+    assert POINT.validation == pytest.approx(10)
     assert_array_equal(POINT.by_round("personal"), [[30, 20], [20, 14]])
 
 
@@ -71,9 +71,10 @@ def test_answers_are_means_over_the_clients_that_have_any():
 
 def test_the_point_is_chosen_on_validation_records_never_on_held_out_ones():
     better = Point({"x": 1}, (make_result(A, [(1, 1)], validation=(11, 11)),))
-    chosen = Point({"x": 2}, (make_result(A, [(50, 50)], validation=(8, 12)),))
-    tie = Point({"x": 3}, (make_result(A, [(1, 1)], validation=(10, 10)),))
-    assert choose([better, chosen, tie]) is chosen
+    chosen = Point({"x": 2}, (make_result(A, [(50, 50)], validation=(4, 25)),))
+    tie = Point({"x": 3}, (make_result(A, [(1, 1)], validation=(25, 4)),))
+    assert choose([better, chosen, tie]) is chosen  # by the geometric mean: the mean would take the first
+    assert chosen.validation == pytest.approx(10)
 
 
 def test_a_point_with_a_seed_that_diverged_is_never_chosen():

@@ -280,8 +280,8 @@ def run_client(
     after = evaluate(model, spec, data, side.dense(end.values))
     if not math.isfinite(before + after):
         raise TrainingDiverged(f"held-out perplexity is {before:g} before and {after:g} after tuning")
-    tuned = Tuned(end.values, gradient)
-    upload, kept = side.finish(received, start, tuned, derive_seed(spec.training.seed, "upload", round, client.id))
+    seed = derive_seed(spec.training.seed, "upload", round, client.id)
+    upload, kept = side.finish(received, start, Tuned(values, gradient), seed, end.values)
     return ClientResult(
         adapter=side.adapter(end.values),
         exchanged=received.positions,

@@ -156,24 +156,32 @@ class ClientRound:
         """Return the personal adapter of a client whose trained positions have ``values``, shape (T,)."""
         return SparseAdapter(self.space, self.held, self.dense(values)[self.held])
 
-    def finish(self, received: Received, start: ClientStart, tuned: Tuned, seed: int) -> tuple[Transfer, Vectors]:
+    def finish(
+        self, received: Received, start: ClientStart, tuned: Tuned, seed: int, end: np.ndarray | None = None
+    ) -> tuple[Transfer, Vectors]:
         """Return what the client uploads, and what it keeps: its values, and what the method's ``after`` hook asks for.
+
+        It uploads what its training changed. Where it started from a mix of its own, that is the server's value and the
+        change: what it mixed in is nobody else's.
 
         Args:
             received: What the server sent.
             start: What :meth:`begin` returned.
             tuned: The result of the training.
             seed: Of the rounding.
+            end: The values that :meth:`end` returned, which the client keeps; without them the tuned ones.
         """
         method, exchange = self.spec.algorithm, self.spec.exchange
         after = method.after(self.spec.method, start, tuned) if method.after else AfterTuning()
-        kept = {VALUES: tuned.values, **after.kept}
+        kept = {VALUES: tuned.values if end is None else end, **after.kept}
         updated = (received.positions & self.active)[self.roles.trained]
         for name in after.shared.keys() & after.kept.keys():
             kept[name] = np.where(updated, kept[name], start.kept.get(name, np.float32(0)))
         vectors = {VALUES: tuned.values, **after.shared}
         if exchange.sends_changes:
-            vectors[VALUES] = tuned.values - start.received[VALUES]
+            vectors[VALUES] = tuned.values - start.values
+        elif start.own_weight is not None:
+            vectors[VALUES] = start.received[VALUES] + (tuned.values - start.values)
         sent = updated.copy()
         sent[updated] = exchange.largest(vectors[VALUES][updated])
         positions = np.zeros(self.space.size, dtype=bool)

@@ -240,20 +240,18 @@ def test_a_start_hook_chooses_by_the_score(choosing):
     assert_array_equal(choosing.begin(server, {}, distance(0)).values, DRAWN[SMALL])
 
 
-def test_a_client_that_chooses_uploads_and_keeps_its_values(choosing):
-    upload, kept = choosing.finish(received(choosing), ClientStart(floats(0, 0, 0)), tuned(1, 2, 3), seed=0)
-    assert_array_equal(upload.unpack()["values"], [1, 2, 3])
-    assert_array_equal(kept["values"], [1, 2, 3])
-
-
-def test_a_client_that_chooses_its_own_uploads_the_change_of_the_servers_value(choosing):
-    spec = choosing.spec.model_copy(update={"exchange": make_spec({}, exchange={"dtype": "float16"}).exchange})
+@pytest.mark.parametrize(("dtype", "crosses"), [("float32", [2, 1.5, 0]), ("float16", [1, 0.5, -1])])
+def test_a_client_that_chooses_uploads_the_servers_values_with_its_change_and_keeps_what_it_ended_with(
+    choosing, dtype, crosses
+):
+    spec = choosing.spec.model_copy(update={"exchange": make_spec({}, exchange={"dtype": dtype}).exchange})
     side = ClientRound(spec, SPACE, choosing.held, 1)
     server = received(side, values=floats(1, 1, 1))
     start = side.begin(server, {"values": floats(3, 3, 3)}, lambda values: -float(values.sum()))
     assert_array_equal(start.values, [3, 3, 3])
-    upload, _ = side.finish(server, start, tuned(4, 4, 4), seed=0)
-    assert_array_equal(upload.unpack()["values"], [3, 3, 3])
+    upload, kept = side.finish(server, start, tuned(4, 3.5, 2), seed=0, end=floats(7, 8, 9))
+    assert_array_equal(upload.unpack()["values"], crosses)
+    assert_array_equal(kept["values"], [7, 8, 9])
 
 
 def test_a_client_that_the_server_does_not_know_shares_everything_in_the_first_round_and_nothing_later():

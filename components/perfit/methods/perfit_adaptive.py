@@ -2,10 +2,13 @@
 
 PerFIT's clients start each round from the server's averages, which undo part of their tuning where data differ, and end
 it with whatever the last step gave. Here a client starts from a mix of its own last values and the averages, and ends
-with a mix of what it started from and what it has tuned. Validation records of its own choose the weights. A few of
-them cannot tell which of {0, 1/4, 1/2, 3/4, 1} is best, so the choice is bagged (Breiman, 1996): bootstrap samples of
-the records choose, and the mean of their choices is the weight. Where they agree, it is theirs; where they do not, it
-lies between.
+with a mix of what it started from and what it has tuned. It uploads the averages with the change that its training
+made, so that they become what they are in PerFIT whatever the clients mix for themselves.
+
+Validation records of its own choose the weights. A few of them cannot tell which of {0, 1/4, 1/2, 3/4, 1} is best, so
+the choice is bagged (Breiman, 1996): bootstrap samples of the records choose. Of a client's tuning the weight is the
+mean of their choices; of its own values, which have been chosen by the same records before and so look better on them
+than they are, the mean of the lowest quarter. Where all samples agree, the weight is theirs.
 
 The line between own and shared values is that of APFL (Deng et al., 2020, arXiv 2003.13461), which trains on it and
 moves its weight by a gradient on training records. docs/methods.md says what else was tried.
@@ -33,26 +36,32 @@ class Options(PerFITOptions):
     name: Literal["perfit-adaptive"] = "perfit-adaptive"
 
 
-def bagged_mix(options: Options, latest: np.ndarray, earlier: np.ndarray, score: Score) -> Mix:
-    """Return the mix of the mean of the weights that bootstrap samples of the validation records choose.
+def start_mix(options: Options, own: np.ndarray, shared: np.ndarray, score: Score) -> Mix:
+    """Return the mix of own and shared values: the mean of the lowest quarter of the weights that samples choose."""
+    return _mix(own, shared, float(np.mean(chosen_weights(own, shared, score)[: SAMPLES // 4])))
+
+
+def end_mix(options: Options, tuned: np.ndarray, start: np.ndarray, score: Score) -> Mix:
+    """Return the mix of tuned values and those before: the mean of the weights that samples choose."""
+    return _mix(tuned, start, float(np.mean(chosen_weights(tuned, start, score))))
+
+
+def chosen_weights(latest: np.ndarray, earlier: np.ndarray, score: Score) -> np.ndarray:
+    """Return the weights of ``latest`` that bootstrap samples of the validation records choose, in ascending order.
 
     Each sample chooses the weight with the lowest mean loss (nats per token), of equal ones the first. The same losses
-    give the same weight.
+    give the same weights: float64, shape (SAMPLES,).
     """
-    losses = np.array([score(_mixed(latest, earlier, weight)) for weight in WEIGHTS])
+    losses = np.array([score(_mix(latest, earlier, weight).values) for weight in WEIGHTS])
     generator, records = np.random.default_rng(0), losses.shape[1]
-    chosen = []
-    for _ in range(SAMPLES):
-        drawn = generator.multinomial(records, np.full(records, 1 / records))
-        with np.errstate(invalid="ignore"):
-            means = losses[:, :, 0] @ drawn / (losses[:, :, 1] @ drawn)
-        chosen.append(WEIGHTS[np.argmin(np.where(np.isnan(means), np.inf, means))])
-    weight = float(np.mean(chosen))
-    return Mix(_mixed(latest, earlier, weight), weight)
+    drawn = generator.multinomial(records, np.full(records, 1 / records), size=SAMPLES).T
+    with np.errstate(invalid="ignore"):
+        means = losses[:, :, 0] @ drawn / (losses[:, :, 1] @ drawn)
+    return np.sort(np.array(WEIGHTS)[np.argmin(np.where(np.isnan(means), np.inf, means), axis=0)])
 
 
-def _mixed(latest: np.ndarray, earlier: np.ndarray, weight: float) -> np.ndarray:
-    return np.float32(weight) * latest + np.float32(1 - weight) * earlier
+def _mix(latest: np.ndarray, earlier: np.ndarray, weight: float) -> Mix:
+    return Mix(np.float32(weight) * latest + np.float32(1 - weight) * earlier, weight)
 
 
 METHOD = Method(
@@ -60,6 +69,6 @@ METHOD = Method(
     "this project",
     Options,
     search=search,
-    start=bagged_mix,
-    end=bagged_mix,
+    start=start_mix,
+    end=end_mix,
 )

@@ -66,19 +66,27 @@ def by_record(*nats):
 
 
 @pytest.mark.parametrize(
-    ("nats", "weight"),
+    ("nats", "lowest_quarter", "mean"),
     [
         # Of four samples of two records one has the first twice, one the second twice, two have both.
-        ([(5, 9, 1), (1, 9, 5)], 0.25),  # one says own, the others, of equal losses, shared
-        ([(5, 9, 1), (1, 9, 4)], 0.75),  # both together: own
-        ([(5, 2, 1), (1, 2, 5)], 0.5),  # both together: the middle
-        ([(5, 9, 1), (5, 9, 1)], 1),
-        ([(5, 9, 1)], 1),
+        ([(5, 9, 1), (1, 9, 5)], 0, 0.25),  # one says own, the others, of equal losses, shared
+        ([(5, 9, 1), (1, 9, 4)], 0, 0.75),  # both together: own
+        ([(5, 2, 1), (1, 2, 5)], 0, 0.5),  # both together: the middle
+        # Of 27 samples of three one has the last three times.
+        ([(5, 9, 1), (5, 9, 1), (1, 9, 2)], 1 - 4 / 27, 26 / 27),
+        ([(5, 9, 1), (5, 9, 1)], 1, 1),
+        ([(5, 9, 1)], 1, 1),
     ],
 )
-def test_the_weight_is_the_mean_of_what_samples_of_the_records_choose(nats, weight):
-    assert begin(by_record(*nats)).own_weight == pytest.approx(weight, abs=0.05)
-    assert begin(by_record(*nats)).own_weight == begin(by_record(*nats)).own_weight
+def test_samples_of_the_records_choose_weights_of_own_values_the_lowest_quarter_of_tuned_ones_all(
+    nats, lowest_quarter, mean
+):
+    score = by_record(*nats)
+    side = side_of(make_spec({"name": "perfit-adaptive"}), "big")
+    end = side.end(ClientStart(np.array(MEAN, dtype=np.float32)), OWN, score)
+    assert begin(score).own_weight == pytest.approx(lowest_quarter, abs=0.1)
+    assert end.weight == pytest.approx(mean, abs=0.05)
+    assert begin(score).own_weight == begin(score).own_weight
 
 
 def test_tuning_that_is_worse_is_given_up():

@@ -103,7 +103,8 @@ def test_exactly_the_shared_positions_are_sent(played, name):
         assert {vector: len(values) for vector, values in sent.items()} == {
             vector: np.count_nonzero(updated) for vector in METHODS[name].uploads
         }
-        assert_array_equal(sent["values"], result.adapter.dense()[updated])
+        if METHODS[name].start is None:  # else the change of its training: tests/perfit/test_round.py
+            assert_array_equal(sent["values"], result.adapter.dense()[updated])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -161,9 +161,6 @@ class ClientRound:
     ) -> tuple[Transfer, Vectors]:
         """Return what the client uploads, and what it keeps: its values, and what the method's ``after`` hook asks for.
 
-        It uploads what its training changed. Where it started from a mix of its own, that is the server's value and the
-        change: what it mixed in is nobody else's.
-
         Args:
             received: What the server sent.
             start: What :meth:`begin` returned.
@@ -179,9 +176,7 @@ class ClientRound:
             kept[name] = np.where(updated, kept[name], start.kept.get(name, np.float32(0)))
         vectors = {VALUES: tuned.values, **after.shared}
         if exchange.sends_changes:
-            vectors[VALUES] = tuned.values - start.values
-        elif start.own_weight is not None:
-            vectors[VALUES] = start.received[VALUES] + (tuned.values - start.values)
+            vectors[VALUES] = tuned.values - start.received[VALUES]
         sent = updated.copy()
         sent[updated] = exchange.largest(vectors[VALUES][updated])
         positions = np.zeros(self.space.size, dtype=bool)

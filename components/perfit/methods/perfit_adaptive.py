@@ -2,8 +2,8 @@
 
 PerFIT's clients start each round from the server's averages, which undo part of their tuning where data differ, and end
 it with whatever the last step gave. Here a client starts from a mix of its own last values and the averages, and ends
-with a mix of what it started from and what it has tuned. It uploads the averages with the change that its training
-made, so that they become what they are in PerFIT whatever the clients mix for themselves.
+with a mix of what it started from and what it has tuned. What it has tuned is what it uploads: averages do well by the
+steps of all clients, also of those that give most of their own up.
 
 Validation records of its own choose the weights. A few of them cannot tell which of {0, 1/4, 1/2, 3/4, 1} is best, so
 the choice is bagged (Breiman, 1996): bootstrap samples of the records choose. Of a client's tuning the weight is the

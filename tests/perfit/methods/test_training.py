@@ -103,7 +103,7 @@ def test_exactly_the_shared_positions_are_sent(played, name):
         assert {vector: len(values) for vector, values in sent.items()} == {
             vector: np.count_nonzero(updated) for vector in METHODS[name].uploads
         }
-        if METHODS[name].start is None:  # else the change of its training: tests/perfit/test_round.py
+        if METHODS[name].start is None:  # else what it has tuned: tests/perfit/test_round.py
             assert_array_equal(sent["values"], result.adapter.dense()[updated])
 
 

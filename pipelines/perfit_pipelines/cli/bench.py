@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +19,7 @@ from perfit_pipelines import places
 from perfit_pipelines.cluster.commands import Context, PollInterval, ServiceAccount, Timeout
 from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.cluster.options import CREDENTIALS, connecting
-from perfit_pipelines.options import INTERRUPTED, checked_store, errors, out
+from perfit_pipelines.options import INTERRUPTED, TERMINATED, checked_store, errors, out
 from perfit_pipelines.writing import write_file, writing
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def bench(
     pods, and the same command fetches what is done. The other options are for that.
 
     Exit code: 0 all is compared, 1 an error, or a run has no result, 4 not over within --timeout, or cancelled,
-    130 after Ctrl-C.
+    130 after Ctrl-C, 143 after SIGTERM.
     """
     from perfit.bench.comparison import compare
     from perfit.bench.plan import plan_cells
@@ -101,9 +103,10 @@ def _run_cells(
 
 
 def _run_here(plan: BenchSpec, cells: Sequence[Cell], directory: Path) -> None:
-    """Run cells one after another."""
+    """Run cells one after another, each of which ends with this process."""
     from perfit.models import prepare_model
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         prepare_model(cells[0].job.spec.model, _cache())  # here, so that it counts in no run's memory
         for number, cell in enumerate(cells, start=1):

@@ -20,6 +20,7 @@ from ..commands import Result, perfit
 from .test_light_imports import CODE
 
 CELLS = Path(".perfit/bench/tiny/cells")
+GO_ON = "stopped; run the same command again to go on with the run that was interrupted"
 SECTIONS = {
     "baselines": ["local"],
     "targets": [1000, 1.5],
@@ -114,8 +115,15 @@ def test_only_what_is_missing_is_run(copy):
     assert after == before
 
 
-@pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])
-def test_ctrl_c_loses_only_the_run_that_is_interrupted(copy, tiny_llama, everybody):
+@pytest.mark.parametrize(
+    ("stop", "number", "code", "said"),
+    [
+        (os.killpg, signal.SIGINT, 130, [GO_ON]),  # from a terminal
+        (os.kill, signal.SIGINT, 130, [GO_ON]),
+        (os.kill, signal.SIGTERM, 143, []),
+    ],
+)
+def test_a_stop_loses_only_the_run_that_is_interrupted(copy, tiny_llama, stop, number, code, said):
     before = copy.times
     methods = {"local": {}, "fedit": {"grid": {"training.steps": [100_000]}}}
     write_bench(copy.directory, tiny_llama, **{**SECTIONS, "methods": methods})
@@ -126,13 +134,13 @@ def test_ctrl_c_loses_only_the_run_that_is_interrupted(copy, tiny_llama, everybo
             assert next(run.stdout) == "2 runs, of which 1 are done\n"
             assert next(run.stdout).startswith("run 1 of 1: fedit")
             time.sleep(1)
-            (os.killpg if everybody else os.kill)(run.pid, signal.SIGINT)
+            stop(run.pid, number)
             _, err = run.communicate(timeout=60)  # until nobody holds the pipes: the run has ended too
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130
-    assert err.splitlines()[-1] == "stopped; run the same command again to go on with the run that was interrupted"
+    assert run.returncode == code
+    assert err.splitlines()[-1:] == said
     assert {name: time for name, time in copy.times.items() if name.endswith(".json")} == before
 
 

@@ -11,8 +11,6 @@ from rich.console import Console
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-TERMINATED = 143
-"""Exit code after SIGTERM."""
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)

@@ -186,6 +186,18 @@ def test_the_loss_on_validation_records_chooses_between_own_and_shared_values(ma
     assert tuned_loss < start_loss  # which is why
 
 
+def test_a_client_uploads_what_it_has_tuned_and_keeps_the_mix_that_it_ends_with(make_federation):
+    spec = make_federation(method={"name": "perfit-adaptive"}, training={"learning_rate": 0.5})
+    model, data = loaded(spec)
+    start = start_of(model, spec, "ann")
+    result = run(model, spec, "ann", data, start)
+    weight = result.tuned_weight
+    assert 0 < weight < 1
+    mix = np.float32(weight) * result.upload.unpack()["values"] + np.float32(1 - weight) * start.values
+    assert_array_equal(result.adapter.values, mix)
+    assert_array_equal(result.kept["values"], mix)
+
+
 def test_a_client_with_one_record_to_train_on_starts_from_the_servers_values(make_federation, tiny_tokenizer, tmp_path):
     spec = make_federation(method={"name": "perfit-adaptive"})
     model, data = loaded(spec)

@@ -81,7 +81,7 @@ class Point:
         Infinite if any cell failed or has none. With few records the mean is decided by a client or two.
         """
         measured = all(cell.validation for cell in self.cells)
-        return float(np.exp(np.log(_values(cell.validation for cell in self.cells)).mean())) if measured else math.inf
+        return _geometric_mean(_table(cell.validation for cell in self.cells)) if measured else math.inf
 
     @cached_property
     def personal(self) -> np.ndarray:
@@ -105,7 +105,7 @@ class Point:
     @property
     def geometric_mean(self) -> float:
         """Of the personal perplexity, over seeds and clients: no client decides it by being far above the others."""
-        return float(np.exp(np.log(self.personal).mean()))
+        return _geometric_mean(self.personal)
 
     @property
     def spread(self) -> float:
@@ -200,11 +200,11 @@ def _table(rows: Iterable[Mapping[str, float]]) -> np.ndarray:
 
 
 def _mean(rows: Iterable[Mapping[str, float]]) -> float:
-    return float(np.mean(_values(rows)))
+    return float(np.mean([value for row in rows for value in row.values()]))
 
 
-def _values(rows: Iterable[Mapping[str, float]]) -> list[float]:
-    return [value for row in rows for value in row.values()]
+def _geometric_mean(values: np.ndarray) -> float:
+    return float(np.exp(np.log(values).mean()))
 
 
 def _sum(round: RoundResult, name: str) -> float:

@@ -190,8 +190,8 @@ class Method:
             with the server's at the exchanged positions. Without it a client starts from ``shared``. It is called only
             where they differ. A client of such a method never trains on its validation records.
         end: (options, tuned, start, score) -> what the client has in the end, and keeps; ``start`` the values that the
-            training began with. Without it these are the tuned ones. For methods with a ``start`` hook. What
-            is shared is ``tuned``.
+            training began with. Without it these are the tuned ones, which are shared in any case. For methods with a
+            ``start`` hook.
         correction: (options, values, start) -> what is added to the gradient of a step, after clipping. It is called
             for each LoRA matrix with torch tensors, so it may use only arithmetic operators.
         after: (options, start, tuned) -> what else is shared, and what is kept.

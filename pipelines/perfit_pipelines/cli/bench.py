@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,10 +14,11 @@ import typer
 
 from perfit.errors import PerfitError
 from perfit_pipelines import places
+from perfit_pipelines.cli.stopping import exit_on_sigterm
 from perfit_pipelines.cluster.commands import Context, PollInterval, ServiceAccount, Timeout
 from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.cluster.options import CREDENTIALS, connecting
-from perfit_pipelines.options import INTERRUPTED, TERMINATED, checked_store, errors, out
+from perfit_pipelines.options import INTERRUPTED, checked_store, errors, out
 from perfit_pipelines.writing import write_file, writing
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def _run_here(plan: BenchSpec, cells: Sequence[Cell], directory: Path) -> None:
     """Run cells one after another, each of which ends with this process."""
     from perfit.models import prepare_model
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    exit_on_sigterm()
     try:
         prepare_model(cells[0].job.spec.model, _cache())  # here, so that it counts in no run's memory
         for number, cell in enumerate(cells, start=1):

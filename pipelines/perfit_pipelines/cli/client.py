@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cli.stopping import stopping_is_said
-from perfit_pipelines.options import TERMINATED, out
+from perfit_pipelines.cli.stopping import exit_on_sigterm, stopping_is_said
+from perfit_pipelines.options import out
 
 if TYPE_CHECKING:
     from perfit_components.remote_client import RemoteClient
@@ -67,7 +65,7 @@ def client(
         raise PerfitError("no records are named", "give --data: the owner's records are not in the federation file")
     owner = Owner(check_records_uri(data), held_out and check_records_uri(held_out), model, digest)
     remote = RemoteClient(federation, id, owner, threads, Limits(rounds, timeout, poll))
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    exit_on_sigterm()
     with stopping_is_said("start it again to go on where it stopped"):
         code = remote.run()
     raise typer.Exit(code)

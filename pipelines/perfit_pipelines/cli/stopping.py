@@ -1,8 +1,9 @@
-"""Ctrl-C: a command says at once that it stops and how to go on."""
+"""Ctrl-C: a command says at once that it stops and how to go on. SIGTERM: it ends with what it has started."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,13 @@ import typer
 
 from perfit_pipelines.options import INTERRUPTED, errors
 
+_TERMINATED = 128 + signal.SIGTERM
 _TOLD_S = 1.0
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process as ``sys.exit`` does, with code 143: what it waits for is stopped too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_TERMINATED))
 
 
 @contextmanager

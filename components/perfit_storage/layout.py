@@ -51,6 +51,8 @@ _PROBE = "rounds/0/state.probe.safetensors"
 """Scratch object of ``check_conditions``: where only the server's key may write, by policies of every version."""
 _RECORD_ATTEMPTS = 20
 _SERVED_BYTES = 16
+HASH_THREADS = 2
+"""Threads that hash a blob that is written: only large ones start the second."""
 _SPEC_BYTES, _HEAD_BYTES, _PLAN_BYTES = 2**22, 2**20, 2**26
 """Of what clients read again and again: whoever may write it shall not fill their memory."""
 _BLOB_FIX = "restore it from a backup, or run its round again"
@@ -531,7 +533,7 @@ class FederationStore:
 
     def _put_blob(self, stem: str, data: Data, suffix: str = ".safetensors") -> Blob:
         """Stores bytes that are never overwritten."""
-        digest = blake3(data).hexdigest()
+        digest = blake3(data, max_threads=HASH_THREADS).hexdigest()
         path = f"{stem}{suffix}"
         if not self._objects.create(self._key(path), data):
             path = f"{stem}.{digest}{suffix}"

@@ -256,10 +256,11 @@ def _open(directory: str, case: str) -> tuple[FederationContext, Plan, Path]:
 
 def _round(context: FederationContext, plan: Plan, file: Path) -> dict[str, float]:
     from perfit_components.steps.commit import _average
+    from perfit_storage.layout import HASH_THREADS
 
     result = _average(context, plan, {})
     values = sum(outcome.shared for outcome in result.summary.trained)
-    blake3(result.adapter)  # as the store does
+    blake3(result.adapter, max_threads=HASH_THREADS)  # as the store does
     file.write_bytes(result.adapter)
     return {"bytes": 4 * values, "global": len(result.adapter) / 1e6}
 

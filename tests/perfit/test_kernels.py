@@ -82,12 +82,14 @@ def test_the_squared_change(size, share):
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 100, 4099])
-def test_values_at_the_set_bits(size):
+@pytest.mark.parametrize("share", [0.02, 0.5, 1])
+def test_values_at_the_set_bits(size, share):
     rng = np.random.default_rng(size)
-    positions, values = rng.random(size) < 0.5, rng.standard_normal(size, dtype=np.float32)
-    out = np.zeros(np.count_nonzero(positions), np.float32)
-    gather(np.packbits(positions), values, out)
-    assert (out == values[positions]).all()
+    positions, values = rng.random(size) < share, rng.standard_normal(size, dtype=np.float32)
+    count = np.count_nonzero(positions)
+    out = np.zeros(count + 16, np.float32)
+    gather(np.packbits(positions), values, out[:count])
+    assert_array_equal(out, np.append(values[positions], np.zeros(16, np.float32)))  # and nothing behind its end
 
 
 def test_the_squared_distance():

@@ -134,13 +134,14 @@ def _settings(environment: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _interruptible(output: _OutputLog) -> Iterator[None]:
-    """Let Ctrl-C end the tasks that run and those that wait: KFP's runner would start these first.
+    """Let Ctrl-C and SIGTERM end the tasks that run and those that wait: KFP's runner would start these first.
 
     Tasks are killed, since every one may be, at any time: a model that is loading takes seconds to notice a signal.
     Whatever a task's thread does next is to print, and that raises then.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):  # as under nohup
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}  # others are left alone
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -157,14 +158,16 @@ def _interruptible(output: _OutputLog) -> Iterator[None]:
         if not output.interrupted:
             output.interrupted = True
             threading.Thread(target=kill, daemon=True).start()
-        before(number, frame)
+        before[number](number, frame)
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
         over.set()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _kill_tree(process: psutil.Process) -> None:

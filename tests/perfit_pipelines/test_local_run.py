@@ -172,8 +172,12 @@ def assert_quick(told_s: float, ended_s: float) -> None:
     assert ended_s < 4 * slower
 
 
-@pytest.mark.parametrize("everybody", [True, False], ids=["from a terminal", "to the command alone"])
-def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, temporary, everybody):
+@pytest.mark.parametrize(
+    ("stop", "number"),
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)],
+    ids=["Ctrl-C in a terminal", "SIGTERM to the command alone"],
+)
+def test_a_stop_starts_no_further_task_and_leaves_no_temporary_files(make, temporary, stop, number):
     home = make(training={"steps": 10_000}, **THREE, tiers={"default": {"parallelism": 2}})
     command = [*COMMAND, "run", home.file, "--output", home.results, "--store", home.site.store_uri]
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -181,17 +185,17 @@ def test_ctrl_c_starts_no_further_task_and_leaves_no_temporary_files(make, tempo
     with subprocess.Popen(command, cwd=home.directory, env=environment, **options) as run:
         try:
             assert any("searched, 3 steps" in line for line in run.stdout)
-            stop, sent = os.killpg if everybody else os.kill, time.monotonic()
-            stop(run.pid, signal.SIGINT)
+            sent = time.monotonic()
+            stop(run.pid, number)
             assert run.stderr.readline() == f"{STOPPING}\n"
             told = time.monotonic() - sent
-            stop(run.pid, signal.SIGINT)  # of an impatient person: it stops all the same
+            stop(run.pid, number)  # of an impatient person: it stops all the same
             _, err = run.communicate(timeout=60)
             ended = time.monotonic() - sent
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
-    assert (run.returncode, err) == (130, "")
+    assert (run.returncode, err) == (128 + number, "")
     assert_quick(told, ended)
     assert tasks(home) == ["prepare", "client-default", "client-default"]
     assert list(temporary.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perfit.errors import PerfitError
-from perfit_pipelines.cli.stopping import exit_on_sigterm, stopping_is_said
+from perfit_pipelines.cli.stopping import stopping_is_said
 from perfit_pipelines.options import out
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ def client(
         raise PerfitError("no records are named", "give --data: the owner's records are not in the federation file")
     owner = Owner(check_records_uri(data), held_out and check_records_uri(held_out), model, digest)
     remote = RemoteClient(federation, id, owner, threads, Limits(rounds, timeout, poll))
-    exit_on_sigterm()
     with stopping_is_said("start it again to go on where it stopped"):
         code = remote.run()
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""Ctrl-C: a command says at once that it stops and how to go on. SIGTERM: it ends with what it has started."""
+"""Ctrl-C and SIGTERM: a command says at once that it stops and how to go on, and ends with what it has started."""
 
 from __future__ import annotations
 
@@ -10,43 +10,51 @@ from contextlib import contextmanager
 
 import typer
 
-from perfit_pipelines.options import INTERRUPTED, errors
+from perfit_pipelines.options import errors
 
-_TERMINATED = 128 + signal.SIGTERM
 _TOLD_S = 1.0
 
 
 def exit_on_sigterm() -> None:
     """Let SIGTERM end this process as ``sys.exit`` does, with code 143: what it waits for is stopped too."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_TERMINATED))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_code(number)))
 
 
 @contextmanager
 def stopping_is_said(how_to_go_on: str) -> Iterator[None]:
-    """Within the context, the first Ctrl-C is answered at once and ends the command; further ones change nothing.
+    """Within the context, the first Ctrl-C or SIGTERM is answered at once and ends the command; others change nothing.
 
     Raises:
-        typer.Exit: With code 130, after Ctrl-C.
+        typer.Exit: With code 130 after Ctrl-C, 143 after SIGTERM.
     """
     # A thread says it: what the signal interrupted may hold the locks of the terminal's bars.
     said = threading.Thread(
         target=lambda: errors.print(f"stopping; {how_to_go_on}", markup=False), name="stopping", daemon=True
     )
+    first = 0
 
     def stop(number, frame) -> None:
-        if not said.ident:
+        nonlocal first
+        if not first:
+            first = number
             said.start()
             raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # ignored, as in the background of a script
-        yield
-        return
-    signal.signal(signal.SIGINT, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] == signal.SIG_IGN:  # as in the background of a script
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:
         said.join(_TOLD_S)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(_code(first)) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _code(number: int) -> int:
+    """Return what a shell reports of a process that a signal has ended."""
+    return 128 + number

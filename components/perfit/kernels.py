@@ -64,7 +64,8 @@ def _ones(typing, byte):
 def _pack(typing, values, at, lanes, packed, begin):
     """Write those of 16 float32 values whose bits are set to ``begin`` and the places behind it.
 
-    All of the 16 places change. To write no others, as ``compressstore`` does, takes Zen 4 18 times as long.
+    All of the 16 places change. ``compressstore`` writes no others, but is microcode on Zen 4, and takes 18 times as
+    long there (https://github.com/llvm/llvm-project/issues/133568).
     """
 
     def generate(context, builder, signature, arguments):

@@ -183,10 +183,16 @@ def test_a_file_that_is_no_bench_file(tmp_path, text, problem):
 
 
 @pytest.mark.parametrize(
-    ("name", "points"),
-    [("methods", 2), ("masks", 1), ("baselines-overlap", 2), ("baselines-category", 1)],
+    ("name", "runs"),
+    [
+        ("methods", 60),
+        ("masks", 16),
+        ("baselines-overlap", 36),
+        ("baselines-category", 18),
+        ("baselines-dirichlet", 20),
+    ],
 )
-def test_the_committed_bench_files_are_valid(tmp_path, name, points):
+def test_the_committed_bench_files_are_valid(tmp_path, name, runs):
     tree = yaml.safe_load((Path(__file__).parents[2] / f"benchmarks/{name}.yaml").read_text())
     records = [
         {"instruction": f"{label} {i}?", "response": "Yes.", "category": label}
@@ -195,9 +201,9 @@ def test_the_committed_bench_files_are_valid(tmp_path, name, points):
     ]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump({**tree, "records": "all.jsonl"}))
-    bench, cells = plan_cells(tmp_path / "bench.yaml", tmp_path / "scratch")
+    _, cells = plan_cells(tmp_path / "bench.yaml", tmp_path / "scratch")
     assert {cell.job.spec.method.name for cell in cells} <= set(METHODS)
-    assert len(cells) == len(bench.seeds) * points * len(bench.methods)
+    assert len(cells) == runs
 
 
 def test_a_file_that_is_missing(tmp_path):

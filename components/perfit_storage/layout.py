@@ -52,7 +52,7 @@ _PROBE = "rounds/0/state.probe.safetensors"
 _RECORD_ATTEMPTS = 20
 _SERVED_BYTES = 16
 HASH_THREADS = 2
-"""Threads that hash a blob that is written: only large ones start the second."""
+"""Threads that hash a blob that is written."""
 _SPEC_BYTES, _HEAD_BYTES, _PLAN_BYTES = 2**22, 2**20, 2**26
 """Of what clients read again and again: whoever may write it shall not fill their memory."""
 _BLOB_FIX = "restore it from a backup, or run its round again"

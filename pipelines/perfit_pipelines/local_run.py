@@ -139,8 +139,8 @@ def _interruptible(output: _OutputLog) -> Iterator[None]:
     Tasks are killed, since every one may be, at any time: a model that is loading takes seconds to notice a signal.
     Whatever a task's thread does next is to print, and that raises then.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in handlers.items() if callable(handler)}  # others are left alone
+    stops = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in stops.items() if callable(handler)}  # not ignored, nor the default
     if threading.current_thread() is not threading.main_thread():
         yield
         return

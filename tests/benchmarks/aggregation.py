@@ -2,6 +2,7 @@
 
     python tests/benchmarks/aggregation.py speed FLOWER_PYTHON [REPETITIONS]
     python tests/benchmarks/aggregation.py memory
+    python tests/benchmarks/aggregation.py kernels
 
 ``FLOWER_PYTHON`` is the Python of an environment with flwr, without this project. ``speed`` compares the server's own
 path (``commit_round`` without the store's durable writes: records, masks and updates are read from a store of files and
@@ -10,7 +11,7 @@ are dense updates (FedIT), ``half`` those of PerFIT with expansion 2, whose glob
 ``half-refused`` are these with a byte changed in the last one, so that all are read once more. A value counts four
 bytes, whatever its type on the wire. A system with one thread is bound to one processor. Each is a process of its own
 that does a round on command, by turns, so that a change of the machine's load meets all; files are in the system's
-cache. Linux only.
+cache. ``kernels`` times the compiled loops alone, on one block in memory. Linux only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -44,7 +46,7 @@ MEMORY_CASES = {10: 4, 100: 4, 1000: 4, 64: 16, 8: 64}
 def main() -> None:
     """Do a part."""
     part, *arguments = sys.argv[1:] or ["help"]
-    parts = {"speed": speed, "memory": memory, "write": write, "worker": worker, "profile": profile}
+    parts = {"speed": speed, "memory": memory, "kernels": kernels, "write": write, "worker": worker, "profile": profile}
     if part not in parts:
         sys.exit(__doc__)
     parts[part](*arguments)
@@ -104,6 +106,42 @@ def memory() -> None:
         print(f"| {' | '.join(map(str, cells))} | {one['wall']:.1f} |", flush=True)
 
 
+def kernels() -> None:
+    """Print the CPU time of the compiled loops for half of the positions, least of 15, in ns a byte of the updates."""
+    print(f"{_processor()}\n\n| clients | choosing a client's positions | the mean |\n| --- | --- | --- |")
+    for clients, positions in ((8, 2**17), (64, 2**16)):
+        choose, mean = _loop_times(clients, positions)
+        print(f"| {clients} | {choose:.2f} | {mean:.2f} |")
+
+
+def _loop_times(clients: int, positions: int) -> list[float]:
+    from perfit.kernels import SUMS, count_set, gather, set_mean
+    from perfit.sweep import row_addresses
+
+    draw = np.random.default_rng(clients)
+    masks = draw.integers(0, 256, (clients, positions // 8), dtype=np.uint8)
+    values = draw.standard_normal((clients, positions), dtype=np.float32)
+    base, out, shared = values[0].copy(), np.empty(positions, np.float32), np.ones(positions, bool)
+    ones, counts = np.ones(clients), [count_set(mask) for mask in masks]
+    squares, largest = np.zeros((clients, SUMS)), np.zeros((clients, SUMS), np.int32)
+
+    def choose() -> None:
+        for mask, count in zip(masks, counts, strict=True):
+            gather(mask, base, out[:count])
+
+    def mean() -> None:
+        set_mean(row_addresses(masks), row_addresses(values), ones, ones, base, shared, out, squares, largest)
+
+    return [min(_cpu(call) for _ in range(15)) / (4 * sum(counts)) for call in (choose, mean)]
+
+
+def _cpu(call: Callable[[], None]) -> int:
+    """Return the CPU time of a call in ns."""
+    began = time.process_time_ns()
+    call()
+    return time.process_time_ns() - began
+
+
 def _environment(flower: str) -> str:
     versions = "import numpy, sys; print(f'Python {sys.version.split()[0]}, numpy {numpy.__version__}', end='')"
     ours = f"{versions}; import numba; print(f', numba {{numba.__version__}}')".replace("{{", "{").replace("}}", "}")
@@ -112,9 +150,13 @@ def _environment(flower: str) -> str:
         subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         for python, code in ((sys.executable, ours), (flower, theirs))
     ]
+    return f"ours: {lines[0]}\nFlower: {lines[1]}\n{_processor()}"
+
+
+def _processor() -> str:
     model = Path("/proc/cpuinfo").read_text().partition("model name")[2].partition("\n")[0].strip("\t :")
     load = " ".join(f"{one:.1f}" for one in os.getloadavg())
-    return f"ours: {lines[0]}\nFlower: {lines[1]}\n{model}, {os.cpu_count()} cores, {platform.system()}, load {load}"
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}, load {load}"
 
 
 def _ratio(rounds: list[dict], reference: list[dict], clock: str) -> float:

@@ -14,11 +14,11 @@ import typer
 
 from perfit.errors import PerfitError
 from perfit_pipelines import places
-from perfit_pipelines.cli.stopping import exit_on_sigterm
+from perfit_pipelines.cli.stopping import stopping_is_said
 from perfit_pipelines.cluster.commands import Context, PollInterval, ServiceAccount, Timeout
 from perfit_pipelines.cluster.connection import Endpoint
 from perfit_pipelines.cluster.options import CREDENTIALS, connecting
-from perfit_pipelines.options import INTERRUPTED, checked_store, errors, out
+from perfit_pipelines.options import checked_store, out
 from perfit_pipelines.writing import write_file, writing
 
 if TYPE_CHECKING:
@@ -105,17 +105,13 @@ def _run_here(plan: BenchSpec, cells: Sequence[Cell], directory: Path) -> None:
     """Run cells one after another, each of which ends with this process."""
     from perfit.models import prepare_model
 
-    exit_on_sigterm()
-    try:
+    with stopping_is_said("run the same command again to go on with the run that was interrupted"):
         prepare_model(cells[0].job.spec.model, _cache())  # here, so that it counts in no run's memory
         for number, cell in enumerate(cells, start=1):
             out.print(f"run {number} of {len(cells)}: {cell.title}", markup=False)
             began = time.monotonic()
             _run(cell, directory)
             out.print(f"  {time.monotonic() - began:.0f} s", markup=False)
-    except KeyboardInterrupt:
-        errors.print("stopped; run the same command again to go on with the run that was interrupted", markup=False)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _run(cell: Cell, directory: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,6 @@ import typer
 from perfit_pipelines.options import errors
 
 _TOLD_S = 1.0
-
-
-def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process as ``sys.exit`` does, with code 143: what it waits for is stopped too."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_code(number)))
 
 
 @contextmanager
@@ -49,12 +43,7 @@ def stopping_is_said(how_to_go_on: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         said.join(_TOLD_S)
-        raise typer.Exit(_code(first)) from None
+        raise typer.Exit(128 + first) from None  # as a shell reports a process that a signal has ended
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _code(number: int) -> int:
-    """Return what a shell reports of a process that a signal has ended."""
-    return 128 + number
